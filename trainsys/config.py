@@ -1,0 +1,231 @@
+"""The run's configuration: typed defaults < YAML files < ``key=value`` overrides.
+
+This is the only file that knows OmegaConf. Everything else receives the frozen dataclasses below. A YAML file may
+name others to start from under ``base:`` (paths relative to itself); one file is then one whole run:
+
+    base: [../model/llama-tiny.yaml, ../cluster/local-4.yaml]
+    train: {steps: 60}
+
+`load` merges, checks types and names, and returns a `RunConfig`; `save` writes the resolved one into the run folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+DType = Literal["float32", "float64", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of the model. Sizes count elements; ``num_kv_heads``/``ffn_dim`` of 0 mean "derive it"."""
+
+    family: str = "llama"  # a name registered in trainsys.models
+    vocab_size: int = 2048
+    dim: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 0  # 0: num_heads (no GQA)
+    ffn_dim: int = 0  # 0: 4·dim for gpt2, 8/3·dim rounded up to 32 for llama
+    max_seq_len: int = 128
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    tied: bool = False  # output head shares the embedding's weight
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """One accelerator (or CPU rank). Rates are peaks; ``efficiency`` is the share a real step reaches (fitted)."""
+
+    name: str = "cpu"
+    tflops: float = 0.0  # dense peak at the training dtype; 0: measured with one GEMM on this machine
+    memory_gib: float = 2.0
+    efficiency: float = 0.5
+    memory_gbps: float = 10.0  # device memory bandwidth, GB/s
+    backend: str = "gloo"
+
+
+@dataclass(frozen=True)
+class LinkConfig:
+    """α-β model of a link: time(bytes) = latency_s + bytes / (gbps · 1e9). GB/s are 1e9 bytes per second."""
+
+    gbps: float = 1.0
+    latency_s: float = 2e-4
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """What the cluster is: ``nodes`` × ``ranks_per_node`` equal devices and two kinds of links."""
+
+    name: str = "local"
+    nodes: int = 2
+    ranks_per_node: int = 2
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    intra_node: LinkConfig = field(default_factory=LinkConfig)
+    inter_node: LinkConfig = field(default_factory=LinkConfig)
+    shared_cores: bool = False  # ranks share this machine's cores (a local CPU cluster)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    path: str = "stdlib"  # "stdlib" (the Python sources on this machine), or a .txt/.jsonl/.bin file or a folder
+    tokenizer: str = "bpe"  # "bpe" (byte-level, trained once and cached), "bytes", or a tokenizer.json
+    max_bytes: int = 8_000_000  # of text read from path
+    cache_dir: str = "~/.cache/trainsys"
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    global_size: int = 16  # sequences per step
+    microbatch_size: int = 2  # sequences per microbatch; fixed for the run, so that numbers do not depend on layout
+    seq_len: int = 128
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """The layout in one line. ``stage_layers``/``stage_replicas`` make it ragged; empty means uniform."""
+
+    dp: int = 1
+    tp: int = 1
+    pp: int = 1
+    zero: int = 0
+    sequence_parallel: bool = False
+    schedule: str = "1f1b"
+    recompute: Literal["none", "full"] = "none"
+    reduction: Literal["canonical", "fast"] = "canonical"
+    stage_layers: tuple[int, ...] = ()
+    stage_replicas: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: float = 1e-3
+    min_lr: float = 1e-4
+    warmup_steps: int = 10
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0  # global gradient norm; 0 switches clipping off
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 50
+    seed: int = 0
+    dtype: DType = "float32"
+    log_every: int = 1
+    trace_steps: int = 2  # last steps kept in trace.json
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 0  # steps; 0: only at the end and on SIGTERM
+    keep: int = 2
+    dir: str = ""  # empty: <run_dir>/checkpoints
+    resume: bool = True
+
+
+@dataclass(frozen=True)
+class ElasticConfig:
+    heartbeat_limit_s: float = 1.0
+    min_ranks: int = 1
+    spare_delay_s: float = -1.0  # after a death start a fresh rank this much later; negative: never
+    comm_timeout_s: float = 60.0
+    chunk: int = 16384  # elements per unit of ZeRO ownership and of the gradient norm; fixed for the run
+    port: int = 0  # of the agent's store; 0: any free port
+
+
+@dataclass(frozen=True)
+class FaultsConfig:
+    """Faults are data. ``schedule``: "kill@17:2:backward,stop@30:0,join@40"; or ``kills`` random ones from ``seed``."""
+
+    schedule: str = ""
+    seed: int = 0
+    kills: int = 0
+    rejoin_after: int = 0  # steps after a random kill at which a fresh rank joins; 0: never
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    elastic: ElasticConfig = field(default_factory=ElasticConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
+    run_dir: str = "runs/default"
+
+
+def load(args: Sequence[str]) -> RunConfig:
+    """Merge YAML files and ``key=value`` overrides, in the order given, over the defaults.
+
+    Raises:
+        ValueError: one line naming the file or key, for an unknown key, a wrong type or an unreadable file.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    files = [a for a in args if "=" not in a]
+    overrides = [a for a in args if "=" in a]
+    merged: Any = OmegaConf.structured(RunConfig)
+    OmegaConf.set_readonly(merged, False)
+    try:
+        for name in files:
+            for part in _with_bases(Path(name)):
+                merged = OmegaConf.merge(merged, part)
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(overrides))
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(_one_line(error)) from None
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def save(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration as YAML; `load` reads it back to an equal object."""
+    from omegaconf import OmegaConf
+
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dict of any of the dataclasses above (for JSON)."""
+    return dataclasses.asdict(config)
+
+
+def _with_bases(path: Path, seen: tuple[Path, ...] = ()) -> list[Any]:
+    """The YAML files to merge for `path`: its ``base:`` files first, itself last."""
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    if path.resolve() in seen:
+        raise ValueError(f"config {path} names itself under base:")
+    try:
+        node: Any = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ValueError(f"config file {path} does not exist (overrides are written key=value)") from None
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"config file {path} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not OmegaConf.is_dict(node):
+        raise ValueError(f"config file {path} must hold a mapping of sections, not a list")
+    bases = node.pop("base", [])
+    parts = []
+    for base in [bases] if isinstance(bases, str) else list(bases):
+        parts += _with_bases(path.parent / base, (*seen, path.resolve()))
+    return [*parts, node]
+
+
+def _one_line(error: Exception) -> str:
+    """OmegaConf's message with the full key in front and without its internal lines."""
+    key = getattr(error, "full_key", None)
+    first = str(error).splitlines()[0]
+    return f"{key}: {first}" if key else first
