@@ -1,11 +1,15 @@
-"""Logical tensors: what is trained, before anybody says where it lives."""
+"""Logical tensors and the space they span: what is trained, before anybody says where it lives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
+from trainsys.space.box import Box
+
 EMBED = -1  # block index of the input embedding; transformer layers are 0 … L-1, the head is L
+SLOTS = ("master", "exp_avg", "exp_avg_sq")  # optimizer state kept per parameter: fp32 (or fp64) master, AdamW moments
 
 
 @dataclass(frozen=True)
@@ -39,3 +43,42 @@ class LogicalTensor:
         if self.split is None or tp == 1:
             return self.shape
         return tuple(n // tp if d == self.split else n for d, n in enumerate(self.shape))
+
+    def local_origin(self, tp: int, index: int) -> tuple[int, ...]:
+        """Global coordinate at which shard `index` of `tp` begins."""
+        if self.split is None or tp == 1:
+            return (0,) * len(self.shape)
+        return tuple(index * (n // tp) if d == self.split else 0 for d, n in enumerate(self.shape))
+
+    def local_box(self, tp: int, index: int) -> Box:
+        return Box.whole(self.local_shape(tp)).shift(self.local_origin(tp, index))
+
+    def token(self, zero: int = 0) -> str:
+        """The one printed form of a sharded tensor, e.g. ``layers.3.wq[512/tp, 512] zero@dp``."""
+        dims = ", ".join(f"{n}/tp" if d == self.split else str(n) for d, n in enumerate(self.shape))
+        return f"{self.name}[{dims}]" + (" zero@dp" if zero else "")
+
+
+@dataclass(frozen=True)
+class Space:
+    """Every training-state tensor of a run: each logical tensor once per slot, plus `Progress`."""
+
+    tensors: tuple[LogicalTensor, ...]
+
+    @cached_property
+    def ordinal(self) -> dict[str, int]:
+        """Position of each tensor in the space: the order of norms, hashes and checkpoints."""
+        return {t.name: i for i, t in enumerate(self.tensors)}
+
+    @property
+    def numel(self) -> int:
+        return sum(t.numel for t in self.tensors)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Training state that is not a tensor. Random numbers are keyed by it, so there is no RNG state beside it."""
+
+    step: int = 0  # optimizer steps committed
+    position: int = 0  # sequences consumed from the data stream
+    seed: int = 0
