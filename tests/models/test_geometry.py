@@ -1,0 +1,119 @@
+"""Sizes, splits and FLOPs of the model families, without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainsys import config
+from trainsys.config import ModelConfig
+from trainsys.models import geometry
+from trainsys.space.tensor import EMBED
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "model").glob("*.yaml"))
+
+
+def test_geometry_does_not_import_torch() -> None:
+    code = "import sys, trainsys.models.geometry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_resolve_fills_the_derived_sizes_and_is_idempotent() -> None:
+    llama = geometry.resolve(ModelConfig(dim=4096, num_heads=32))
+    assert (llama.num_kv_heads, llama.ffn_dim) == (32, 10944)  # 8/3 · 4096 = 10922.7, rounded up to 32
+    assert geometry.resolve(ModelConfig(family="gpt2", dim=768, num_heads=12)).ffn_dim == 3072
+    assert geometry.resolve(llama) == llama
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"family": "mamba"}, "unknown model.family='mamba'; known: gpt2, llama"),
+        ({"dim": 100, "num_heads": 6}, "dim=100 is not divisible by num_heads=6; set dim=96 or 102, or num_heads="),
+        (
+            {"num_heads": 4, "num_kv_heads": 3},
+            "num_heads=4 is not divisible by num_kv_heads=3; set num_kv_heads=1, 2 or 4",
+        ),
+        ({"dim": 12, "num_heads": 4}, "head_dim=3 .* is odd, .*; set dim=16"),
+        ({"dropout": 0.1}, "llama has no dropout"),
+        ({"dropout": 1.0}, r"dropout=1 must lie in \[0, 1\)"),
+        ({"family": "gpt2", "num_kv_heads": 2}, "num_kv_heads=2 must be 0 or num_heads=4"),
+        ({"num_layers": 0}, "model.num_layers=0 must be at least 1"),
+        ({"ffn_dim": -1}, "model.ffn_dim=-1 must be positive"),
+    ],
+)
+def test_resolve_rejects_impossible_sizes(sizes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        geometry.resolve(ModelConfig(**sizes))  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tp", "stages", "message"),
+    [
+        (4, (4,), "num_kv_heads=2 is not divisible by tp=4; set tp=1 or 2$"),
+        (0, (4,), "tp=0 must be at least 1"),
+        (1, (0, 4), r"stage 0 of stage_layers=\(0, 4\) has no layer; an even split of num_layers=4 is \(2, 2\)"),
+        (1, (1, 2), "adds up to 3, but the model has num_layers=4"),
+        (1, (1, 1, 1, 1, 1), "has pp=5 stages for num_layers=4; set pp between 1 and 4"),
+        (1, (), "has pp=0 stages"),
+    ],
+)
+def test_check_split_names_the_legal_values(tp: int, stages: tuple[int, ...], message: str) -> None:
+    model = ModelConfig(num_layers=4, num_heads=4, num_kv_heads=2)
+    geometry.check_split(model, 2, (1, 3))
+    with pytest.raises(ValueError, match=message):
+        geometry.check_split(model, tp, stages)
+
+
+def test_check_split_offers_a_padded_vocabulary() -> None:
+    gpt2 = ModelConfig(family="gpt2", vocab_size=50257, dim=768, num_heads=12)
+    with pytest.raises(
+        ValueError, match="vocab_size=50257 is not divisible by tp=4; set tp=1, or vocab_size=50256 or 50260"
+    ):
+        geometry.check_split(gpt2, 4, (4,))
+
+
+def test_split_layers() -> None:
+    assert geometry.split_layers(8, 4) == (2, 2, 2, 2)
+    assert geometry.split_layers(7, 3) == (2, 2, 3)
+    assert geometry.split_layers(6, 4) == (1, 1, 2, 2)
+    with pytest.raises(ValueError, match="num_layers=2 cannot fill pp=3 stages; set pp between 1 and 2"):
+        geometry.split_layers(2, 3)
+
+
+def test_tied_head_is_the_embedding_used_twice() -> None:
+    tied, untied = (ModelConfig(tied=t, num_layers=3) for t in (True, False))
+    assert geometry.tensors(tied)[0].blocks == (EMBED, 3)
+    assert geometry.tensors(untied)[0].blocks == (EMBED,)
+    assert {t.name for t in geometry.tensors(untied)} - {t.name for t in geometry.tensors(tied)} == {"output.weight"}
+    assert geometry.logical_name(tied, "output.weight") == "tok_embeddings.weight"
+    assert geometry.logical_name(untied, "output.weight") == "output.weight"
+    assert geometry.logical_name(tied, "norm.weight") == "norm.weight"
+
+
+def test_parameters_of_published_models() -> None:
+    assert geometry.num_params(config.load([str(CONFIGS[0].parent / "llama-8b.yaml")]).model) == 8_030_261_248
+    gpt2 = ModelConfig("gpt2", 50257, dim=768, num_layers=12, num_heads=12, max_seq_len=1024, tied=True)
+    assert geometry.num_params(gpt2) == 124_439_808
+
+
+def test_forward_flops_of_gpt3_match_the_published_formula() -> None:
+    """Narayanan et al. 2021, eq. 3 without recompute: 3·24·B·s·l·h²(1 + s/6h + V/16lh) for forward and backward."""
+    s, layers, h, v = 2048, 96, 12288, 51200
+    gpt3 = ModelConfig("gpt2", v, dim=h, num_layers=layers, num_heads=96, max_seq_len=s, tied=True)
+    ours = 3 * sum(geometry.forward_flops(gpt3, block, s) for block in range(EMBED, layers + 1))
+    assert ours == pytest.approx(72 * layers * h**2 * (1 + s / (6 * h) + v / (12 * layers * h)))
+    assert geometry.forward_flops(gpt3, EMBED, s) == 0
+    assert geometry.forward_flops(gpt3, layers, s) == 2 * h * v
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_split_in_two(path: Path) -> None:
+    model = config.load([str(path)]).model
+    geometry.check_split(model, 2, geometry.split_layers(model.num_layers, 4))
+    for tensor in geometry.tensors(model):
+        assert tensor.split is None or tensor.shape[tensor.split] % 2 == 0

@@ -1,0 +1,171 @@
+"""The sizes of a model: its logical tensors, its FLOPs, and which splits are legal. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import lru_cache
+from math import gcd
+
+from trainsys.config import ModelConfig
+from trainsys.models.family import Family, head_dim
+from trainsys.models.gpt2_geometry import GPT2
+from trainsys.models.llama_geometry import LLAMA
+from trainsys.space.tensor import EMBED, LogicalTensor
+
+FAMILIES: dict[str, Family] = {
+    "llama": LLAMA,
+    "gpt2": GPT2,
+}
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The family that `config` names; ValueError lists the known ones."""
+    if config.family not in FAMILIES:
+        raise ValueError(f"unknown model.family={config.family!r}; known: {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[config.family]
+
+
+@lru_cache(maxsize=256)
+def resolve(config: ModelConfig) -> ModelConfig:
+    """`config` with ``num_kv_heads`` and ``ffn_dim`` filled in. Idempotent.
+
+    Raises:
+        ValueError: for an unknown family, or sizes that no model of that family can have.
+    """
+    family = family_of(config)
+    for name in ("vocab_size", "dim", "num_layers", "num_heads", "max_seq_len"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"model.{name}={getattr(config, name)} must be at least 1")
+    for name in ("num_kv_heads", "ffn_dim"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"model.{name}={getattr(config, name)} must be positive, or 0 to derive it")
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"model.dropout={config.dropout:g} must lie in [0, 1)")
+    config = dataclasses.replace(
+        config,
+        num_kv_heads=config.num_kv_heads or config.num_heads,
+        ffn_dim=config.ffn_dim or family.default_ffn_dim(config.dim),
+    )
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    if config.dim % heads:
+        raise ValueError(
+            f"dim={config.dim} is not divisible by num_heads={heads}; "
+            f"set dim={_or(_near_multiples(config.dim, heads))}, or num_heads={_or(_near_divisors(config.dim, heads))}"
+        )
+    if heads % kv_heads:
+        raise ValueError(
+            f"num_heads={heads} is not divisible by num_kv_heads={kv_heads}; "
+            f"set num_kv_heads={_or(_near_divisors(heads, kv_heads))}"
+        )
+    family.check(config)
+    return config
+
+
+@lru_cache(maxsize=64)
+def tensors(config: ModelConfig) -> tuple[LogicalTensor, ...]:
+    """Every parameter of the whole model, in the order in which the forward pass uses them.
+
+    Names are the model's ``state_dict`` keys. A tied head has no tensor of its own: the embedding's ``uses`` names it.
+    """
+    config, family = resolve(config), family_of(config)
+    layers = [t for i in range(config.num_layers) for t in family.layer(config, i)]
+    return (*family.embed(config), *layers, *family.head(config))
+
+
+def logical_name(config: ModelConfig, param_name: str) -> str:
+    """Name of the logical tensor that a module's parameter holds: its own, but the embedding's for a tied head."""
+    if config.tied and param_name == "output.weight":
+        return "tok_embeddings.weight"
+    return param_name
+
+
+def num_params(config: ModelConfig) -> int:
+    """Elements of the whole model; a tied weight counts once."""
+    return sum(t.numel for t in tensors(config))
+
+
+def forward_flops(config: ModelConfig, block: int, seq_len: int) -> float:
+    """Matmul FLOPs per token of one block's forward pass, 2·m·n·k each (Narayanan et al. 2021, arXiv:2104.04473, §5.1).
+
+    A layer counts its weight matrices and, for attention, scores and weighted values against all `seq_len` positions:
+    causality is not discounted. The embedding is a lookup (0); block ``num_layers`` is the head, 2·dim·vocab.
+    """
+    config, family = resolve(config), family_of(config)
+    assert EMBED <= block <= config.num_layers, block
+    if block == EMBED:
+        return 0.0
+    if block == config.num_layers:
+        return 2.0 * config.dim * config.vocab_size
+    matrices = sum(t.numel for t in family.layer(config, 0) if len(t.shape) == 2)
+    attention = 2 * seq_len * config.num_heads * head_dim(config)  # scores and values: this many products each
+    return 2.0 * matrices + 2.0 * attention
+
+
+def split_layers(num_layers: int, pp: int) -> tuple[int, ...]:
+    """Layers of each of `pp` stages, as even as possible; the last stages take one more when it is uneven.
+
+    Raises:
+        ValueError: when a stage would stay empty.
+    """
+    if not 1 <= pp <= num_layers:
+        raise ValueError(f"num_layers={num_layers} cannot fill pp={pp} stages; set pp between 1 and {num_layers}")
+    each, rest = divmod(num_layers, pp)
+    return (each,) * (pp - rest) + (each + 1,) * rest
+
+
+def check_split(config: ModelConfig, tp: int, stage_layers: Sequence[int]) -> None:
+    """Whether `tp` divides everything it shards and `stage_layers` is a split of the layers.
+
+    Raises:
+        ValueError: naming the size, the degree and the nearest legal values.
+    """
+    config = resolve(config)
+    if tp < 1:
+        raise ValueError(f"tp={tp} must be at least 1")
+    names = ("num_heads", "num_kv_heads", "ffn_dim", "vocab_size")
+    for name in names:
+        size = getattr(config, name)
+        if size % tp:
+            legal = _or(_near_divisors(gcd(*(getattr(config, n) for n in names)), tp))
+            resize = f", or {name}={_or(_near_multiples(size, tp))}" if name in ("ffn_dim", "vocab_size") else ""
+            raise ValueError(f"{name}={size} is not divisible by tp={tp}; set tp={legal}{resize}")
+    _check_stages(config.num_layers, tuple(stage_layers))
+
+
+def _check_stages(num_layers: int, stage_layers: tuple[int, ...]) -> None:
+    pp = len(stage_layers)
+    if not 1 <= pp <= num_layers:
+        raise ValueError(
+            f"stage_layers={stage_layers} has pp={pp} stages for num_layers={num_layers}; "
+            f"set pp between 1 and {num_layers}"
+        )
+    for stage, layers in enumerate(stage_layers):
+        if layers < 1:
+            raise ValueError(
+                f"stage {stage} of stage_layers={stage_layers} has no layer; "
+                f"an even split of num_layers={num_layers} is {split_layers(num_layers, pp)}"
+            )
+    if sum(stage_layers) != num_layers:
+        raise ValueError(
+            f"stage_layers={stage_layers} adds up to {sum(stage_layers)}, but the model has num_layers={num_layers}; "
+            f"an even split is {split_layers(num_layers, pp)}"
+        )
+
+
+def _near_divisors(number: int, value: int, count: int = 4) -> list[int]:
+    """The `count` divisors of `number` nearest to `value`, ascending."""
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return sorted(sorted(divisors, key=lambda d: (abs(d - value), d))[:count])
+
+
+def _near_multiples(number: int, value: int) -> list[int]:
+    """The positive multiples of `value` just below and above `number`."""
+    below = number // value * value
+    return [m for m in (below, below + value) if m > 0]
+
+
+def _or(values: Sequence[int]) -> str:
+    """``1, 2 or 3``."""
+    head, last = list(map(str, values[:-1])), str(values[-1])
+    return f"{', '.join(head)} or {last}" if head else last

@@ -1,0 +1,46 @@
+"""Initial values that depend on the logical coordinate alone, so that every layout starts from the same model."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainsys.config import ModelConfig
+from trainsys.models.geometry import family_of
+from trainsys.models.keyed import stream
+from trainsys.space.tensor import LogicalTensor
+
+ROWS = 64  # rows of dim 0 that share one random stream: the price of an unaligned box is at most one block of rows
+STD = 0.02  # Radford et al. 2019
+
+
+def init_box(
+    tensor: LogicalTensor, start: tuple[int, ...], stop: tuple[int, ...], seed: int, config: ModelConfig
+) -> Tensor:
+    """float32 initial values of the box [start, stop) of `tensor`, equal to that slice of the whole tensor.
+
+    Norm weights are 1, biases 0, matrices normal with std 0.02; those that write into the residual stream are smaller
+    by 1/√(2·num_layers) (Radford et al. 2019, §2.3). Random numbers are keyed by (seed, name, block of 64 rows); no
+    more than one such block exists besides the result.
+    """
+    assert len(start) == len(stop) == len(tensor.shape), (tensor, start, stop)
+    assert all(0 <= a <= b <= n for a, b, n in zip(start, stop, tensor.shape, strict=True)), (tensor, start, stop)
+    shape = tuple(b - a for a, b in zip(start, stop, strict=True))
+    if len(tensor.shape) == 1:
+        return torch.zeros(shape) if tensor.name.endswith(".bias") else torch.ones(shape)
+    residual = tensor.name.endswith(family_of(config).residual_outputs)
+    std = np.float32(STD / sqrt(2 * config.num_layers) if residual else STD)
+    values = np.empty(shape, dtype=np.float32)
+    if values.size == 0:
+        return torch.from_numpy(values)
+    columns = tuple(slice(a, b) for a, b in zip(start[1:], stop[1:], strict=True))
+    for block in range(start[0] // ROWS, -(-stop[0] // ROWS)):
+        base = block * ROWS
+        first, last = max(start[0], base), min(stop[0], base + ROWS)
+        # The stream is consumed row by row: rows after `last` need not be drawn.
+        draws = stream(seed, tensor.name, block).standard_normal((last - base, *tensor.shape[1:]), dtype=np.float32)
+        values[first - start[0] : last - start[0]] = draws[(slice(first - base, None), *columns)] * std
+    return torch.from_numpy(values)

@@ -1,0 +1,74 @@
+"""Llama in plain single-device PyTorch (arXiv:2302.13971): RMSNorm, rotary positions, grouped queries, SwiGLU.
+
+Its tensors and split rules: llama_geometry.py. `attention` and `feed_forward` are the tensor-parallel regions.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainsys.config import ModelConfig
+from trainsys.models.attention import causal_attention
+from trainsys.models.decoder import Decoder
+from trainsys.models.dropout import SampleKeys
+from trainsys.models.family import head_dim, kv_dim
+from trainsys.models.geometry import resolve
+from trainsys.models.rotary import rotate
+
+
+class Attention(nn.Module):
+    """[B, S, dim] -> [B, S, dim]; the number of heads follows from the projections' local width."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim, self.theta = head_dim(config), config.rope_theta
+        self.wq = nn.Linear(config.dim, config.dim, bias=False)
+        self.wk = nn.Linear(config.dim, kv_dim(config), bias=False)
+        self.wv = nn.Linear(config.dim, kv_dim(config), bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
+        out: Tensor = self.wo(causal_attention(rotate(q, self.theta), rotate(k, self.theta), v))
+        return out
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202): w2(silu(w1 x) · w3 x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        return out
+
+
+class Llama(Decoder):
+    """Blocks `blocks` of a Llama; see `Decoder`."""
+
+    def __init__(self, config: ModelConfig, blocks: range) -> None:
+        config = resolve(config)
+
+        def layer(index: int, keys: SampleKeys) -> nn.Module:
+            return Layer(config)
+
+        super().__init__(config, blocks, layer, norm=lambda: nn.RMSNorm(config.dim, eps=config.norm_eps))

@@ -1,0 +1,59 @@
+"""Llama's tensors and how tensor parallelism splits them.
+
+Touvron et al. 2023 (arXiv:2302.13971); grouped queries: Ainslie et al. 2023 (arXiv:2305.13245).
+"""
+
+from __future__ import annotations
+
+from trainsys.config import ModelConfig
+from trainsys.models.family import Family, Tensors, head_dim, kv_dim, output_weight, token_embedding
+from trainsys.space.tensor import LogicalTensor
+
+
+def _default_ffn_dim(dim: int) -> int:
+    """8/3 · dim, so that three matrices weigh what two of 4 · dim do, rounded up to a multiple of 32."""
+    return -(-8 * dim // (3 * 32)) * 32
+
+
+def _check(config: ModelConfig) -> None:
+    if head_dim(config) % 2:
+        raise ValueError(
+            f"head_dim={head_dim(config)} (dim={config.dim} / num_heads={config.num_heads}) is odd, but rotary "
+            f"positions turn pairs; set dim={config.num_heads * (head_dim(config) + 1)}"
+        )
+    if config.dropout:
+        raise ValueError(f"family llama has no dropout, got dropout={config.dropout:g}; set dropout=0 or family=gpt2")
+
+
+def _layer(config: ModelConfig, i: int) -> Tensors:
+    dim, kv, ffn = config.dim, kv_dim(config), config.ffn_dim
+
+    def tensor(name: str, *shape: int, split: int | None = None) -> LogicalTensor:
+        return LogicalTensor(f"layers.{i}.{name}.weight", shape, i, split)
+
+    return (
+        tensor("attention_norm", dim),
+        tensor("attention.wq", dim, dim, split=0),
+        tensor("attention.wk", kv, dim, split=0),
+        tensor("attention.wv", kv, dim, split=0),
+        tensor("attention.wo", dim, dim, split=1),
+        tensor("ffn_norm", dim),
+        tensor("feed_forward.w1", ffn, dim, split=0),
+        tensor("feed_forward.w3", ffn, dim, split=0),
+        tensor("feed_forward.w2", dim, ffn, split=1),
+    )
+
+
+def _head(config: ModelConfig) -> Tensors:
+    return (LogicalTensor("norm.weight", (config.dim,), config.num_layers), *output_weight(config))
+
+
+LLAMA = Family(
+    module="trainsys.models.llama:Llama",
+    default_ffn_dim=_default_ffn_dim,
+    check=_check,
+    embed=lambda config: (token_embedding(config),),
+    layer=_layer,
+    head=_head,
+    residual_outputs=("attention.wo.weight", "feed_forward.w2.weight"),
+)
