@@ -43,9 +43,7 @@ class Box:
 
     def within(self, outer: Box) -> tuple[slice, ...]:
         """Index of this box inside an array that holds exactly `outer`."""
-        return tuple(
-            slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, outer.start, strict=True)
-        )
+        return tuple(slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, outer.start, strict=True))
 
     def __str__(self) -> str:
         return "[" + ", ".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True)) + "]"

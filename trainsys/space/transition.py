@@ -100,9 +100,7 @@ class Sources:
         last = sum((b - 1 - o) * s for b, o, s in zip(part.stop, origin, strides, strict=True))
         return range(first // self.layout.chunk, last // self.layout.chunk + 1)
 
-    def _holders(
-        self, tensor: int, shards: Sequence[int], index: int, run: int, box: Box
-    ) -> list[tuple[int, Place]]:
+    def _holders(self, tensor: int, shards: Sequence[int], index: int, run: int, box: Box) -> list[tuple[int, Place]]:
         logical, found = self.space.tensors[tensor], []
         for shard in shards:
             piece, owner = self._pieces[tensor, shard][index]
@@ -115,9 +113,7 @@ class Sources:
         return found
 
 
-def incoming(
-    space: Space, sources: Sources, dst: Layout, rank: int, node_of: Callable[[int], int]
-) -> list[Move]:
+def incoming(space: Space, sources: Sources, dst: Layout, rank: int, node_of: Callable[[int], int]) -> list[Move]:
     """Every move that fills the new storage of `rank`, local copies included."""
     moves = []
     for piece, offset in storage_places(space, dst, rank):

@@ -1,0 +1,175 @@
+"""One process group over raw c10d backends, with an abort that frees every blocked thread.
+
+torch 2.13's own abort, shutdown and destroy release nobody on gloo: a rank that is not a neighbour of the dead one
+waits out the whole timeout. ``shutdown(2)`` on the group's connected sockets does, so a group remembers which sockets
+came with it. Groups are addressed by global rank; ranks keep their numbers when others leave.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, Work
+
+_BUILD_LOCK = threading.Lock()  # sockets are told apart by what appears while a group is built
+
+
+class CommError(RuntimeError):
+    """Communication failed or was aborted; the tensors of the operation are undefined (*torn*)."""
+
+
+class Group:
+    """A process group of `ranks` (any order; position = group rank) under one store prefix.
+
+    Args:
+        store: a c10d store reachable by every member.
+        name: unique per generation, e.g. ``e3/0,1,3``; never reused.
+        ranks: global ranks.
+        rank: this process's global rank.
+        backend: ``gloo`` or ``nccl``.
+        timeout_s: how long an operation may take before it fails by itself.
+    """
+
+    def __init__(
+        self, store: Store, name: str, ranks: Sequence[int], rank: int, backend: str, timeout_s: float
+    ) -> None:
+        self.name, self.ranks, self.rank = name, tuple(ranks), rank
+        self.seq = 0  # operations started; equal on all members when nothing is torn
+        self.pending = 0
+        self.torn = False
+        self.frozen = False  # refuses new operations until carried into the next generation
+        self._guard = threading.Lock()
+        self._index = {r: i for i, r in enumerate(self.ranks)}
+        prefix = PrefixStore(name, store)
+        with _BUILD_LOCK:
+            before = _connected_sockets()
+            self._pg = _backend(prefix, self._index[rank], len(self.ranks), backend, timedelta(seconds=timeout_s))
+            self._sockets = _connected_sockets() - before
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def clean(self) -> bool:
+        """Nothing failed and nothing is under way: the group may be used in the next epoch."""
+        return not self.torn and self.pending == 0
+
+    @contextmanager
+    def operation(self) -> Iterator[Any]:
+        """Bracket of every blocking operation; turns any failure into `CommError` and marks the group torn."""
+        backend = self.start()
+        try:
+            yield backend
+        except RuntimeError as error:
+            self.torn = True
+            raise CommError(f"group {self.name}: {str(error).splitlines()[0]}") from None
+        finally:
+            self.pending -= 1
+
+    def start(self) -> Any:
+        """Count an operation as begun; refuses once aborted, so that no thread blocks after the abort."""
+        with self._guard:
+            if self.torn or self.frozen:
+                raise CommError(f"group {self.name} was aborted")
+            self.seq += 1
+            self.pending += 1
+            return self._pg
+
+    def wait(self, work: Work) -> None:
+        """Finish an operation begun by `isend` or `irecv`."""
+        try:
+            work.wait()
+        except RuntimeError as error:
+            self.torn = True
+            raise CommError(f"group {self.name}: {str(error).splitlines()[0]}") from None
+        finally:
+            self.pending -= 1
+
+    def isend(self, tensor: torch.Tensor, dst: int, tag: int) -> Work:
+        """Begin sending a contiguous tensor to global rank `dst`; finish with `wait`."""
+        return self._post(lambda pg: pg.send([tensor], self._index[dst], tag))
+
+    def irecv(self, tensor: torch.Tensor, src: int, tag: int) -> Work:
+        """Begin receiving into a contiguous tensor from global rank `src`; finish with `wait`."""
+        return self._post(lambda pg: pg.recv([tensor], self._index[src], tag))
+
+    def _post(self, call: Callable[[Any], Work]) -> Work:
+        backend = self.start()
+        try:
+            return call(backend)
+        except RuntimeError as error:
+            self.torn, self.pending = True, self.pending - 1
+            raise CommError(f"group {self.name}: {str(error).splitlines()[0]}") from None
+
+    def freeze(self) -> None:
+        """Refuse new operations; free the thread that is inside one. A quiet group stays connected and clean."""
+        with self._guard:
+            self.frozen = True
+            blocked = self.pending > 0 or self.torn
+        if blocked:
+            self.abort()
+
+    def abort(self) -> None:
+        """Free every thread blocked in this group, here and (through closed connections) on its peers."""
+        with self._guard:
+            self.torn = True
+        if isinstance(self._pg, getattr(dist, "ProcessGroupNCCL", ())):
+            self._pg.abort()
+        for fd in self._sockets & _connected_sockets():
+            _shutdown(fd)
+
+    def close(self) -> None:
+        """Release the sockets; the group must not be used again."""
+        if self.pending or self.torn:
+            self.abort()  # gloo's destructor waits for operations that can still finish
+        self.torn = True
+        del self._pg  # the last reference: gloo closes its sockets in the destructor
+
+
+def _backend(store: Store, index: int, size: int, name: str, timeout: timedelta) -> Any:
+    try:
+        if name == "gloo":
+            return ProcessGroupGloo(store, index, size, timeout)
+        if name == "nccl":
+            options = dist.ProcessGroupNCCL.Options()
+            options._timeout = timeout
+            return dist.ProcessGroupNCCL(store, index, size, options)
+    except RuntimeError as error:
+        raise CommError(f"cannot connect the group: {str(error).splitlines()[0]}") from None
+    raise ValueError(f"backend {name!r} is not known; use gloo or nccl")
+
+
+def _connected_sockets() -> set[tuple[int, int]]:
+    """(fd, inode) of this process's connected internet sockets; listeners and unix pairs are left out."""
+    found = set()
+    for entry in os.listdir("/proc/self/fd"):
+        fd = int(entry)
+        try:
+            info = os.fstat(fd)
+            if not stat.S_ISSOCK(info.st_mode):
+                continue
+            with socket.socket(fileno=os.dup(fd)) as sock:
+                inet = sock.family in (socket.AF_INET, socket.AF_INET6)
+                if inet and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    found.add((fd, info.st_ino))
+        except OSError:
+            continue  # closed meanwhile
+    return found
+
+
+def _shutdown(entry: tuple[int, int]) -> None:
+    try:
+        with socket.socket(fileno=os.dup(entry[0])) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # already gone

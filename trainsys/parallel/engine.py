@@ -1,0 +1,246 @@
+"""One rank's share of a training step on one layout.
+
+`compute` runs the schedule and reduces gradients, `apply` is the optimizer step that follows once the step is committed.
+Between the two lies no communication that `apply` would need, except ZeRO-1's gather of parameters, which `materialize`
+can repeat from the state at any time: a committed step can therefore never be lost to a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from trainsys.comm.communicator import Communicator
+from trainsys.comm.exchange import exchange
+from trainsys.comm.group import Group
+from trainsys.config import RunConfig
+from trainsys.models.geometry import logical_name
+from trainsys.parallel.bucket import Bucket, BucketSpec, bucket_specs
+from trainsys.parallel.executor import Executor
+from trainsys.parallel.optimizer import adamw
+from trainsys.parallel.stage import Batch, StageRunner, build_stage
+from trainsys.parallel.state import FlatState, master_dtype
+from trainsys.parallel.step import Decision, Report
+from trainsys.parallel.tensor import TensorParallel, partial_over_tp
+from trainsys.schedule.generators import build as build_schedule
+from trainsys.schedule.routes import Routes
+from trainsys.space.layout import Layout, Piece
+from trainsys.space.tensor import Space
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+def num_microbatches(config: RunConfig) -> int:
+    return config.batch.global_size // config.batch.microbatch_size
+
+
+def wanted_groups(space: Space, layout: Layout, routes: Routes) -> list[tuple[int, ...]]:
+    """Every process group of a layout, in an order that all ranks agree on: the mesh, teams, buckets."""
+    groups = [layout.ranks, *(team for stage in layout.stages for team in stage.teams)]
+    for rank in layout.ranks:
+        groups += [s.ranks for s in bucket_specs(space, layout, rank, routes.microbatches, routes.num_microbatches)]
+    return [g for g in dict.fromkeys(groups) if len(g) > 1]
+
+
+class Engine:
+    """Modules, gradients and optimizer of one rank.
+
+    Args:
+        config: of the run; `config.parallel.schedule`, `.recompute`, `.reduction` and `.sequence_parallel` apply.
+        layout: where everything lives from now on.
+        comm: already holds `wanted_groups`.
+        state: this rank's masters and moments in the layout's storage order.
+        at: called with the name of each phase as it is entered.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        space: Space,
+        layout: Layout,
+        rank: int,
+        comm: Communicator,
+        state: FlatState,
+        device: torch.device,
+        at: Callable[[str], None] = lambda phase: None,
+    ) -> None:
+        self.config, self.space, self.layout, self.rank, self.state, self.at = config, space, layout, rank, state, at
+        self.device, self.dtype = device, DTYPES[config.train.dtype]
+        self.stage, self.replica, self.shard = layout.where(rank)
+        self.routes = Routes.balanced(num_microbatches(config), layout.replicas)
+        self.schedule = build_schedule(config.parallel.schedule, self.routes)
+        self.mesh = comm.group(layout.ranks) if len(layout.ranks) > 1 else None
+        team = layout.stages[self.stage].teams[self.replica]
+        self.tp = TensorParallel(comm.group(team), config.parallel.sequence_parallel) if layout.tp > 1 else None
+        self._build_buckets(comm)
+        self._build_stage()
+
+    def _build_buckets(self, comm: Communicator) -> None:
+        def make(spec: BucketSpec) -> Bucket:
+            group: Group | None = comm.group(spec.ranks) if len(spec.ranks) > 1 else None
+            fast = self.config.parallel.reduction == "fast"
+            return Bucket(spec, self.rank, group, master_dtype(self.dtype), self.device, fast)
+
+        count = self.routes.num_microbatches
+        specs = bucket_specs(self.space, self.layout, self.rank, self.routes.microbatches, count)
+        self.buckets = [make(spec) for spec in specs]
+        self.at_flat: dict[Piece, tuple[int, int]] = {}  # piece -> (bucket, offset in its flat vector)
+        for b, bucket in enumerate(self.buckets):
+            offset = 0
+            for piece in bucket.spec.pieces:
+                self.at_flat[piece] = (b, offset)
+                offset += piece.numel
+
+    def _build_stage(self) -> None:
+        config, stage = self.config, self.layout.stages[self.stage]
+        blocks = range(stage.first, stage.stop)
+        model = build_stage(
+            config.model, blocks, self.space.tensors, self.dtype, self.device, self.tp, config.parallel.recompute
+        )
+        seq = config.batch.seq_len // (self.tp.size if self.tp and self.tp.sequence_parallel else 1)
+        total_tokens = config.batch.global_size * config.batch.seq_len
+        self.runner = StageRunner(
+            model, (config.batch.microbatch_size, seq, config.model.dim), config.train.seed, total_tokens, self.tp,
+            self._collect,
+        )  # fmt: skip
+        self.ordinal_of = {n: self.space.ordinal[logical_name(config.model, n)] for n in self.runner.params}
+        lanes = {lane: self.layout.stages[s].teams[r] for (s, r), lane in self.schedule.placement.items()}
+        rank_of = [lanes[lane][self.shard] for lane in range(self.schedule.num_lanes)]
+        lane = self.schedule.placement[self.stage, self.replica]
+        self.executor = Executor(self.schedule, lane, self.runner, self.mesh, rank_of, self.at)
+
+    def microbatches(self) -> tuple[int, ...]:
+        """The global microbatches that this rank computes."""
+        return self.routes.microbatches(self.stage, self.replica)
+
+    # -- before the commit ---------------------------------------------------------------------------------------
+
+    def compute(self, batch: Batch) -> Report:
+        """Forward, backward, reduction and the peer snapshot of one step; changes no training state.
+
+        Raises:
+            CommError: the step is void and can be computed again, here or on another layout.
+        """
+        for bucket in self.buckets:
+            bucket.begin()
+        self.runner.begin(batch)
+        self.executor.run()
+        self.at("reduce")
+        flats = [bucket.reduce() for bucket in self.buckets]
+        self._sum_partials_over_tp(flats)
+        squares = self._squares(flats)
+        if self.layout.zero == 0 and self.config.parallel.reduction != "fast":
+            for bucket, flat in zip(self.buckets, flats, strict=True):
+                bucket.gather(flat)
+        self.at("snapshot")
+        self.grad = self._snapshot(flats)
+        reporting = self.runner.losses and self.shard == 0
+        losses = dict(self.runner.losses) if reporting else {}
+        samples = {mb: batch.microbatches[mb][2] for mb in losses}
+        return Report(batch.step, losses, samples, squares)
+
+    def _collect(self, microbatch: int, grads: dict[str, Tensor]) -> None:
+        """Hand one microbatch's gradients to the buckets; a tied head is a second use of the embedding's tensor."""
+        for bucket in self.buckets:
+            wanted = {p.tensor for p in bucket.spec.pieces}
+            names = [n for n in grads if self.ordinal_of[n] in wanted]
+            if bucket.spec.tree.parts == 1:
+                leaf = bucket.spec.tree.leaf(microbatch)
+                bucket.push(leaf, {self.ordinal_of[n]: grads[n] for n in names})
+            else:
+                for name in names:
+                    part = 0 if name == self.space.tensors[self.ordinal_of[name]].name else 1
+                    bucket.push(bucket.spec.tree.leaf(microbatch, part), {self.ordinal_of[name]: grads[name]})
+
+    def _owned_slices(self, flats: list[Tensor]) -> list[tuple[Piece, Tensor]]:
+        result = []
+        for bucket, flat in zip(self.buckets, flats, strict=True):
+            at = 0
+            for piece in bucket.spec.pieces:
+                if bucket.region.start <= at < bucket.region.stop:
+                    result.append((piece, flat[at : at + piece.numel]))
+                at += piece.numel
+        return result
+
+    def _sum_partials_over_tp(self, flats: list[Tensor]) -> None:
+        """Norm and bias gradients under sequence parallelism: each tp rank saw a slice of the sequence."""
+        if self.tp is None:
+            return
+        partial = [
+            values
+            for piece, values in self._owned_slices(flats)
+            if partial_over_tp(self.space.tensors[piece.tensor].name, self.space.tensors[piece.tensor].split, self.tp)
+        ]
+        if partial:
+            summed = self.tp.all_reduce(torch.cat(partial))
+            for values, total in zip(partial, summed.split([v.numel() for v in partial]), strict=True):
+                values.copy_(total)
+
+    def _squares(self, flats: list[Tensor]) -> dict[tuple[int, int, int], float]:
+        """Sum of squares per owned piece, in fp64; pieces replicated over tp are counted by the first tp rank."""
+        return {
+            (piece.tensor, piece.shard, piece.start): values.double().square().sum().item()
+            for piece, values in self._owned_slices(flats)
+            if self.shard == 0 or self.space.tensors[piece.tensor].split is not None
+        }
+
+    def _snapshot(self, flats: list[Tensor]) -> Tensor:
+        """The summed gradients of everything stored here: held pieces, and those mirrored for a peer.
+
+        A mirror is kept alive by replaying the optimizer on it: the owner sends the reduced gradient (a third of the
+        state's bytes), and from the commit on both sides compute the same bits.
+        """
+
+        def gathered(pieces: tuple[Piece, ...]) -> Tensor:
+            parts = [flats[b][at : at + p.numel] for p in pieces for b, at in [self.at_flat[p]]]
+            return torch.cat(parts) if parts else torch.empty(0, dtype=master_dtype(self.dtype), device=self.device)
+
+        held = gathered(self.layout.held(self.space, self.rank))
+        sends, receives, inbox = [], [], []
+        unique = gathered(self.layout.unique(self.space, self.rank))
+        mirror = self.layout.mirror_of.get(self.rank)
+        if mirror is not None and unique.numel():
+            sends.append((mirror, unique, 0))
+        for ward in sorted(r for r, peer in self.layout.mirrors if peer == self.rank):
+            size = sum(p.numel for p in self.layout.unique(self.space, ward))
+            if size:
+                inbox.append(torch.empty(size, dtype=held.dtype, device=self.device))
+                receives.append((ward, inbox[-1], 0))
+        if self.mesh is not None:
+            exchange(self.mesh, sends, receives)
+        return torch.cat([held, *inbox])
+
+    # -- after the commit ----------------------------------------------------------------------------------------
+
+    def apply(self, decision: Decision) -> None:
+        """The optimizer step on state and mirrors; purely local."""
+        if not decision.skipped:
+            adamw(self.config.optim, self.state, self.grad, decision.update)
+        del self.grad
+
+    def materialize(self) -> None:
+        """Write the compute-precision parameters from the masters, gathering them from their owners under ZeRO-1."""
+        for bucket in self.buckets:
+            flat = torch.empty(bucket.spec.numel, dtype=self.dtype, device=self.device)
+            local = self.layout.zero == 0
+            at = 0
+            for piece in bucket.spec.pieces:
+                if local or bucket.region.start <= at < bucket.region.stop:
+                    flat[at : at + piece.numel].copy_(self.state.view("master", piece))
+                at += piece.numel
+            if not local:
+                bucket.gather(flat)
+            self._write_params(bucket, flat)
+
+    @torch.no_grad()
+    def _write_params(self, bucket: Bucket, flat: Tensor) -> None:
+        targets: dict[int, list[Tensor]] = {}
+        for name, p in self.runner.params.items():
+            targets.setdefault(self.ordinal_of[name], []).append(p.view(-1))
+        at = 0
+        for piece in bucket.spec.pieces:
+            for target in targets[piece.tensor]:
+                target[piece.start : piece.stop].copy_(flat[at : at + piece.numel])
+            at += piece.numel

@@ -1,0 +1,128 @@
+"""Run a schedule: one loop over this lane's actions, and nothing decided here.
+
+Receives are posted where the schedule says, sends go out as soon as their producer is done, and every message carries
+its own tag, so the order in which the wire delivers does not matter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from torch._C._distributed_c10d import Work
+
+from trainsys.comm.group import Group
+from trainsys.parallel.stage import Runner
+from trainsys.schedule.actions import Action, Kind
+from trainsys.schedule.schedule import Schedule
+from trainsys.schedule.simulate import Event
+
+
+class Executor:
+    """Drives one `Runner` through one lane of a schedule.
+
+    Args:
+        schedule: with communication inserted.
+        lane: this rank's lane.
+        runner: the stage.
+        group: contains every pipeline neighbour.
+        rank_of: lane -> global rank holding the same tp index as this rank.
+        at: called with the phase (``forward``, ``send``, ``backward``) before each action of it; faults hang here.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        lane: int,
+        runner: Runner,
+        group: Group | None,
+        rank_of: Sequence[int],
+        at: Callable[[str], None] = lambda phase: None,
+    ) -> None:
+        self.schedule, self.lane, self.runner = schedule, lane, runner
+        self.group, self.rank_of, self.at = group, rank_of, at
+        self.actions = schedule.lanes[lane]
+        self.events: list[Event] = []
+        self.peak_activations = 0
+        self._arriving: dict[tuple[Kind, int, int], tuple[Work, Tensor]] = {}
+        self._ready: dict[tuple[Kind, int, int], Tensor | None] = {}
+        self._sending: list[tuple[Work, Tensor]] = []
+
+    def run(self) -> None:
+        """Execute every action of the lane; returns when all sends have left.
+
+        Raises:
+            CommError: a peer died or the step was aborted.
+        """
+        self._arriving, self._ready, self._sending = {}, {}, []
+        self.events, active, self.peak_activations = [], 0, 0
+        for action in self.actions:
+            start = time.perf_counter()
+            if action.kind is Kind.F:
+                self.at("forward")
+                self._forward(action)
+                active += 1
+                self.peak_activations = max(self.peak_activations, active)
+            elif action.kind is Kind.B:
+                self.at("backward")
+                self._backward(action)
+                active -= 1
+            elif action.kind in (Kind.RECV_F, Kind.RECV_B):
+                self._receive(action)
+                continue
+            else:
+                self.at("send")
+                self._send(action)
+            self.events.append(Event(self.lane, action, start, time.perf_counter()))
+        assert self.group is not None or not self._sending
+        for work, _ in self._sending:
+            self.group.wait(work)  # type: ignore[union-attr]
+
+    def _forward(self, action: Action) -> None:
+        x = self._input(Kind.RECV_F, action) if action.stage else None
+        self._ready[Kind.SEND_F, action.stage, action.microbatch] = self.runner.forward(action.microbatch, x)
+
+    def _backward(self, action: Action) -> None:
+        last = action.stage == self.schedule.routes.num_stages - 1
+        grad = None if last else self._input(Kind.RECV_B, action)
+        self._ready[Kind.SEND_B, action.stage, action.microbatch] = self.runner.backward(action.microbatch, grad)
+
+    def _input(self, kind: Kind, action: Action) -> Tensor:
+        """What a compute action waits for: a message, or the result of the neighbour stage on this very lane."""
+        key = (kind, action.stage, action.microbatch)
+        if key in self._arriving:
+            assert self.group is not None
+            work, buffer = self._arriving.pop(key)
+            self.group.wait(work)
+            return buffer
+        made_by = Kind.SEND_F if kind is Kind.RECV_F else Kind.SEND_B
+        stage = action.stage + (-1 if kind is Kind.RECV_F else 1)
+        local = self._ready.pop((made_by, stage, action.microbatch))
+        assert local is not None
+        return local
+
+    def _receive(self, action: Action) -> None:
+        assert self.group is not None
+        forward = action.kind is Kind.RECV_F
+        peer = self._peer(action.stage + (-1 if forward else 1), action.microbatch)
+        buffer = self.runner.boundary()
+        work = self.group.irecv(buffer, peer, self._tag(forward, action.stage + (0 if forward else 1), action))
+        self._arriving[action.kind, action.stage, action.microbatch] = (work, buffer)
+
+    def _send(self, action: Action) -> None:
+        assert self.group is not None
+        forward = action.kind is Kind.SEND_F
+        peer = self._peer(action.stage + (1 if forward else -1), action.microbatch)
+        tensor = self._ready.pop((action.kind, action.stage, action.microbatch))
+        assert tensor is not None
+        tensor = tensor.contiguous()
+        tag = self._tag(forward, action.stage + (1 if forward else 0), action)
+        self._sending.append((self.group.isend(tensor, peer, tag), tensor))
+
+    def _peer(self, stage: int, microbatch: int) -> int:
+        return self.rank_of[self.schedule.lane_of(stage, microbatch)]
+
+    def _tag(self, forward: bool, boundary: int, action: Action) -> int:
+        """Unique per message of a step: which boundary (numbered by the later stage), microbatch and direction."""
+        return 2 * (boundary * self.schedule.routes.num_microbatches + action.microbatch) + (not forward)

@@ -1,0 +1,56 @@
+"""AdamW on a rank's flat state.
+
+Written with one rounding per operation (no fused multiply-add, no `addcmul`): torch's vector loop and its scalar tail
+would otherwise round differently, and the bits of an element would depend on where in the buffer it lies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, pi
+
+from torch import Tensor
+
+from trainsys.config import OptimConfig
+from trainsys.parallel.state import FlatState
+
+
+@dataclass(frozen=True)
+class Update:
+    """The numbers of one optimizer step, equal on all ranks."""
+
+    step: int  # 0-based
+    lr: float
+    grad_scale: float
+
+
+def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine down to ``min_lr`` at the last step (Loshchilov & Hutter 2017)."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    share = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + cos(pi * min(1.0, share)))
+
+
+def clip_scale(config: OptimConfig, grad_norm: float) -> float:
+    """Factor that brings the global gradient norm down to ``clip`` (Pascanu et al. 2013)."""
+    return min(1.0, config.clip / (grad_norm + 1e-6)) if config.clip > 0 else 1.0
+
+
+def adamw(config: OptimConfig, state: FlatState, grad: Tensor, update: Update) -> None:
+    """One step of AdamW (Loshchilov & Hutter 2019, Algorithm 2), in place.
+
+    Args:
+        grad: 1-d, laid out like the state; overwritten.
+    """
+    beta1, beta2 = config.betas
+    master, m, v = state.slots["master"], state.slots["exp_avg"], state.slots["exp_avg_sq"]
+    grad.mul_(update.grad_scale)
+    m.mul_(beta1)
+    m.add_(grad * (1 - beta1))
+    v.mul_(beta2)
+    v.add_(grad.mul_(grad).mul_(1 - beta2))
+    denominator = (v / (1 - beta2 ** (update.step + 1))).sqrt_().add_(config.eps)
+    direction = (m / (1 - beta1 ** (update.step + 1))).div_(denominator)
+    master.mul_(1 - update.lr * config.weight_decay)
+    master.sub_(direction.mul_(update.lr))

@@ -1,0 +1,147 @@
+"""One stage on one rank: forward and backward of one microbatch, activations kept until their backward.
+
+The executor asks only for `forward` and `backward`; an emulated stage that sleeps offers the same two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trainsys.config import ModelConfig
+from trainsys.models.decoder import Decoder
+from trainsys.models.geometry import logical_name
+from trainsys.models.registry import build
+from trainsys.parallel.loss import microbatch_loss
+from trainsys.parallel.tensor import TensorParallel, apply_tensor_parallel
+from trainsys.space.tensor import LogicalTensor
+
+
+class Runner(Protocol):
+    """What the executor drives."""
+
+    def forward(self, microbatch: int, x: Tensor | None) -> Tensor | None:
+        """Hidden states from the previous stage (None at the first) -> hidden states (None at the last)."""
+
+    def backward(self, microbatch: int, grad: Tensor | None) -> Tensor | None:
+        """Gradient from the next stage (None at the last) -> gradient for the previous (None at the first)."""
+
+    def boundary(self) -> Tensor:
+        """An empty tensor of the shape and dtype that crosses stage boundaries."""
+
+
+@dataclass
+class Batch:
+    """One step's data on this rank: microbatch -> (tokens, targets, global sample positions)."""
+
+    step: int
+    microbatches: dict[int, tuple[Tensor, Tensor, tuple[int, ...]]]
+
+
+class StageRunner:
+    """A slice of the model with the loss at its end.
+
+    Args:
+        model: the slice, already in its parallel form.
+        shape: (microbatch size, sequence length on this rank, hidden size) of what crosses boundaries.
+        total_tokens: of the global batch; the loss is divided by it.
+        on_grads: called after each backward with (microbatch, gradient per parameter name).
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        shape: tuple[int, int, int],
+        seed: int,
+        total_tokens: int,
+        tp: TensorParallel | None,
+        on_grads: Callable[[int, dict[str, Tensor]], None],
+    ) -> None:
+        self.model, self.shape, self.seed, self.total_tokens, self.tp = model, shape, seed, total_tokens, tp
+        self.params = dict(model.named_parameters())
+        self._on_grads = on_grads
+        self._kept: dict[int, tuple[Tensor | None, Tensor]] = {}
+        self.losses: dict[int, float] = {}
+        self.batch = Batch(0, {})
+
+    def begin(self, batch: Batch) -> None:
+        """Start a step; whatever an abandoned step left is dropped."""
+        self.batch = batch
+        self._kept.clear()
+        self.losses = {}
+        for p in self.params.values():
+            p.grad = None
+
+    def forward(self, microbatch: int, x: Tensor | None) -> Tensor | None:
+        tokens, targets, samples = self.batch.microbatches[microbatch]
+        self.model.keys.begin(self.seed, self.batch.step, samples)
+        if x is not None:
+            x.requires_grad_()
+        out = self.model(tokens if x is None else x)
+        if self.model.output is None:
+            self._kept[microbatch] = (x, out)
+            return cast(Tensor, out.detach())
+        loss = microbatch_loss(out, targets, self.total_tokens, self.tp)
+        self.losses[microbatch] = loss.item()
+        self._kept[microbatch] = (x, loss)
+        return None
+
+    def backward(self, microbatch: int, grad: Tensor | None) -> Tensor | None:
+        x, out = self._kept.pop(microbatch)
+        self.model.keys.begin(self.seed, self.batch.step, self.batch.microbatches[microbatch][2])  # for recompute
+        torch.autograd.backward(out, grad)
+        grads = {name: cast(Tensor, p.grad) for name, p in self.params.items()}
+        for p in self.params.values():
+            p.grad = None
+        self._on_grads(microbatch, grads)
+        return None if x is None else x.grad
+
+    def boundary(self) -> Tensor:
+        p = next(iter(self.params.values()))
+        return torch.empty(self.shape, dtype=p.dtype, device=p.device)
+
+
+def build_stage(
+    config: ModelConfig,
+    blocks: range,
+    tensors: Sequence[LogicalTensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    tp: TensorParallel | None,
+    recompute: str,
+) -> Decoder:
+    """One rank's part of the model with uninitialised weights. The order of application is the order below."""
+    with torch.device("meta"):
+        model = build(config, blocks)
+    logical = {t.name: t for t in tensors}
+    for name, meta in list(model.named_parameters()):
+        shape = logical[logical_name(config, name)].local_shape(tp.size if tp else 1)
+        _replace(model, name, nn.Parameter(torch.empty(shape, dtype=dtype, device=device)))
+        assert meta.dim() == len(shape), name
+    if tp is not None and tp.size > 1:
+        apply_tensor_parallel(model, tp)
+    if recompute == "full":
+        apply_recompute(model)
+    return model
+
+
+def apply_recompute(model: Decoder) -> None:
+    """Keep only each layer's input; run the layer again in the backward (Chen et al. 2016)."""
+    for layer in model.layers.values():
+        plain = layer.forward
+        layer.forward = _checkpointed(plain)  # type: ignore[method-assign]
+
+
+def _checkpointed(plain: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    # Dropout is keyed by the sample, so there is no RNG state to save.
+    return lambda x: cast(Tensor, checkpoint(plain, x, use_reentrant=False, preserve_rng_state=False))
+
+
+def _replace(model: nn.Module, name: str, value: nn.Parameter) -> None:
+    path, leaf = name.rpartition(".")[::2]
+    setattr(model.get_submodule(path), leaf, value)

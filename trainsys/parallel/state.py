@@ -1,0 +1,59 @@
+"""A rank's training state: one flat tensor per slot over the pieces that its layout stores here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainsys.config import ModelConfig
+from trainsys.models.init import init_box
+from trainsys.space.layout import Layout, Piece
+from trainsys.space.tensor import SLOTS, Space
+from trainsys.space.transition import Place, piece_places, storage_places
+
+
+def master_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Precision of masters and moments: fp64 for fp64 runs, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class FlatState:
+    """Masters and Adam moments of `pieces`, row-major and end to end.
+
+    Attributes:
+        slots: slot name -> 1-d tensor [elements stored].
+        offsets: piece -> where it begins.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], dtype: torch.dtype, device: torch.device) -> None:
+        self.pieces = tuple(pieces)
+        self.offsets: dict[Piece, int] = {}
+        at = 0
+        for piece in self.pieces:
+            self.offsets[piece] = at
+            at += piece.numel
+        self.numel = at
+        self.slots = {slot: torch.zeros(at, dtype=dtype, device=device) for slot in SLOTS}
+
+    def view(self, slot: str, piece: Piece) -> Tensor:
+        at = self.offsets[piece]
+        return self.slots[slot][at : at + piece.numel]
+
+    def run(self, slot: str, place: Place) -> Tensor:
+        """The contiguous run of one box, in the box's shape."""
+        return self.slots[slot][place.offset : place.offset + place.box.numel].view(place.box.shape)
+
+
+def initial_state(
+    space: Space, layout: Layout, rank: int, config: ModelConfig, seed: int, dtype: torch.dtype, device: torch.device
+) -> FlatState:
+    """Fresh state: initial values depend on the logical coordinate alone, moments are zero."""
+    state = FlatState(layout.storage(space, rank), dtype, device)
+    for piece, offset in storage_places(space, layout, rank):
+        tensor = space.tensors[piece.tensor]
+        for place in piece_places(tensor, layout.tp, piece, offset):
+            values = init_box(tensor, place.box.start, place.box.stop, seed, config)
+            state.run("master", place).copy_(values)
+    return state

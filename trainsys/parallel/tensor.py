@@ -1,0 +1,192 @@
+"""Tensor parallelism (Shoeybi et al. 2019, §3; Korthikanti et al. 2022, §4.2.2 for its sequence-parallel form).
+
+A plain model becomes one tp shard of itself: weights already have their local shapes, and three kinds of places get
+communication. ``f`` stands where a replicated activation enters a region of sharded weights, ``g`` where partial sums
+leave it. Under sequence parallelism ``f`` gathers the sequence and ``g`` scatters it.
+
+    B = microbatch, S = sequence, D = hidden size, V = vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainsys.comm.exchange import exchange
+from trainsys.comm.group import Group
+from trainsys.models.decoder import Decoder
+from trainsys.models.dropout import KeyedDropout, Shard
+
+REGIONS = ("attention", "feed_forward")  # submodules whose inside runs on sharded weights
+
+
+@dataclass(frozen=True)
+class TensorParallel:
+    """The tp group of this rank and how activations travel between regions."""
+
+    group: Group
+    sequence_parallel: bool = False
+
+    @property
+    def size(self) -> int:
+        return self.group.size
+
+    @property
+    def index(self) -> int:
+        return self.group.ranks.index(self.group.rank)
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Sum over the group, in place; the bits are equal on all members."""
+        with self.group.operation() as pg:
+            pg.allreduce([x]).wait()
+        return x
+
+    def gather_sequence(self, x: Tensor) -> Tensor:
+        """[B, S/tp, D] on each rank -> [B, S, D]."""
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        parts[self.index] = x.contiguous()
+        peers = [(r, i) for i, r in enumerate(self.group.ranks) if i != self.index]
+        exchange(self.group, [(r, parts[self.index], 0) for r, _ in peers], [(r, parts[i], 0) for r, i in peers])
+        return torch.cat(parts, dim=1)
+
+    def scatter_sequence(self, x: Tensor) -> Tensor:
+        """Partial sums [B, S, D] -> summed [B, S/tp, D]; added in rank order, so every layout of dp agrees."""
+        slices = [part.contiguous() for part in x.chunk(self.size, dim=1)]
+        received = [torch.empty_like(slices[0]) for _ in slices]
+        received[self.index] = slices[self.index]
+        peers = [(r, i) for i, r in enumerate(self.group.ranks) if i != self.index]
+        exchange(self.group, [(r, slices[i], 0) for r, i in peers], [(r, received[i], 0) for r, i in peers])
+        total = received[0].clone()
+        for part in received[1:]:
+            total += part
+        return total
+
+    def slice_sequence(self, x: Tensor) -> Tensor:
+        return x.chunk(self.size, dim=1)[self.index].contiguous()
+
+
+class _Enter(torch.autograd.Function):
+    """``f``: identity forward, all-reduce backward; gather forward, scatter-sum backward under sequence parallelism."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return tp.gather_sequence(x) if tp.sequence_parallel else x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        tp = ctx.tp
+        return (tp.scatter_sequence(grad) if tp.sequence_parallel else tp.all_reduce(grad.contiguous().clone())), None
+
+
+class _Leave(torch.autograd.Function):
+    """``g``: all-reduce forward, identity backward; scatter-sum forward, gather backward under sequence parallelism."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return tp.scatter_sequence(x) if tp.sequence_parallel else tp.all_reduce(x.contiguous().clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        tp = ctx.tp
+        return (tp.gather_sequence(grad) if tp.sequence_parallel else grad), None
+
+
+class _SliceSequence(torch.autograd.Function):
+    """Full sequence -> this rank's part; the backward gathers the parts."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return cast(Tensor, tp.slice_sequence(x))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.tp.gather_sequence(grad), None
+
+
+def enter(x: Tensor, tp: TensorParallel) -> Tensor:
+    return cast(Tensor, _Enter.apply(x, tp))
+
+
+def leave(x: Tensor, tp: TensorParallel) -> Tensor:
+    return cast(Tensor, _Leave.apply(x, tp))
+
+
+class RowParallelLinear(nn.Module):
+    """A Linear whose weight is sharded along its input dim: partial products, ``g``, then the replicated bias."""
+
+    def __init__(self, linear: nn.Linear, tp: TensorParallel) -> None:
+        super().__init__()
+        self.weight, self.bias, self.tp = linear.weight, linear.bias, tp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, S, in/tp] -> [B, S, out] ([B, S/tp, out] under sequence parallelism)."""
+        y = leave(F.linear(x, self.weight), self.tp)
+        return y if self.bias is None else y + self.bias
+
+
+class VocabParallelEmbedding(nn.Module):
+    """An Embedding whose table is sharded along the vocabulary: look up what is local, sum the rest in."""
+
+    def __init__(self, embedding: nn.Embedding, tp: TensorParallel) -> None:
+        super().__init__()
+        self.weight, self.tp = embedding.weight, tp
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """int64 [B, S] -> [B, S, D]."""
+        local = tokens - self.tp.index * self.weight.shape[0]
+        outside = (local < 0) | (local >= self.weight.shape[0])
+        x = F.embedding(local.masked_fill(outside, 0), self.weight).masked_fill(outside.unsqueeze(-1), 0.0)
+        return cast(Tensor, _SumVocab.apply(x, self.tp))
+
+
+class _SumVocab(torch.autograd.Function):
+    """Sum over the group forward, identity backward (the sequence stays whole: positions are added next)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+        return tp.all_reduce(x.contiguous().clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+ROW_PARALLEL = ("wo", "w2", "c_proj")  # linears whose weight is sharded along dim 1
+
+
+def apply_tensor_parallel(model: Decoder, tp: TensorParallel) -> None:
+    """Turn a stage whose parameters have local shapes into one tp shard. The order below is the whole recipe."""
+    for name, module in list(model.named_modules()):
+        if name.split(".")[-1] in REGIONS:
+            module.register_forward_pre_hook(_entering(tp))
+            for child, linear in list(module.named_children()):
+                if child in ROW_PARALLEL and isinstance(linear, nn.Linear):
+                    setattr(module, child, RowParallelLinear(linear, tp))
+        if isinstance(module, KeyedDropout) and tp.sequence_parallel and name.startswith("layers."):
+            module.shard = Shard(0, tp.index, tp.size)
+    if isinstance(model.tok_embeddings, nn.Embedding):
+        model.tok_embeddings = VocabParallelEmbedding(model.tok_embeddings, tp)
+        if tp.sequence_parallel:
+            whole = model.embed
+            model.embed = lambda x: cast(Tensor, _SliceSequence.apply(whole(x), tp))  # type: ignore[method-assign]
+    if model.output is not None:
+        model.output.register_forward_pre_hook(_entering(tp))
+
+
+def _entering(tp: TensorParallel) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    return lambda module, args: (enter(args[0], tp), *args[1:])
+
+
+def partial_over_tp(name: str, split: int | None, tp: TensorParallel | None) -> bool:
+    """Whether a parameter's gradient is a partial sum over tp: replicated weights that see a slice of the sequence."""
+    if tp is None or not tp.sequence_parallel or split is not None:
+        return False
+    return not name.startswith("pos_embeddings")
