@@ -14,6 +14,8 @@ from torch._C._distributed_c10d import Store
 
 from trainsys.comm.group import CommError, Group
 
+Ranks = tuple[int, ...]
+
 
 class Communicator:
     """The groups of this rank, keyed by their ranks.
@@ -27,12 +29,12 @@ class Communicator:
 
     def __init__(self, store: Store, rank: int, backend: str = "gloo", timeout_s: float = 60.0) -> None:
         self._store, self.rank, self._backend, self._timeout_s = store, rank, backend, timeout_s
-        self._groups: dict[tuple[int, ...], Group] = {}
-        self._lock = threading.Lock()
+        self._groups: dict[Ranks, Group] = {}
+        self._changed = threading.Condition()
         self._aborted_epoch = -1  # every generation up to this one is dead
         self._epoch = -1
 
-    def reconfigure(self, epoch: int, wanted: Sequence[tuple[int, ...]], keep: Collection[str] = ()) -> None:
+    def reconfigure(self, epoch: int, wanted: Sequence[Ranks], keep: Collection[str] = ()) -> None:
         """Enter generation `epoch` with exactly the groups `wanted` (those that contain this rank).
 
         Every member must pass the same `wanted` order and the same `keep` (names of groups clean on all members).
@@ -40,33 +42,50 @@ class Communicator:
         Raises:
             CommError: a peer died or the generation was aborted; call again with a higher epoch.
         """
-        with self._lock:
+        with self._changed:
             self._epoch = epoch
-        new: dict[tuple[int, ...], Group] = {}
-        for ranks in wanted:
-            if self.rank not in ranks or ranks in new:
-                continue
-            old = self._groups.get(ranks)
-            if old is not None and old.clean and old.name in keep:
-                old.frozen = False
-                new[ranks] = old
-                continue
-            name = f"e{epoch}/{','.join(map(str, ranks))}"
-            group = Group(self._store, name, ranks, self.rank, self._backend, self._timeout_s)
-            with self._lock:
-                new[ranks] = group
-                self._groups[ranks], replaced = group, self._groups.get(ranks)
-                dead = self._aborted_epoch >= epoch
-            if replaced is not None:
-                replaced.close()
-            if dead:
-                self.abort(epoch)
-                raise CommError(f"generation {epoch} was aborted while it was built")
-        with self._lock:
-            stale = [g for ranks, g in self._groups.items() if ranks not in new]
+        mine = list(dict.fromkeys(ranks for ranks in wanted if self.rank in ranks))
+        new = {r: g for r, g in self._groups.items() if r in mine and g.clean and g.name in keep}
+        new |= self._build(epoch, [ranks for ranks in mine if ranks not in new])
+        with self._changed:
+            stale = [g for ranks, g in self._groups.items() if new.get(ranks) is not g]
             self._groups = new
+            aborted = self._aborted_epoch >= epoch
+            for group in new.values():
+                group.frozen = aborted
         for group in stale:
             group.close()
+        self.check()
+
+    def _build(self, epoch: int, missing: Sequence[Ranks]) -> dict[Ranks, Group]:
+        """Connect new groups in a thread that can be left behind.
+
+        Connecting waits for peers in places that nothing can interrupt. When the generation is aborted meanwhile, the
+        thread stays until its own timeout, touching nothing, and the caller goes on.
+        """
+        built: dict[Ranks, Group] = {}
+        outcome: list[str] = []
+
+        def connect() -> None:
+            error = ""
+            try:
+                store = self._store.clone() if hasattr(self._store, "clone") else self._store
+                for ranks in missing:
+                    name = f"e{epoch}/{','.join(map(str, ranks))}"
+                    built[ranks] = Group(store, name, ranks, self.rank, self._backend, self._timeout_s)
+            except (RuntimeError, ValueError) as failure:
+                error = str(failure).splitlines()[0]
+            with self._changed:
+                outcome.append(error)
+                self._changed.notify_all()
+
+        if missing:
+            threading.Thread(target=connect, daemon=True, name=f"connect-e{epoch}").start()
+            with self._changed:
+                self._changed.wait_for(lambda: outcome or self._aborted_epoch >= epoch)
+                if not outcome or outcome[0]:
+                    raise CommError(outcome[0] if outcome else f"generation {epoch} was aborted while connecting")
+        return built
 
     def group(self, ranks: Sequence[int]) -> Group:
         return self._groups[tuple(ranks)]
@@ -76,14 +95,15 @@ class Communicator:
 
         Groups with nothing under way keep their connections and may be carried over by `reconfigure`.
         """
-        with self._lock:
+        with self._changed:
             self._aborted_epoch = max(self._aborted_epoch, epoch)
             groups = list(self._groups.values()) if self._epoch <= epoch else []
-        for group in groups:
-            group.freeze()
+            for group in groups:
+                group.freeze()
+            self._changed.notify_all()
 
     def check(self) -> None:
-        """Raise `CommError` if this generation was aborted; called between operations."""
+        """Raise `CommError` if this generation was aborted."""
         if self._aborted_epoch >= self._epoch:
             raise CommError(f"generation {self._epoch} was aborted")
 

@@ -20,9 +20,6 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, Work
 
-_BUILD_LOCK = threading.Lock()  # sockets are told apart by what appears while a group is built
-
-
 class CommError(RuntimeError):
     """Communication failed or was aborted; the tensors of the operation are undefined (*torn*)."""
 
@@ -50,10 +47,9 @@ class Group:
         self._guard = threading.Lock()
         self._index = {r: i for i, r in enumerate(self.ranks)}
         prefix = PrefixStore(name, store)
-        with _BUILD_LOCK:
-            before = _connected_sockets()
-            self._pg = _backend(prefix, self._index[rank], len(self.ranks), backend, timedelta(seconds=timeout_s))
-            self._sockets = _connected_sockets() - before
+        before = _connected_sockets()
+        self._pg = _backend(prefix, self._index[rank], len(self.ranks), backend, timedelta(seconds=timeout_s))
+        self._sockets = _connected_sockets() - before
 
     @property
     def size(self) -> int:

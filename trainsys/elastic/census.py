@@ -1,0 +1,138 @@
+"""Evidence before a transition commits: every element owned once, its bits and its replicas unchanged.
+
+The hash of a set of elements is the sum modulo 2⁶⁴ of bits(x) · (2·coordinate + 1) · K: it does not depend on how the set
+is cut into boxes, and notices swapped, shifted, stale and missing elements. Each rank hashes what it has; the manager
+only adds up and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from trainsys.elastic.messages import Census
+from trainsys.parallel.state import FlatState
+from trainsys.space.box import Box
+from trainsys.space.layout import Layout, Piece
+from trainsys.space.tensor import SLOTS, LogicalTensor, Space
+from trainsys.space.transition import piece_places
+
+_K = 0x9E3779B97F4A7C15 - (1 << 64)  # 2⁶⁴ / golden ratio, as a signed 64-bit integer
+_MASK = (1 << 64) - 1
+
+
+def hash_box(values: Tensor, tensor: LogicalTensor, box: Box) -> int:
+    """Hash of the elements of one box.
+
+    Args:
+        values: contiguous, in the box's shape, fp32 or fp64.
+    """
+    bits = values.contiguous().view(torch.int32 if values.dtype == torch.float32 else torch.int64).to(torch.int64)
+    coordinate = torch.zeros((), dtype=torch.int64, device=values.device)
+    for d, size in enumerate(tensor.shape):
+        axis = torch.arange(box.start[d], box.stop[d], device=values.device).view([-1] + [1] * (values.dim() - d - 1))
+        coordinate = coordinate * size + axis
+    weights = (2 * coordinate + 1) * _K
+    return int((bits * weights).sum().item()) & _MASK
+
+
+def hash_piece(state: FlatState, slot: str, piece: Piece, space: Space, tp: int) -> int:
+    tensor = space.tensors[piece.tensor]
+    places = piece_places(tensor, tp, piece, state.offsets[piece])
+    return sum(hash_box(state.run(slot, place), tensor, place.box) for place in places) & _MASK
+
+
+def take_census(
+    space: Space,
+    rank: int,
+    src: Layout | None,
+    alive: Iterable[int],
+    old: FlatState | None,
+    dst: Layout,
+    new: FlatState,
+    step: int,
+) -> Census:
+    """One rank's evidence for a transition from `src` (None: there is none to compare with) to `dst`."""
+    before: dict[tuple[int, str], int] = {}
+    if src is not None and old is not None and rank in src.ranks:
+        living = set(alive)
+        for piece, witness in _witnesses(space, src, living):
+            if witness == rank:
+                for slot in SLOTS:
+                    key = (piece.tensor, slot)
+                    before[key] = (before.get(key, 0) + hash_piece(old, slot, piece, space, src.tp)) & _MASK
+    after: dict[tuple[int, str], int] = {}
+    elements: dict[int, int] = {}
+    owned: dict[tuple[int, int, int], int] = {}
+    copies: dict[tuple[int, int, int], int] = {}
+    mine = set(dst.owned(space, rank)) if rank in dst.ranks else set()
+    for piece in new.pieces:
+        hashes = [hash_piece(new, slot, piece, space, dst.tp) for slot in SLOTS]
+        (owned if piece in mine else copies)[piece.tensor, piece.shard, piece.start] = _mix(hashes)
+        if piece in mine and _counts(space, piece):
+            elements[piece.tensor] = elements.get(piece.tensor, 0) + piece.numel
+            for slot, value in zip(SLOTS, hashes, strict=True):
+                after[piece.tensor, slot] = (after.get((piece.tensor, slot), 0) + value) & _MASK
+    return Census(before, after, elements, owned, copies, step)
+
+
+def check_census(space: Space, reports: Mapping[int, Census], compare: bool) -> None:
+    """The manager's verdict over all ranks' evidence.
+
+    Args:
+        compare: False at a fresh start, where there is no source.
+
+    Raises:
+        ValueError: naming the first tensor, slot or step that does not add up.
+    """
+    elements: dict[int, int] = {}
+    owners: dict[tuple[int, int, int], int] = {}
+    for census in reports.values():
+        for tensor, n in census.elements.items():
+            elements[tensor] = elements.get(tensor, 0) + n
+        owners.update(census.owned)
+    for ordinal, tensor in enumerate(space.tensors):
+        if elements.get(ordinal, 0) != tensor.numel:
+            raise ValueError(f"census: {tensor.name} has {elements.get(ordinal, 0)} of {tensor.numel} elements owned")
+    for rank, census in reports.items():
+        for key, value in census.copies.items():
+            if owners.get(key) != value:
+                raise ValueError(f"census: rank {rank} holds another {space.tensors[key[0]].name} than its owner")
+    if compare:
+        for ordinal, tensor in enumerate(space.tensors):
+            for slot in SLOTS:
+                source = sum(c.before.get((ordinal, slot), 0) for c in reports.values()) & _MASK
+                target = sum(c.after.get((ordinal, slot), 0) for c in reports.values()) & _MASK
+                if source != target:
+                    raise ValueError(f"census: {tensor.name}.{slot} changed in transit")
+    steps = {c.step for c in reports.values() if c.owned}
+    if len(steps) > 1:
+        raise ValueError(f"census: ranks disagree on the step: {sorted(steps)}")
+
+
+def _witnesses(space: Space, layout: Layout, alive: set[int]) -> Iterable[tuple[Piece, int]]:
+    """Each piece of the source once, with the first living rank that holds it."""
+    for ordinal, tensor in enumerate(space.tensors):
+        for shard in range(layout.tp):
+            for piece, owner in layout.pieces(tensor, ordinal, shard):
+                if _counts(space, piece):
+                    holders = layout.holders(tensor, shard, owner)
+                    if tensor.split is None:
+                        holders = tuple(r for s in range(layout.tp) for r in layout.holders(tensor, s, owner))
+                    witness = next((r for r in holders if r in alive), None)
+                    if witness is not None:
+                        yield piece, witness
+
+
+def _counts(space: Space, piece: Piece) -> bool:
+    """Tensors replicated over tp are counted once, in their first shard."""
+    return piece.shard == 0 or space.tensors[piece.tensor].split is not None
+
+
+def _mix(hashes: list[int]) -> int:
+    total = 0
+    for value in hashes:
+        total = (total * 0x100000001B3 + value) & _MASK
+    return total

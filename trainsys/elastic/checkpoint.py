@@ -1,0 +1,279 @@
+"""Checkpoints: torch DCP, one folder per step, complete or absent.
+
+Every logical tensor is saved as ``<slot>.<name>`` with its global shape, in whatever boxes the layout stored it, so any
+layout (and any DCP reader) can load it. A folder is written under a temporary name, checksummed and renamed; a reader
+therefore sees whole checkpoints only, and `find_checkpoint` still verifies them and falls back to the one before.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from trainsys.comm.group import Group
+from trainsys.comm.objects import broadcast_object, gather_objects
+from trainsys.config import RunConfig, to_dict
+from trainsys.parallel.state import FlatState
+from trainsys.space.layout import Layout
+from trainsys.space.tensor import SLOTS, Space
+from trainsys.space.transition import Place, piece_places, storage_places
+
+MANIFEST = "trainsys.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; nothing half-written is left."""
+
+
+def checkpoint_dir(config: RunConfig) -> Path:
+    return Path(config.checkpoint.dir) if config.checkpoint.dir else Path(config.run_dir) / "checkpoints"
+
+
+# -- save ------------------------------------------------------------------------------------------------------------
+
+
+def save_state(
+    config: RunConfig, space: Space, layout: Layout, rank: int, step: int, state: FlatState, group: Group | None
+) -> Path:
+    """Write the whole training state together; every rank of the layout must call.
+
+    Returns:
+        The finished folder.
+
+    Raises:
+        CheckpointError: on every rank, when any of them could not write.
+        CommError: a peer died; the temporary folder is removed by the next save.
+    """
+    final = checkpoint_dir(config) / f"step-{step:08d}"
+    temporary = final.with_name(f".{final.name}.partial")
+    lead = rank == layout.ranks[0]
+    if lead:
+        shutil.rmtree(temporary, ignore_errors=True)
+    planner = _SavePlanner(space, state, _writes(space, layout, rank))
+    writer = FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True)
+    planner.set_up_planner({}, None, lead)
+    error, plans, metadata, results = "", None, None, []
+    gathered = gather_objects(group, planner.create_local_plan())
+    if lead:
+        assert gathered is not None
+        plans, metadata = planner.create_global_plan(gathered)
+        error = _attempt(lambda: writer.set_up_storage_writer(True), temporary)
+        plans = writer.prepare_global_plan(plans)
+    plans, error = broadcast_object(group, (plans, error))
+    if not error:
+        plan = planner.finish_plan(plans[layout.ranks.index(rank)])
+        error = _attempt(lambda: results.extend(writer.write_data(plan, planner).wait()), temporary)
+    outcomes = gather_objects(group, (error, results))
+    if lead:
+        assert outcomes is not None
+        error = next((e for e, _ in outcomes if e), "")
+        error = error or _attempt(lambda: writer.finish(metadata, [r for _, r in outcomes]), temporary)
+        error = error or _attempt(lambda: _complete(config, temporary, final, step), temporary)
+        if error:
+            shutil.rmtree(temporary, ignore_errors=True)
+    error = broadcast_object(group, error)
+    if error:
+        raise CheckpointError(f"checkpoint of step {step} not saved: {error}")
+    return final
+
+
+def _writes(space: Space, layout: Layout, rank: int) -> list[tuple[int, Place]]:
+    """The boxes this rank writes: each element of the space is written by one rank."""
+    stage, _, shard = layout.where(rank)
+    writes, offsets = [], dict(storage_places(space, layout, rank))
+    if layout.zero == 0:  # whole shards, spread over the replicas
+        for ordinal, tensor in enumerate(space.tensors):
+            if not layout.stages[stage].holds(tensor) or (tensor.split is None and shard):
+                continue
+            teams = layout.teams_of(tensor)
+            if rank in teams[ordinal % len(teams)]:
+                first = next(p for p, _ in layout.pieces(tensor, ordinal, shard))
+                writes.append((ordinal, Place(offsets[first], tensor.local_box(layout.tp, shard))))
+        return writes
+    for piece in layout.owned(space, rank):
+        tensor = space.tensors[piece.tensor]
+        if tensor.split is not None or shard == 0:
+            writes += [(piece.tensor, p) for p in piece_places(tensor, layout.tp, piece, offsets[piece])]
+    return writes
+
+
+class _SavePlanner(DefaultSavePlanner):
+    """DCP asks which boxes there are and for their contents; both come from the flat state."""
+
+    def __init__(self, space: Space, state: FlatState, writes: list[tuple[int, Place]]) -> None:
+        super().__init__()
+        self._items: list[WriteItem] = []
+        self._values: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        for ordinal, place in writes:
+            tensor = space.tensors[ordinal]
+            for slot in SLOTS:
+                name, value = f"{slot}.{tensor.name}", state.run(slot, place)
+                offset = torch.Size(place.box.start)
+                self._values[name, tuple(offset)] = value
+                data = TensorWriteData(
+                    chunk=ChunkStorageMetadata(offset, torch.Size(place.box.shape)),
+                    properties=TensorProperties.create_from_tensor(value),
+                    size=torch.Size(tensor.shape),
+                )
+                self._items.append(WriteItem(MetadataIndex(name, offset), WriteItemType.SHARD, tensor_data=data))
+
+    def create_local_plan(self) -> SavePlan:
+        self.plan = SavePlan(self._items)
+        return self.plan
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        assert index.offset is not None
+        return self._values[index.fqn, tuple(index.offset)]
+
+
+def _attempt(action: Any, folder: Path) -> str:
+    """Run a disk action; the error as one line, or an empty string."""
+    try:
+        action()
+    except Exception as error:  # torch wraps OSErrors of its writer threads in its own types
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC or "No space left" in str(error):
+            return f"no space left on the disk of {folder.parent}; free some or set checkpoint.dir=…"
+        return " ".join(str(cause or error).split())[:300]
+    return ""
+
+
+def _complete(config: RunConfig, temporary: Path, final: Path, step: int) -> None:
+    """Checksums and progress beside the data, then the rename that makes the checkpoint exist."""
+    files = {f.name: [f.stat().st_size, _crc(f)] for f in sorted(temporary.iterdir())}
+    manifest = {
+        "step": step,
+        "position": step * config.batch.global_size,
+        "seed": config.train.seed,
+        "model": to_dict(config.model),
+        "batch": to_dict(config.batch),
+        "files": files,
+    }
+    with (temporary / MANIFEST).open("w") as stream:
+        json.dump(manifest, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    for old in sorted(final.parent.glob("step-*"))[: -max(1, config.checkpoint.keep)]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _crc(path: Path) -> int:
+    value = 0
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
+
+
+# -- find and load ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest whole checkpoint (path empty: none) and what is wrong with newer ones."""
+
+    path: str
+    step: int
+    rejected: tuple[str, ...]
+
+
+def find_checkpoint(config: RunConfig) -> Found:
+    """Newest checkpoint whose files are all there with the right sizes and checksums.
+
+    Raises:
+        ValueError: when it is of another model or batch, naming the first key that differs.
+    """
+    rejected = []
+    for folder in sorted(checkpoint_dir(config).glob("step-*"), reverse=True):
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            for name, (size, crc) in manifest["files"].items():
+                if (folder / name).stat().st_size != size or _crc(folder / name) != crc:
+                    raise ValueError(f"{name} is damaged")
+        except (OSError, ValueError, KeyError) as error:
+            rejected.append(f"{folder.name}: {' '.join(str(error).split())}")
+            continue
+        _check_same(config, folder, manifest)
+        return Found(str(folder), int(manifest["step"]), tuple(rejected))
+    return Found("", 0, tuple(rejected))
+
+
+def _check_same(config: RunConfig, folder: Path, manifest: dict[str, Any]) -> None:
+    for section in ("model", "batch"):
+        ours, theirs = to_dict(getattr(config, section)), manifest[section]
+        for key, value in ours.items():
+            if theirs.get(key) != value:
+                raise ValueError(
+                    f"checkpoint {folder} was made with {section}.{key}={theirs.get(key)}, this run has {value}; "
+                    "set checkpoint.resume=false or another run_dir"
+                )
+    if manifest["seed"] != config.train.seed:
+        raise ValueError(f"checkpoint {folder} was made with train.seed={manifest['seed']}, not {config.train.seed}")
+
+
+def load_state(
+    path: Path, space: Space, layout: Layout, rank: int, dtype: torch.dtype, device: torch.device
+) -> FlatState:
+    """Read this rank's storage under `layout` from a checkpoint of any layout."""
+    state = FlatState(layout.storage(space, rank), dtype, device)
+    reader = FileSystemReader(path)
+    planner = _LoadPlanner(space, layout, rank, state)
+    metadata = reader.read_metadata()
+    planner.set_up_planner({}, metadata, False)
+    reader.set_up_storage_reader(metadata, False)
+    plan = reader.prepare_local_plan(planner.create_local_plan())
+    reader.read_data(planner.finish_plan(plan), planner).wait()
+    return state
+
+
+class _LoadPlanner(DefaultLoadPlanner):
+    """Asks DCP for the boxes of the rank's storage and offers the flat state's runs as targets."""
+
+    def __init__(self, space: Space, layout: Layout, rank: int, state: FlatState) -> None:
+        super().__init__()
+        self._chunks: dict[str, list[ChunkStorageMetadata]] = {}
+        self._targets: dict[tuple[str, int], Tensor] = {}
+        for piece, offset in storage_places(space, layout, rank):
+            tensor = space.tensors[piece.tensor]
+            for place in piece_places(tensor, layout.tp, piece, offset):
+                for slot in SLOTS:
+                    name = f"{slot}.{tensor.name}"
+                    chunks = self._chunks.setdefault(name, [])
+                    self._targets[name, len(chunks)] = state.run(slot, place)
+                    chunks.append(ChunkStorageMetadata(torch.Size(place.box.start), torch.Size(place.box.shape)))
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        stored = self.metadata.state_dict_metadata
+        items = []
+        for name, chunks in self._chunks.items():
+            items += create_read_items_for_chunk_list(name, stored[name], chunks)  # type: ignore[arg-type]
+        return LoadPlan(items)
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        assert index.index is not None
+        return self._targets[index.fqn, index.index]

@@ -1,0 +1,91 @@
+"""The control connection between a worker and the manager: framed, authenticated, ordered.
+
+The worker's reader thread queues what arrives; a `Fault` also aborts communication at once, from that thread, because the
+main thread may be blocked inside a collective.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Client, Connection
+from typing import Any, TypeVar
+
+from trainsys.elastic.messages import Beat, Fault, Quit
+
+M = TypeVar("M")
+Address = tuple[str, int] | str
+
+
+class Abandoned(Exception):
+    """The manager called the current epoch off."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"abandoned for epoch {epoch}")
+        self.epoch = epoch
+
+
+class ControlClient:
+    """A worker's end.
+
+    Args:
+        address: of the manager's listener.
+        authkey: shared secret.
+        beat_s: seconds between heartbeats.
+        on_fault: called from the reader thread with the epoch to come.
+    """
+
+    def __init__(self, address: Address, authkey: bytes, beat_s: float, on_fault: Callable[[int], None]) -> None:
+        self._connection: Connection = Client(address, authkey=authkey)
+        self._inbox: queue.Queue[Any] = queue.Queue()
+        self._send_lock = threading.Lock()
+        self._on_fault = on_fault
+        self.epoch = -1  # entered by the worker
+        threading.Thread(target=self._read, daemon=True, name="control").start()
+        threading.Thread(target=self._beat, args=(beat_s,), daemon=True, name="heartbeat").start()
+
+    def send(self, message: Any) -> None:
+        with self._send_lock:
+            self._connection.send(message)
+
+    def receive(self) -> Any:
+        """The next message; blocks."""
+        return self._inbox.get()
+
+    def expect(self, kind: type[M]) -> M:
+        """The next message, which must be a `kind`.
+
+        Raises:
+            Abandoned: a Fault came instead.
+            SystemExit: the manager told this worker to leave.
+        """
+        message = self.receive()
+        while isinstance(message, Fault) and message.epoch <= self.epoch:  # said twice; already entered
+            message = self.receive()
+        if isinstance(message, Fault):
+            raise Abandoned(message.epoch)
+        if isinstance(message, Quit):
+            raise SystemExit(1 if message.reason else 0)
+        assert isinstance(message, kind), f"expected {kind.__name__}, got {message}"
+        return message
+
+    def _read(self) -> None:
+        try:
+            while True:
+                message = self._connection.recv()
+                self._inbox.put(message)
+                if isinstance(message, Fault):
+                    self._on_fault(message.epoch)
+        except (EOFError, OSError):
+            os._exit(1)  # the manager is gone: nobody can commit any more, and no orphan may stay
+
+    def _beat(self, beat_s: float) -> None:
+        while True:
+            try:
+                self.send(Beat())
+            except OSError:
+                return
+            time.sleep(beat_s)

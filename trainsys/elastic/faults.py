@@ -1,0 +1,117 @@
+"""Faults are data: a schedule that prints and parses, random ones from a seed, and the injector inside each rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+STEP_PHASES = ("forward", "send", "backward", "reduce", "snapshot", "optimizer")
+CHANGE_PHASES = ("plan", "connect", "transfer", "verify", "commit")  # inside a transition
+PHASES = STEP_PHASES + CHANGE_PHASES
+_FORM = re.compile(r"^(kill|stop)@(\d+):(\d+)(?::([a-z]+))?$|^(join)@(\d+)$")
+
+
+@dataclass(frozen=True)
+class FaultEvent:
+    """``kill`` (SIGKILL) or ``stop`` (SIGSTOP) of `rank` as it enters `phase` of `step`; or a ``join`` at `step`.
+
+    A phase of a transition (plan … commit) hits the first transition at or after `step`.
+    """
+
+    kind: str
+    step: int
+    rank: int = -1
+    phase: str = "forward"
+
+    def __str__(self) -> str:
+        return f"join@{self.step}" if self.kind == "join" else f"{self.kind}@{self.step}:{self.rank}:{self.phase}"
+
+
+def parse_faults(text: str, world_size: int, steps: int) -> tuple[FaultEvent, ...]:
+    """Parse ``"kill@17:2:backward,stop@30:0,join@40"``.
+
+    Raises:
+        ValueError: naming the item, for a form, rank, phase or step that cannot be.
+    """
+    events = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        match = _FORM.match(item)
+        if match is None:
+            raise ValueError(f"faults.schedule: {item!r} is not kill@STEP:RANK[:PHASE], stop@STEP:RANK[:PHASE] or join@STEP")
+        kind, step, rank, phase, join, at = match.groups()
+        event = FaultEvent("join", int(at)) if join else FaultEvent(kind, int(step), int(rank), phase or "forward")
+        if event.step >= steps:
+            raise ValueError(f"faults.schedule: {item!r} names step {event.step}, but the run has train.steps={steps}")
+        if event.phase not in PHASES:
+            raise ValueError(f"faults.schedule: {item!r} names no phase; phases are {', '.join(PHASES)}")
+        joins = sum(e.kind == "join" for e in events)
+        if event.kind != "join" and event.rank >= world_size + joins:
+            raise ValueError(
+                f"faults.schedule: {item!r} names rank {event.rank}, but ranks are 0 to {world_size + joins - 1} then"
+            )
+        events.append(event)
+    return tuple(sorted(events, key=lambda e: e.step))
+
+
+def random_kills(
+    seed: int, kills: int, ranks: Sequence[int], steps: int, rejoin_after: int = 0, phases: Sequence[str] = STEP_PHASES
+) -> tuple[FaultEvent, ...]:
+    """`kills` kills of distinct ranks, spread evenly over the run, in phases drawn from `phases`; the same for a seed.
+
+    Raises:
+        ValueError: when there are not enough ranks or steps.
+    """
+    if kills >= len(ranks) and not rejoin_after:
+        raise ValueError(f"faults.kills={kills} would leave none of {len(ranks)} ranks; set faults.kills<{len(ranks)}")
+    if kills > len(ranks) or 2 * kills >= steps:
+        raise ValueError(f"faults.kills={kills} does not fit {len(ranks)} ranks and train.steps={steps}; set it lower")
+    rng = random.Random(f"faults/{seed}")
+    victims = rng.sample(list(ranks), kills)
+    events: list[FaultEvent] = []
+    width = steps // (kills + 1)
+    for i, victim in enumerate(victims):
+        step = 1 + i * width + rng.randrange(max(1, width // 2))
+        events.append(FaultEvent("kill", step, victim, rng.choice(list(phases))))
+        if rejoin_after and step + rejoin_after < steps:
+            events.append(FaultEvent("join", step + rejoin_after))
+    return tuple(sorted(events, key=lambda e: e.step))
+
+
+class Injector:
+    """Carries out this rank's faults; its `at` hangs in every phase of step and transition.
+
+    Just before it strikes it writes ``<folder>/<rank>.json`` with the time (CLOCK_MONOTONIC), so that the time to
+    recovery can be counted from the fault itself.
+    """
+
+    def __init__(self, events: Sequence[FaultEvent], rank: int, folder: Path) -> None:
+        self._events = [e for e in events if e.rank == rank and e.kind != "join"]
+        self._rank, self._folder = rank, folder
+        self.step = 0
+        self.microbatches = 1  # of this rank in a step
+        self._entered: dict[tuple[int, str], int] = {}
+
+    def at(self, phase: str) -> None:
+        """Entering `phase`: strike here if the schedule says so (in forward and backward: at the second microbatch)."""
+        if not self._events:
+            return
+        count = self._entered[self.step, phase] = self._entered.get((self.step, phase), 0) + 1
+        for event in self._events:
+            due = self.step >= event.step if event.phase in CHANGE_PHASES else self.step == event.step
+            inside = min(2, self.microbatches) if phase in ("forward", "backward") else 1
+            if due and event.phase == phase and count >= inside:
+                self._strike(event)
+
+    def _strike(self, event: FaultEvent) -> None:
+        self._events.remove(event)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        record = {"kind": event.kind, "rank": self._rank, "phase": event.phase, "step": self.step, "time": time.monotonic()}
+        (self._folder / f"{self._rank}.json").write_text(json.dumps(record))
+        os.kill(os.getpid(), signal.SIGKILL if event.kind == "kill" else signal.SIGSTOP)

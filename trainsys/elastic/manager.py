@@ -1,0 +1,374 @@
+"""The manager: epochs of membership, and the single authority that commits steps.
+
+One loop, one state. A message can only move it along these lines:
+
+    STARTING ──all said Hello──▶ QUIESCING ──all Quiesced──▶ CHANGING ──all Staged, census right──▶ RUNNING
+                                     ▲                          │ a rank lost                          │ a rank lost,
+                                     └──────────────────────────┴──────────────────────────────────────┘ or one joins
+
+A step counts when every rank of the layout has proposed it (Verdict); a layout counts when every participant has staged
+it (CommitEpoch). Nothing else is ever shared knowledge, so a fault at any instant leaves one unambiguous state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+from trainsys.config import ParallelConfig, RunConfig
+from trainsys.elastic.census import check_census
+from trainsys.elastic.messages import (
+    Beat,
+    CommitEpoch,
+    Failed,
+    Fault,
+    Hello,
+    Open,
+    Proposal,
+    Quiesced,
+    Quit,
+    Saved,
+    Staged,
+    Verdict,
+)
+from trainsys.elastic.record import Change, Observer
+from trainsys.models.geometry import resolve, split_layers, tensors
+from trainsys.parallel.step import decide
+from trainsys.planner.successor import successor
+from trainsys.space.build import build_layout, succeed
+from trainsys.space.layout import Layout
+from trainsys.space.tensor import Space
+from trainsys.space.transition import LostError, Sources
+
+
+class ElasticError(RuntimeError):
+    """Training cannot go on; the message says what is missing."""
+
+
+class Phase(Enum):
+    STARTING = "starting"
+    QUIESCING = "quiescing"
+    CHANGING = "changing"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    DONE = "done"
+
+
+class Launcher(Protocol):
+    """Starts and fences rank processes."""
+
+    def spawn(self, rank: int, node: int) -> None: ...
+
+    def kill(self, rank: int) -> None: ...
+
+    def accepted(self) -> Sequence[Connection]:
+        """Connections made since the last call."""
+
+    def died_early(self) -> Sequence[int]:
+        """Ranks whose process ended before it connected."""
+
+
+@dataclass
+class Member:
+    rank: int
+    node: int
+    pid: int
+    link: Connection
+    beat: float = field(default_factory=time.monotonic)
+
+
+class Manager:
+    """Runs one training job.
+
+    Args:
+        config: of the run; `config.parallel` is the first layout.
+        launcher: of rank processes; ranks 0 … world_size-1 are already on their way.
+        resume: checkpoint folder to start from, or empty.
+        start_step: optimizer steps in that checkpoint.
+        joins: steps at which a fresh rank is started (from the fault schedule).
+    """
+
+    def __init__(
+        self, config: RunConfig, world_size: int, launcher: Launcher, observer: Observer,
+        resume: str = "", start_step: int = 0, joins: Sequence[int] = (), elastic: bool = True,
+    ) -> None:  # fmt: skip
+        self.config, self.launcher, self.observer = replace(config, model=resolve(config.model)), launcher, observer
+        self.space = Space(tensors(self.config.model))
+        self.world_size, self.resume, self.step, self.elastic = world_size, resume, start_step, elastic
+        layers = config.parallel.stage_layers or split_layers(config.model.num_layers, config.parallel.pp)
+        self.parallel: ParallelConfig = replace(config.parallel, stage_layers=tuple(layers))
+        self.layout: Layout | None = None
+        self.target: Layout | None = None
+        self.phase = Phase.STARTING
+        self.epoch = -1
+        self.members: dict[int, Member] = {}
+        self.next_rank = world_size
+        self.stop_requested = False
+        self._links: dict[Connection, int] = {}
+        self._quiet: dict[int, Quiesced] = {}
+        self._staged: dict[int, Staged] = {}
+        self._proposals: dict[int, Proposal] = {}
+        self._joins = sorted(joins)
+        self._respawns: list[tuple[float, int]] = []
+        self._save_due = False
+        self._newcomers = False
+        self._change: Change | None = None
+        self._participants: tuple[int, ...] = ()
+        self._tick_s = min(0.02, config.elastic.heartbeat_limit_s / 10)
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until the last step is committed (and saved), or a stop was requested.
+
+        Raises:
+            ElasticError: too few ranks left, state lost, or a rank failed to start.
+        """
+        while self.phase is not Phase.DONE:
+            for link in wait(list(self._links), self._tick_s) if self._links else [time.sleep(self._tick_s)]:
+                if isinstance(link, Connection):
+                    self._read(link)
+            for link in self.launcher.accepted():
+                self._links[link] = -1
+            self._check_clock()
+
+    def _read(self, link: Connection) -> None:
+        try:
+            message = link.recv()
+        except (EOFError, OSError):
+            rank = self._links.pop(link, -1)
+            link.close()
+            if rank in self.members and self.members[rank].link is link:
+                self._lost(rank, "exit")
+            return
+        rank = self._links.get(link, -1)
+        if isinstance(message, Hello):
+            self._links[link] = message.rank
+            self._joined(Member(message.rank, message.node, message.pid, link))
+        elif rank in self.members:
+            self.members[rank].beat = time.monotonic()
+            self._handle(rank, message)
+
+    def _handle(self, rank: int, message: Any) -> None:
+        match message:
+            case Beat():
+                pass
+            case Proposal(epoch=epoch) if epoch == self.epoch and self.phase is Phase.RUNNING:
+                assert self.layout is not None
+                self._proposals[rank] = message
+                if self._proposals.keys() >= set(self.layout.ranks):
+                    self._commit_step()
+            case Quiesced(epoch=epoch) if epoch == self.epoch and self.phase is Phase.QUIESCING:
+                self._quiet[rank] = message
+                self._open_if_quiet()
+            case Staged(epoch=epoch) if epoch == self.epoch and self.phase is Phase.CHANGING:
+                self._staged[rank] = message
+                if self._staged.keys() >= set(self._participants):
+                    self._commit_epoch()
+            case Failed() if self.phase is Phase.QUIESCING:
+                self._broadcast([rank], Fault(self.epoch))
+            case Failed(epoch=epoch) if epoch == self.epoch:
+                self._begin_change(message.reason)
+            case Saved():
+                self._saved(message)
+            case _:
+                pass  # of an epoch that is over
+
+    def _check_clock(self) -> None:
+        now = time.monotonic()
+        for member in list(self.members.values()):
+            if now - member.beat > self.config.elastic.heartbeat_limit_s:
+                self.launcher.kill(member.rank)  # fenced: it may wake up later
+                self._lost(member.rank, "hang")
+        for due, node in [r for r in self._respawns if r[0] <= now]:
+            self._respawns.remove((due, node))
+            self._spawn(node)
+        for rank in self.launcher.died_early():
+            if self.phase is Phase.STARTING:
+                self.abort(f"rank {rank} ended before it joined; its error is above")
+        if self.stop_requested and self.phase is Phase.STARTING:
+            self._finish("stopped before the first step")
+
+    # -- membership ----------------------------------------------------------------------------------------------
+
+    def _joined(self, member: Member) -> None:
+        self.members[member.rank] = member
+        self.observer.joined(member.rank, member.node)
+        self._newcomers = True
+        if self.phase is Phase.STARTING and len(self.members) == self.world_size:
+            self._begin_change("")
+        elif self.phase is Phase.QUIESCING:
+            self._broadcast([member.rank], Fault(self.epoch))
+
+    def _spawn(self, node: int) -> None:
+        self.launcher.spawn(self.next_rank, node)
+        self.next_rank += 1
+
+    def _lost(self, rank: int, cause: str) -> None:
+        member = self.members.pop(rank)
+        self._links.pop(member.link, None)
+        if self.phase in (Phase.DONE, Phase.STARTING):
+            if self.phase is Phase.STARTING:
+                self.abort(f"rank {rank} ended before training began; its error is above")
+            return
+        self.observer.lost(rank, cause, self.step)
+        if not self.elastic:
+            self.abort(f"rank {rank} died at step {self.step}; this launcher cannot go on without it, restart to resume")
+        if self.config.elastic.spare_delay_s >= 0:
+            self._respawns.append((time.monotonic() + self.config.elastic.spare_delay_s, member.node))
+        self._quiet.pop(rank, None)
+        if self.phase is Phase.QUIESCING:
+            self._broadcast(self.members.keys() - self._quiet.keys(), Fault(self.epoch))
+            self._open_if_quiet()
+        elif self.phase is not Phase.RUNNING or (self.layout is not None and rank in self.layout.ranks):
+            self._begin_change(f"rank {rank} lost")
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    def _begin_change(self, reason: str, informed: Collection[int] = ()) -> None:
+        """Call off whatever is under way; every member answers Quiesced. `informed` ranks know it from a Verdict."""
+        self.epoch += 1
+        self.phase = Phase.QUIESCING
+        self._quiet, self._staged, self._proposals, self.target = {}, {}, {}, None
+        self._broadcast(self.members.keys() - set(informed), Fault(self.epoch))
+        self._change = Change(self.epoch, self.step, reason, self.layout, time.monotonic())
+        if not self.members:
+            self.abort("no rank is left")
+
+    def _open_if_quiet(self) -> None:
+        if self._quiet.keys() >= self.members.keys():
+            self._open()
+
+    def _open(self) -> None:
+        """Choose the layout for the members that there are and send everybody there."""
+        nodes = {r: m.node for r, m in self.members.items()}
+        try:
+            self.parallel, self.target = self._choose(nodes)
+            alive = tuple(r for r in (self.layout.ranks if self.layout else ()) if r in self.members)
+            if self.layout is not None:
+                self._check_covered(alive)
+        except LostError as error:
+            self.abort(f"state is lost, {error}; restart to resume from the last checkpoint")
+        except ValueError as error:
+            self.abort(str(error))
+        assert self.target is not None
+        self._newcomers = False
+        self._participants = tuple(sorted({*alive, *self.target.ranks}))
+        counts = [self._quiet[r].clean for r in self._participants]
+        keep = tuple(name for name, seq in counts[0].items() if self._clean_everywhere(name, seq))
+        order = Open(
+            self.epoch, self.layout, self.target, self.parallel, self.step, nodes, alive, self._participants, keep,
+            self.resume if self.layout is None else "",
+        )  # fmt: skip
+        self.phase = Phase.CHANGING
+        self._broadcast(self._participants, order)
+
+    def _choose(self, nodes: dict[int, int]) -> tuple[ParallelConfig, Layout]:
+        """The next layout: the configured one at the start, afterwards the planner's best successor."""
+        ranks = sorted(self.members)
+        chunk = self.config.elastic.chunk
+        if self.layout is None:
+            layers = self.parallel.stage_layers
+            return self.parallel, build_layout(self.parallel, layers, ranks, chunk, lambda r: nodes[r])
+        living = set(ranks)
+        whole = [sum(living.issuperset(team) for team in stage.teams) for stage in self.layout.stages]
+        chosen = successor(self.config, len(ranks) // self.parallel.tp, self.parallel, whole)
+        layers = chosen.stage_layers or split_layers(self.config.model.num_layers, chosen.pp)
+        chosen = replace(chosen, stage_layers=tuple(layers))
+        return chosen, succeed(self.layout, chosen, layers, ranks, lambda r: nodes[r])
+
+    def _check_covered(self, alive: tuple[int, ...]) -> None:
+        """Every coordinate has a living holder; LostError names the first that has none."""
+        assert self.layout is not None
+        sources = Sources(self.space, self.layout, alive)
+        for ordinal, tensor in enumerate(self.space.tensors):
+            for _ in sources.find(ordinal, tensor.local_box(1, 0)):
+                pass
+
+    def _clean_everywhere(self, name: str, seq: int) -> bool:
+        """Whether all members of a group are participants, have it quiet, and count the same operations."""
+        ranks = {int(r) for r in name.partition("/")[2].split(",")}
+        return ranks <= set(self._participants) and all(self._quiet[r].clean.get(name) == seq for r in ranks)
+
+    def _commit_epoch(self) -> None:
+        """All staged: compare the evidence, then switch."""
+        assert self.target is not None and self._change is not None
+        try:
+            check_census(self.space, {r: s.census for r, s in self._staged.items()}, self.layout is not None)
+        except ValueError as error:
+            self.abort(str(error))
+        stop = self._stopping()
+        self._broadcast(self._participants, CommitEpoch(self.epoch, self._save_due, stop))
+        moved = sum(s.bytes_received for s in self._staged.values())
+        seconds = max(s.seconds for s in self._staged.values())
+        self.layout, self.target = self.target, None
+        self.phase = Phase.STOPPING if stop else Phase.RUNNING
+        self.observer.changed(
+            replace(self._change, after=self.layout, parallel=self.parallel, bytes_moved=moved, transfer_s=seconds)
+        )
+        if stop and not self._save_due:
+            self._finish()
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _commit_step(self) -> None:
+        """Every rank of the layout has proposed: from this line on the step counts."""
+        assert self.layout is not None
+        proposals, self._proposals = self._proposals, {}
+        decision = decide(self.config, [p.report for p in proposals.values()])
+        assert decision.step == self.step, (decision.step, self.step)
+        self.step += 1
+        every, stop = self.config.checkpoint.every, self._stopping()
+        self._save_due = self._save_due or stop or (every > 0 and self.step % every == 0)
+        verdict = Verdict(decision, self._save_due, stop)
+        grow = not stop and self._newcomers
+        if grow:
+            verdict = replace(verdict, change=self.epoch + 1)
+        self._broadcast(self.layout.ranks, verdict)
+        self.observer.committed(decision, proposals, self.epoch, self.layout)
+        while self._joins and self._joins[0] < self.step + 1:
+            self._joins.pop(0)
+            self._spawn(self._emptiest_node())
+        if stop:
+            self.phase = Phase.STOPPING
+        elif grow:
+            self._begin_change("a rank joins", informed=self.layout.ranks)
+
+    def _stopping(self) -> bool:
+        return self.stop_requested or self.step >= self.config.train.steps
+
+    def _emptiest_node(self) -> int:
+        count = dict.fromkeys(range(self.config.cluster.nodes), 0)
+        for member in self.members.values():
+            count[member.node] = count.get(member.node, 0) + 1
+        return min(count, key=lambda n: (count[n], n))
+
+    def _saved(self, message: Saved) -> None:
+        self._save_due = False
+        self.observer.saved(message.step, message.path, message.error)
+        if self.phase is Phase.STOPPING:
+            self._finish()
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _finish(self, reason: str = "") -> None:
+        self.phase = Phase.DONE
+        self._broadcast(self.members, Quit(reason))
+
+    def abort(self, reason: str) -> None:
+        """Tell everybody to leave and raise `ElasticError`."""
+        self._finish(reason)
+        raise ElasticError(reason)
+
+    def _broadcast(self, ranks: Iterable[int], message: Any) -> None:
+        for rank in list(ranks):
+            member = self.members.get(rank)
+            if member is not None:
+                try:
+                    member.link.send(message)
+                except OSError:
+                    pass  # its end is read from the link next

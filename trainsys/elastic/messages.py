@@ -1,0 +1,145 @@
+"""What manager and workers say to each other. Messages of one connection arrive in order; that is all the protocol needs.
+
+Worker → manager: Hello, Beat, Proposal, Failed, Quiesced, Staged, Saved. Manager → worker: Open, CommitEpoch, Verdict,
+Fault, Quit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trainsys.config import ParallelConfig
+from trainsys.parallel.step import Decision, Report
+from trainsys.schedule.simulate import Event
+from trainsys.space.layout import Layout
+
+
+@dataclass(frozen=True)
+class Hello:
+    """A worker has started, imported everything and connected. It holds no state until its first CommitEpoch."""
+
+    rank: int
+    pid: int
+    node: int
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The process is alive; sent every fifth of the heartbeat limit."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A finished step, ready to be committed: all that `apply` needs is on the rank and on its mirror."""
+
+    epoch: int
+    report: Report
+    events: tuple[Event, ...] = ()  # of traced steps
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Communication failed in `epoch`: some peer is gone, or a connection broke."""
+
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Quiesced:
+    """Everything of the old epoch is abandoned; ready for `epoch`. `clean`: group name -> operations done."""
+
+    epoch: int
+    clean: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Census:
+    """One rank's evidence that the transition is right; sums of hashes are independent of the layout.
+
+    Attributes:
+        before: (tensor, slot) -> hash of the elements this rank vouches for in the source.
+        after: (tensor, slot) -> hash of the elements this rank owns in the destination.
+        elements: tensor -> owned elements in the destination.
+        replicas: (tensor, shard, start) -> hash of each other copy held, compared with the owner's.
+        step: optimizer steps that the state has seen.
+    """
+
+    before: dict[tuple[int, str], int] = field(default_factory=dict)
+    after: dict[tuple[int, str], int] = field(default_factory=dict)
+    elements: dict[int, int] = field(default_factory=dict)
+    owned: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    copies: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The destination state stands beside the source state, which is still whole."""
+
+    epoch: int
+    census: Census
+    bytes_received: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint is complete on disk, or why it is not."""
+
+    step: int
+    path: str
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Open:
+    """Enter `epoch`: connect, bring the state from `src` to `dst`, report Staged."""
+
+    epoch: int
+    src: Layout | None  # None: fresh start, from `resume` or from initial values
+    dst: Layout
+    parallel: ParallelConfig
+    step: int  # committed optimizer steps
+    nodes: dict[int, int]  # rank -> node
+    alive: tuple[int, ...]  # ranks that still hold the source state
+    participants: tuple[int, ...]
+    keep: tuple[str, ...] = ()  # process groups clean on all of their members
+    resume: str = ""
+
+
+@dataclass(frozen=True)
+class CommitEpoch:
+    """Every participant has staged and the census is right: switch to the destination.
+
+    `checkpoint`: then save first (one was due when the last epoch broke); `stop`: train no further.
+    """
+
+    epoch: int
+    checkpoint: bool = False
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The step counts. Then, in this order: `checkpoint` saves, `stop` waits for Quit, `change` pauses for an epoch."""
+
+    decision: Decision
+    checkpoint: bool = False
+    stop: bool = False
+    change: int = -1
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Abandon whatever is under way and get ready for `epoch`."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Quit:
+    """Leave at once; `reason` is empty after a clean end."""
+
+    reason: str = ""
