@@ -71,12 +71,13 @@ def save_state(
     planner = _SavePlanner(space, state, _writes(space, layout, rank))
     writer = FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True)
     planner.set_up_planner({}, None, lead)
+    writer.set_up_storage_writer(lead)
     error, plans, metadata, results = "", None, None, []
     gathered = gather_objects(group, planner.create_local_plan())
     if lead:
         assert gathered is not None
         plans, metadata = planner.create_global_plan(gathered)
-        error = _attempt(lambda: writer.set_up_storage_writer(True), temporary)
+        error = _attempt(lambda: temporary.mkdir(parents=True), temporary)
         plans = writer.prepare_global_plan(plans)
     plans, error = broadcast_object(group, (plans, error))
     if not error:
@@ -120,7 +121,7 @@ class _SavePlanner(DefaultSavePlanner):
     """DCP asks which boxes there are and for their contents; both come from the flat state."""
 
     def __init__(self, space: Space, state: FlatState, writes: list[tuple[int, Place]]) -> None:
-        super().__init__()
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._items: list[WriteItem] = []
         self._values: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         for ordinal, place in writes:
@@ -254,7 +255,7 @@ class _LoadPlanner(DefaultLoadPlanner):
     """Asks DCP for the boxes of the rank's storage and offers the flat state's runs as targets."""
 
     def __init__(self, space: Space, layout: Layout, rank: int, state: FlatState) -> None:
-        super().__init__()
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._chunks: dict[str, list[ChunkStorageMetadata]] = {}
         self._targets: dict[tuple[str, int], Tensor] = {}
         for piece, offset in storage_places(space, layout, rank):
