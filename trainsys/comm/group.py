@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, Work
 
+
 class CommError(RuntimeError):
     """Communication failed or was aborted; the tensors of the operation are undefined (*torn*)."""
 

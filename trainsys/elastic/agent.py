@@ -46,7 +46,9 @@ class LocalCluster:
                 HOST, config.elastic.port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
             )
         except RuntimeError:
-            raise ValueError(f"port {config.elastic.port} on {HOST} is busy; set elastic.port=0 for a free one") from None
+            raise ValueError(
+                f"port {config.elastic.port} on {HOST} is busy; set elastic.port=0 for a free one"
+            ) from None
         self._listener = Listener((HOST, 0), backlog=64, authkey=self._authkey)
         self._accepted: queue.Queue[Connection] = queue.Queue()
         self._processes: dict[int, mp.process.BaseProcess] = {}

@@ -44,7 +44,9 @@ def parse_faults(text: str, world_size: int, steps: int) -> tuple[FaultEvent, ..
     for item in filter(None, (part.strip() for part in text.split(","))):
         match = _FORM.match(item)
         if match is None:
-            raise ValueError(f"faults.schedule: {item!r} is not kill@STEP:RANK[:PHASE], stop@STEP:RANK[:PHASE] or join@STEP")
+            raise ValueError(
+                f"faults.schedule: {item!r} is not kill@STEP:RANK[:PHASE], stop@STEP:RANK[:PHASE] or join@STEP"
+            )
         kind, step, rank, phase, join, at = match.groups()
         event = FaultEvent("join", int(at)) if join else FaultEvent(kind, int(step), int(rank), phase or "forward")
         if event.step >= steps:
@@ -112,6 +114,12 @@ class Injector:
     def _strike(self, event: FaultEvent) -> None:
         self._events.remove(event)
         self._folder.mkdir(parents=True, exist_ok=True)
-        record = {"kind": event.kind, "rank": self._rank, "phase": event.phase, "step": self.step, "time": time.monotonic()}
+        record = {
+            "kind": event.kind,
+            "rank": self._rank,
+            "phase": event.phase,
+            "step": self.step,
+            "time": time.monotonic(),
+        }
         (self._folder / f"{self._rank}.json").write_text(json.dumps(record))
         os.kill(os.getpid(), signal.SIGKILL if event.kind == "kill" else signal.SIGSTOP)

@@ -217,7 +217,9 @@ class Manager:
             return
         self.observer.lost(rank, cause, self.step)
         if not self.elastic:
-            self.abort(f"rank {rank} died at step {self.step}; this launcher cannot go on without it, restart to resume")
+            self.abort(
+                f"rank {rank} died at step {self.step}; this launcher cannot go on without it, restart to resume"
+            )
         if self.config.elastic.spare_delay_s >= 0:
             self._respawns.append((time.monotonic() + self.config.elastic.spare_delay_s, member.node))
         self._quiet.pop(rank, None)

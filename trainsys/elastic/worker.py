@@ -1,8 +1,8 @@
 """A training rank: obeys the manager's epochs, computes steps in between, survives its peers.
 
-    run()    waits for Open, then enter() and train(), until a fault or the end
-    enter()  connect, transition, census, commit of the epoch, build the engine
-    train()  compute → propose → verdict → apply, step after step
+run()    waits for Open, then enter() and train(), until a fault or the end
+enter()  connect, transition, census, commit of the epoch, build the engine
+train()  compute → propose → verdict → apply, step after step
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ from trainsys.space.layout import Layout, Piece
 from trainsys.space.tensor import Space
 
 
+_PART = 1 << 18  # elements per message of the reduce-scatter
+
+
 @dataclass(frozen=True)
 class BucketSpec:
     """What a bucket holds and who takes part; the same on all of its ranks.
@@ -98,6 +101,7 @@ class Bucket:
         self._dtype, self._device = dtype, device
         self._sum: TreeSum[Tensor] = TreeSum(spec.tree, _add)
         self._running: Tensor | None = None
+        self._scratch: list[Tensor] = []
         self.region = slice(*spec.regions[rank])
 
     def begin(self) -> None:
@@ -107,7 +111,10 @@ class Bucket:
     def push(self, leaf: Node, grads: Mapping[int, Tensor]) -> None:
         """Add one microbatch's gradient: tensor ordinal -> gradient in its local shape."""
         flat = {ordinal: g.reshape(-1) for ordinal, g in grads.items()}
-        value = torch.cat([flat[p.tensor][p.start : p.stop] for p in self.spec.pieces]).to(self._dtype)
+        self.add(leaf, torch.cat([flat[p.tensor][p.start : p.stop] for p in self.spec.pieces]).to(self._dtype))
+
+    def add(self, leaf: Node, value: Tensor) -> None:
+        """Add one microbatch's gradient, already flat; `value` is consumed."""
         if self.fast:
             self._running = value if self._running is None else self._running.add_(value)
         else:
@@ -123,7 +130,7 @@ class Bucket:
             return self._reduce_fast()
         if self.group is None:
             return self._sum.total()
-        return reduce_scatter_tree(self.group, self.spec, self._sum, self.rank)
+        return reduce_scatter_tree(self.group, self.spec, self._sum, self.rank, self._scratch)
 
     def _reduce_fast(self) -> Tensor:
         assert self._running is not None
@@ -138,11 +145,14 @@ class Bucket:
             all_gather_regions(self.group, flat, self.spec.regions)
 
 
-def reduce_scatter_tree(group: Group, spec: BucketSpec, held: TreeSum[Tensor], rank: int) -> Tensor:
+def reduce_scatter_tree(
+    group: Group, spec: BucketSpec, held: TreeSum[Tensor], rank: int, scratch: list[Tensor]
+) -> Tensor:
     """Canonical reduce-scatter: every rank sends its tree nodes' slices to their owners, who add in tree order.
 
     Args:
         held: this rank's nodes [numel]; consumed.
+        scratch: receive buffers, made at the first call and reused (fresh pages cost as much as the additions).
 
     Returns:
         A vector [numel] whose slice ``spec.regions[rank]`` is the sum over all ranks.
@@ -152,44 +162,45 @@ def reduce_scatter_tree(group: Group, spec: BucketSpec, held: TreeSum[Tensor], r
     at = group.ranks.index(rank)
     peers = [group.ranks[(at + k) % group.size] for k in range(1, group.size)]
     own = {node: held.nodes[node] for node in roots[rank]}
-    inbox = [
-        (peer, node, torch.empty(stop - start, dtype=_dtype_of(own), device=_device_of(own)))
-        for peer in reversed(peers)
-        for node in roots[peer]
-        if stop > start
-    ]
+    like = next(iter(own.values()))
+    cuts = _cuts(start, stop)
+    totals: list[TreeSum[Tensor]] = [TreeSum(spec.tree, _add) for _ in cuts]
+    for (a, b), total in zip(cuts, totals, strict=True):
+        for node, value in own.items():
+            total.push(node, value[a:b])
+    wanted = [(peer, node, part) for part in range(len(cuts)) for peer in reversed(peers) for node in roots[peer]]
+    if not scratch:
+        scratch.extend(
+            torch.empty(b - a, dtype=like.dtype, device=like.device) for _, _, p in wanted for a, b in [cuts[p]]
+        )
+    inbox = [(*key, buffer) for key, buffer in zip(wanted, scratch, strict=True)]
     sends = [
-        (peer, value[slice(*spec.regions[peer])], _tag(node))
+        (peer, value[a:b], _tag(node, part))
         for peer in peers
+        for part, (a, b) in enumerate(_cuts(*spec.regions[peer]))
         for node, value in own.items()
-        if spec.regions[peer][1] > spec.regions[peer][0]
     ]
-    total: TreeSum[Tensor] = TreeSum(spec.tree, _add)
-    result = next(iter(own.values()))
-    for node, value in own.items():
-        total.push(node, value[start:stop])
     exchange(
         group,
         sends,
-        [(peer, buffer, _tag(node)) for peer, node, buffer in inbox],
-        lambda i: total.push(inbox[i][1], inbox[i][2]),
+        [(peer, buffer, _tag(node, part)) for peer, node, part, buffer in inbox],
+        lambda i: totals[inbox[i][2]].push(inbox[i][1], inbox[i][3]),
     )
-    if stop > start:
-        result[start:stop] = total.total()
-    return result
+    for (a, b), total in zip(cuts, totals, strict=True):
+        like[a:b] = total.total()
+    return like
+
+
+def _cuts(start: int, stop: int) -> list[tuple[int, int]]:
+    """A region in parts small enough to be added while they are still in the cache."""
+    return [(a, min(a + _PART, stop)) for a in range(start, stop, _PART)]
 
 
 def _add(left: Tensor, right: Tensor) -> Tensor:
     return left.add_(right)
 
 
-def _tag(node: Node) -> int:
-    return (node[1] << 6) | node[0]
-
-
-def _dtype_of(own: Mapping[Node, Tensor]) -> torch.dtype:
-    return next(iter(own.values())).dtype
-
-
-def _device_of(own: Mapping[Node, Tensor]) -> torch.device:
-    return next(iter(own.values())).device
+def _tag(node: Node, part: int) -> int:
+    """Unique per (node, part): 6 bits of level, 12 of index, the rest of part."""
+    assert node[1] < 1 << 12
+    return (part << 18) | (node[1] << 6) | node[0]

@@ -1,0 +1,96 @@
+"""Schedules under emulated compute: measured step against the simulator and the closed formula, in one run.
+
+Stages sleep (F takes T, B takes 2T), messages and the executor are real. `off` is measured / predicted - 1.
+
+    trainsys bench schedules [--stages 4] [--microbatches 8] [--t-ms 40] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from trainsys.comm.communicator import Communicator
+from trainsys.parallel.emulated import EmulatedStage
+from trainsys.parallel.executor import Executor
+from trainsys.schedule.generators import GENERATORS, build
+from trainsys.schedule.routes import Routes
+from trainsys.schedule.simulate import Costs, simulate
+from trainsys.testing import RankPool
+
+
+def body(rank: int, world_size: int, store: Any, name: str, microbatches: int, t: float, repeat: int) -> dict[str, Any]:
+    """One stage: start and end of each repetition on the common clock, and the peak of live activations."""
+    members = tuple(range(world_size))
+    comm = Communicator(store, rank)
+    comm.reconfigure(0, [members])
+    group = comm.group(members)
+    schedule = build(name, Routes.balanced(microbatches, [1] * world_size))
+    stage = EmulatedStage(t, 2 * t, rank == 0, rank == world_size - 1)
+    executor = Executor(schedule, rank, stage, group, members)
+    spans = []
+    for _ in range(repeat + 1):  # the first connects and warms up
+        with group.operation() as pg:
+            pg.barrier().wait()
+        start = time.perf_counter()
+        executor.run()
+        spans.append((start, time.perf_counter()))
+    comm.close()
+    return {"spans": spans[1:], "peak": executor.peak_activations, "actions": len(executor.actions)}
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("trainsys bench schedules", description=__doc__.splitlines()[0])
+    parser.add_argument("--stages", type=int, default=4)
+    parser.add_argument("--microbatches", type=int, default=8)
+    parser.add_argument("--t-ms", type=float, default=40.0, help="seconds of F in ms; B takes twice as long")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    stages, m, t = args.stages, args.microbatches, args.t_ms / 1e3
+    formula = (m + stages - 1) * 3 * t  # GPipe and 1F1B alike (Narayanan et al. 2021, section 2.2)
+    pool = RankPool()
+    rows = []
+    for name in GENERATORS:
+        results = pool.run(body, stages, name, m, t, args.repeat, timeout_s=300)
+        measured = statistics.median(
+            max(r["spans"][k][1] for r in results) - min(r["spans"][k][0] for r in results) for k in range(args.repeat)
+        )
+        predicted = simulate(build(name, Routes.balanced(m, [1] * stages)), Costs([t] * stages, [2 * t] * stages))
+        rows.append(
+            {
+                "schedule": name,
+                "P": stages,
+                "m": m,
+                "formula_s": formula,
+                "simulated_s": predicted.step_s,
+                "measured_s": measured,
+                "off_simulated": measured / predicted.step_s - 1,
+                "off_formula": measured / formula - 1,
+                "peak_activations": [r["peak"] for r in results],
+                "simulated_peak": list(predicted.peak_activations),
+                "overhead_per_action_ms": 1e3 * (measured - predicted.step_s) / max(r["actions"] for r in results),
+            }
+        )
+    pool.close()
+    if args.json:
+        print(json.dumps({"rows": rows}))
+        return 0
+    print(f"P={stages} m={m} F={args.t_ms:g} ms B={2 * args.t_ms:g} ms, emulated compute, median of {args.repeat}")
+    for row in rows:
+        print(
+            f"{row['schedule']:8} measured {row['measured_s']:.4f} s  simulated {row['simulated_s']:.4f} s "
+            f"({row['off_simulated']:+.1%})  formula {row['formula_s']:.4f} s ({row['off_formula']:+.1%})  "
+            f"peak {row['peak_activations']} (simulated {row['simulated_peak']})"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,35 @@
+"""Emulated compute: a stage whose forward and backward sleep.
+
+Two cores cannot show what a schedule does to real compute; sleeping stages overlap truly, so the executor, the
+communication and the simulator can be held against each other on any machine. Messages are real, of a chosen size.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+
+class EmulatedStage:
+    """A `Runner` that takes `f_s` and `b_s` seconds per microbatch.
+
+    Args:
+        first, last: position in the pipeline; ends neither receive nor send beyond themselves.
+        shape: of the message between stages.
+    """
+
+    def __init__(self, f_s: float, b_s: float, first: bool, last: bool, shape: tuple[int, ...] = (1, 16, 16)) -> None:
+        self.f_s, self.b_s, self.first, self.last, self.shape = f_s, b_s, first, last, shape
+
+    def forward(self, microbatch: int, x: Tensor | None) -> Tensor | None:
+        time.sleep(self.f_s)
+        return None if self.last else self.boundary()
+
+    def backward(self, microbatch: int, grad: Tensor | None) -> Tensor | None:
+        time.sleep(self.b_s)
+        return None if self.first else self.boundary()
+
+    def boundary(self) -> Tensor:
+        return torch.zeros(self.shape)
