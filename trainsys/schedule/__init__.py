@@ -1,0 +1,23 @@
+"""When each lane does what: actions, generators, verifier, simulator, timeline. Never imports torch."""
+
+from trainsys.schedule.actions import Action, Kind
+from trainsys.schedule.generators import GENERATORS, build
+from trainsys.schedule.routes import Routes
+from trainsys.schedule.schedule import Schedule, ScheduleError
+from trainsys.schedule.simulate import Costs, Event, Simulation, simulate
+from trainsys.schedule.verify import verify
+
+__all__ = [
+    "GENERATORS",
+    "Action",
+    "Costs",
+    "Event",
+    "Kind",
+    "Routes",
+    "Schedule",
+    "ScheduleError",
+    "Simulation",
+    "build",
+    "simulate",
+    "verify",
+]

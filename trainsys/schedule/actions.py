@@ -1,0 +1,75 @@
+"""One step's vocabulary: what a lane does, to which stage, for which microbatch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """The letters of a schedule. B = I + W: backward split into input gradient and weight gradient."""
+
+    F = "F"
+    B = "B"
+    I = "I"  # noqa: E741 - the field's letter for the input gradient
+    W = "W"
+    SEND_F = "SEND_F"  # the stage's output to the next stage
+    RECV_F = "RECV_F"  # post the receive of the stage's input
+    SEND_B = "SEND_B"  # the gradient of the stage's input to the previous stage
+    RECV_B = "RECV_B"  # post the receive of the gradient of the stage's output
+
+    __hash__ = str.__hash__  # Enum's own is written in Python; schedules hash their kinds millions of times
+
+
+COMPUTE = frozenset({Kind.F, Kind.B, Kind.I, Kind.W})
+_TOKEN = re.compile(r"(\d+)([A-Z_]+)(\d+)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """`kind` done by `stage` for `microbatch`; a SEND or RECV belongs to the stage that calls it.
+
+    Prints as ``2F0`` or ``3SEND_F1``, the notation of torch.distributed.pipelining, and parses back.
+    """
+
+    stage: int
+    kind: Kind
+    microbatch: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}{self.kind.value}{self.microbatch}"
+
+    @property
+    def is_compute(self) -> bool:
+        """True for F, B, I and W: the actions that occupy the lane's device."""
+        return self.kind in COMPUTE
+
+    @classmethod
+    def parse(cls, text: str) -> Action:
+        """The action that prints as `text`.
+
+        Raises:
+            ValueError: naming `text`, if it is not <stage><kind><microbatch>.
+        """
+        match = _TOKEN.fullmatch(text)
+        if match is None or match[2] not in Kind.__members__:
+            kinds = ", ".join(Kind.__members__)
+            raise ValueError(f"{text!r} is not an action; write <stage><kind><microbatch> with kind one of {kinds}")
+        return cls(int(match[1]), Kind[match[2]], int(match[3]))
+
+    def counterpart(self) -> Action:
+        """The RECV of a SEND and the SEND of a RECV: the same tensor, seen from the neighbouring stage.
+
+        Its stage may not exist (the first stage sends no gradient further); ask `Schedule.peer`.
+        """
+        kind, step = _COUNTERPART[self.kind]
+        return Action(self.stage + step, kind, self.microbatch)
+
+
+_COUNTERPART = {
+    Kind.SEND_F: (Kind.RECV_F, 1),
+    Kind.RECV_F: (Kind.SEND_F, -1),
+    Kind.SEND_B: (Kind.RECV_B, -1),
+    Kind.RECV_B: (Kind.SEND_B, 1),
+}

@@ -1,0 +1,108 @@
+"""A schedule: for one step, the ordered list of actions of every lane."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trainsys.schedule.actions import Action
+from trainsys.schedule.routes import Routes
+
+Placement = Mapping[tuple[int, int], int]  # (stage, replica) -> lane
+
+
+class ScheduleError(ValueError):
+    """A schedule that cannot run to its end, or that computes something else than the step."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When each lane does what. A lane is one executing team: the ranks of one replica of one stage.
+
+    Attributes:
+        name: the generator's registered name.
+        routes: which replica of each stage runs each microbatch.
+        lanes: ``lanes[lane]`` is that lane's list of actions, executed in order.
+        placement: (stage, replica) -> lane, the only truth about where a stage runs.
+    """
+
+    name: str
+    routes: Routes
+    lanes: tuple[tuple[Action, ...], ...]
+    placement: Placement
+
+    @property
+    def num_lanes(self) -> int:
+        return len(self.lanes)
+
+    def lane_of(self, stage: int, microbatch: int) -> int:
+        """The lane that runs `stage` for `microbatch`."""
+        return self.placement[stage, self.routes.table[stage][microbatch]]
+
+    def peer(self, action: Action) -> int | None:
+        """The lane at the other end of a SEND or RECV; None for compute and beyond the first and last stage."""
+        if action.is_compute or not 0 <= action.counterpart().stage < self.routes.num_stages:
+            return None
+        return self.lane_of(action.counterpart().stage, action.microbatch)
+
+    def format(self) -> str:
+        """A text table: one row per lane, one column per place in its list."""
+        labels = [f"lane {lane} (stage {_hosted(self.placement, lane)})" for lane in range(self.num_lanes)]
+        left = max(map(len, labels))
+        cells = [[str(action) for action in lane] for lane in self.lanes]
+        columns = max(map(len, cells))
+        widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(columns)]
+        rows = [f"{self.name}: {self.num_lanes} lanes, {self.routes.num_microbatches} microbatches"]
+        for label, row in zip(labels, cells, strict=True):
+            body = " ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+            rows.append(f"{label.ljust(left)} | {body}".rstrip())
+        return "\n".join(rows)
+
+
+def stage_major(replicas: Sequence[int]) -> dict[tuple[int, int], int]:
+    """The default placement: one stage per lane, lane = sum(replicas[:stage]) + replica."""
+    pairs = [(stage, replica) for stage, count in enumerate(replicas) for replica in range(count)]
+    return {pair: lane for lane, pair in enumerate(pairs)}
+
+
+def dumps(schedule: Schedule) -> str:
+    """`schedule` as text that `loads` reads back to an equal object: routes by stage, then one line per lane."""
+    lines = [f"schedule {schedule.name}"]
+    lines += [f"route {stage}: {' '.join(map(str, row))}" for stage, row in enumerate(schedule.routes.table)]
+    for lane, actions in enumerate(schedule.lanes):
+        lines.append(f"lane {lane} [{_hosted(schedule.placement, lane)}]: {' '.join(map(str, actions))}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def loads(text: str) -> Schedule:
+    """The schedule that `dumps` wrote.
+
+    Raises:
+        ValueError: naming the line, or the token that is not an action.
+    """
+    name, table = "", list[tuple[int, ...]]()
+    lanes = list[tuple[Action, ...]]()
+    placement: dict[tuple[int, int], int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        head, _, body = line.partition(":")
+        try:
+            match head.split():
+                case ["schedule", name]:
+                    pass
+                case ["route", _]:
+                    table.append(tuple(map(int, body.split())))
+                case ["lane", _, *hosted]:
+                    for pair in " ".join(hosted).strip("[]").split():
+                        stage, _, replica = pair.partition(".")
+                        placement[int(stage), int(replica)] = len(lanes)
+                    lanes.append(tuple(map(Action.parse, body.split())))
+                case _:
+                    raise ValueError(f"expected 'schedule', 'route' or 'lane', got {head!r}")
+        except ValueError as error:
+            raise ValueError(f"schedule text, line {number}: {error}") from None
+    return Schedule(name, Routes(tuple(table)), tuple(lanes), placement)
+
+
+def _hosted(placement: Placement, lane: int) -> str:
+    """The (stage, replica) pairs on `lane`, as ``0.1 2.0``."""
+    return " ".join(f"{stage}.{replica}" for (stage, replica), at in sorted(placement.items()) if at == lane)
