@@ -1,0 +1,150 @@
+"""What one layout will cost: step time, memory, and what bounds it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from trainsys.comm.topology import Topology
+from trainsys.config import ParallelConfig, RunConfig
+from trainsys.planner.communication import gradient_s, mirror_s, send_s, tensor_cost
+from trainsys.planner.compute import compute_cost, model_flops, update_s
+from trainsys.planner.device import Rate, rate
+from trainsys.planner.memory import Memory, stage_memory
+from trainsys.planner.pipeline import Hops, most_in_flight, run_pipeline, schedule_for
+from trainsys.planner.plan import Bound, Plan
+from trainsys.planner.precision import Precision
+from trainsys.planner.sizes import stage_sizes
+from trainsys.planner.stages import Stages, notation
+
+
+def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None = None) -> Plan:
+    """Predicted cost of training `config` with layout `parallel`, uniform or ragged, whether or not it fits.
+
+    A stage is done when its last backward, its gradient exchange and its update are: the slowest one ends the step,
+    after which the peers' mirrors are refreshed.
+
+    Args:
+        measured: the rate of a rank; by default from ``config.cluster``.
+
+    Raises:
+        ValueError: when the layout needs more ranks than the cluster has, or more replicas than microbatches.
+    """
+    config = dataclasses.replace(config, parallel=parallel)
+    stages = Stages.of(config.model, parallel)
+    topology = Topology.from_config(config.cluster, stages.num_ranks)
+    measured = measured or rate(config.cluster, stages.num_ranks)
+    memory = worst_memory(config, stages)
+    work = _pipeline(config, stages, topology, measured.flops)
+    exchange, update = _after(config, stages, topology)
+    ends = [sum(parts) for parts in zip(work.ends_s, exchange, update, strict=True)]
+    last = max(range(stages.count), key=lambda stage: ends[stage])
+    mirror = mirror_s(config, max(stage_sizes(config.model, stages, parallel.zero).mirrored), topology)
+    step_s = ends[last] + mirror
+    plan = Plan(
+        parallel=parallel,
+        layout=notation(parallel),
+        step_s=step_s,
+        tokens_per_s=config.batch.global_size * config.batch.seq_len / step_s,
+        mfu=model_flops(config) / (step_s * measured.peak_flops * topology.num_ranks),
+        peak_gib=memory.total,
+        limit_gib=config.cluster.device.memory_gib,
+        bubble=work.bubble,
+        compute_s=work.compute_s,
+        tp_s=work.tp_s,
+        dp_s=exchange[last] + mirror,
+        pp_exposed_s=work.exposed_s,
+        update_s=update[last],
+        memory=memory,
+        bound_by="compute",
+    )
+    return dataclasses.replace(plan, bound_by=_bound(plan))
+
+
+def worst_memory(config: RunConfig, stages: Stages) -> Memory:
+    """Memory on the rank that needs most under ``config.parallel``, by the schedule's peak of live activations."""
+    in_flight = most_in_flight(config.parallel.schedule, *_shares(config, stages))
+    sizes = stage_sizes(config.model, stages, config.parallel.zero)
+    return max(stage_memory(config, stages, sizes, in_flight), key=lambda memory: memory.total)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """Forward and backward of all microbatches: when each stage ends, and what the busiest one's time went into."""
+
+    ends_s: tuple[float, ...]
+    bubble: float
+    compute_s: float
+    tp_s: float
+    exposed_s: float
+
+
+def _pipeline(config: RunConfig, stages: Stages, topology: Topology, flops: float) -> _Work:
+    """The schedule with its messages and without: the difference is what they add."""
+    compute, tensor = compute_cost(config, stages, flops), tensor_cost(config, stages, topology)
+    f_s = tuple(a + b for a, b in zip(compute.forward_s, tensor.forward_s, strict=True))
+    b_s = tuple(a + b for a, b in zip(compute.backward_s, tensor.backward_s, strict=True))
+    name, (microbatches, replicas) = config.parallel.schedule, _shares(config, stages)
+    hops = _hops(config, stages, topology, replicas)
+    run = run_pipeline(name, microbatches, replicas, f_s, b_s, hops)
+    free = run_pipeline(name, microbatches, replicas, f_s, b_s) if stages.count > 1 else run
+    busiest = max(range(stages.count), key=lambda stage: run.busy_s[stage])
+    share = (tensor.forward_s[busiest] + tensor.backward_s[busiest]) / (f_s[busiest] + b_s[busiest])
+    return _Work(
+        ends_s=run.ends_s,
+        bubble=run.bubble,
+        compute_s=run.busy_s[busiest] * (1 - share),
+        tp_s=run.busy_s[busiest] * share,
+        exposed_s=max(0.0, run.step_s - free.step_s),
+    )
+
+
+def _shares(config: RunConfig, stages: Stages) -> tuple[int, tuple[int, ...]]:
+    """Microbatches and replicas to simulate. Replicas with equal shares are alike: one stands for all."""
+    microbatches = config.batch.global_size // config.batch.microbatch_size
+    dp = stages.replicas[0]
+    if stages.even and microbatches % dp == 0:
+        return microbatches // dp, (1,) * stages.count
+    return microbatches, stages.replicas
+
+
+def _hops(config: RunConfig, stages: Stages, topology: Topology, replicas: tuple[int, ...]) -> Hops:
+    """Seconds of a message between any two lanes of neighbouring stages of the simulated `replicas`.
+
+    Where one lane stands for all replicas of its stage, the slowest pair of them.
+    """
+    if stages.count == 1:
+        return {}
+    alike = replicas != stages.replicas
+    # the placement of a schedule is the same for any number of microbatches
+    placement = schedule_for(config.parallel.schedule, max(replicas), replicas).placement
+    teams = {
+        lane: (stage, [stages.team(stage, r) for r in (range(stages.replicas[stage]) if alike else [replica])])
+        for (stage, replica), lane in placement.items()
+    }
+    return {
+        (a, b): max(send_s(config, stages, topology, x, y) for x, y in zip(teams[a][1], teams[b][1], strict=True))
+        for a in teams
+        for b in teams
+        if abs(teams[a][0] - teams[b][0]) == 1
+    }
+
+
+def _after(config: RunConfig, stages: Stages, topology: Topology) -> tuple[list[float], list[float]]:
+    """Per stage, what follows its last backward: seconds of the gradient exchange, and of the update."""
+    sizes = stage_sizes(config.model, stages, config.parallel.zero)
+    precision, gbps = Precision.of(config.train.dtype), config.cluster.device.memory_gbps
+    exchange = [gradient_s(config, stages, sizes, topology, stage) for stage in range(stages.count)]
+    update = [update_s(own, held, precision, gbps) for own, held in zip(sizes.owned, sizes.held, strict=True)]
+    return exchange, update
+
+
+def _bound(plan: Plan) -> Bound:
+    """The largest part of the step; what no part explains is time spent waiting for other stages."""
+    compute = plan.compute_s + plan.update_s
+    parts: dict[Bound, float] = {
+        "compute": compute,
+        "tp": plan.tp_s,
+        "dp": plan.dp_s,
+        "bubble": plan.step_s - compute - plan.tp_s - plan.dp_s,
+    }
+    return max(parts, key=lambda name: parts[name])
