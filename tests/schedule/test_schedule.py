@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainsys.schedule import GENERATORS, Action, Costs, Kind, Routes, build, simulate
+from trainsys.schedule.generators.one_f_one_b import in_flight_limit
 from trainsys.schedule.schedule import dumps, loads
 
 
@@ -68,6 +69,23 @@ def test_uniform_1f1b_is_the_textbook_schedule() -> None:
             assert list(map(str, lane)) == expected
 
 
+def test_1f1b_limit_is_the_depth_behind_the_stage_and_grows_by_its_share_of_it() -> None:
+    assert [in_flight_limit((3, 3, 3, 3), stage) for stage in range(4)] == [4, 3, 2, 1]
+    assert [in_flight_limit((2, 2, 1), stage) for stage in range(3)] == [4, 3, 1]
+    assert in_flight_limit((1, 4), 0) == 1 + 4 + 1
+
+
+def test_1f1b_with_a_lost_replica_stays_close_to_gpipe() -> None:
+    """GPipe keeps everything alive, so it never waits for memory: the yardstick."""
+    slower = []
+    for replicas in ([2, 2, 1], [2, 1, 2], [1, 2, 2], [2, 2, 2, 1], [4, 4, 3], [3, 4, 4], [4, 3, 4]):
+        costs = Costs([1.0] * len(replicas), [2.0] * len(replicas))
+        steps = [simulate(build(name, Routes.balanced(16, replicas)), costs).step_s for name in ("1f1b", "gpipe")]
+        slower.append(steps[0] / steps[1])
+    assert sum(slower) / len(slower) < 1.08
+    assert max(slower) < 1.30
+
+
 def test_1f1b_and_gpipe_run_for_every_small_ragged_pipeline() -> None:
     for stages in range(1, 4):
         for replicas in itertools.product(range(1, 5), repeat=stages):
@@ -84,7 +102,7 @@ def test_ragged_schedules_run_within_their_limits(name: str, replicas: list[int]
     run = simulate(schedule, Costs(f_s, [2 * t for t in f_s], send_s=0.01))
     for (stage, replica), lane in schedule.placement.items():
         mine = len(schedule.routes.microbatches(stage, replica))
-        limit = -(-sum(replicas[stage + 1 :]) // replicas[stage]) + 1
+        limit = in_flight_limit(tuple(replicas), stage)
         assert run.peak_activations[lane] <= (mine if name == "gpipe" else min(mine, limit))
         way_in_and_out = 3 * sum(f_s[:stage])
         assert run.step_s >= run.busy_s[lane] + way_in_and_out - 1e-9

@@ -66,7 +66,7 @@ def draw(groups: Mapping[str, Sequence[Event]], path: Path | str, title: str) ->
     unit, scale = next((u, s) for u, s in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)) if end_s * s >= 1 or u == "µs")
 
     busiest = max(len(events) / len(lanes[group]) for group, events in compute.items())
-    width = min(26.0, max(9.0, 2.0 + 0.34 * busiest))
+    width = min(26.0, max(9.0, 2.0 + 0.38 * busiest))
     height = 1.25 + sum(0.34 * n + 0.42 for n in rows)
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -77,7 +77,7 @@ def draw(groups: Mapping[str, Sequence[Event]], path: Path | str, title: str) ->
         step = max(e.end_s for e in events) * scale
         axis.set_title(f"{group}: {step:.4g} {unit}", loc="left", fontsize=10)
     axes[-1].set_xlabel(f"time ({unit})")
-    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     _legend(figure, {e.action.kind for events in compute.values() for e in events})
     figure.canvas.draw()  # the layout is known only now, and with it the boxes' widths
     for axis, events in zip(axes, compute.values(), strict=True):
@@ -107,7 +107,7 @@ def _number(axis: Axes, events: Sequence[Event], lanes: list[int], scale: float)
     fits = [0.9 * (e.end_s - e.start_s) * per_second / (_GLYPH_EM * len(str(e.action.microbatch))) for e in events]
     size = min(_FONT_PT, max(_MIN_FONT_PT, sorted(fits)[len(fits) // 10]))
     for event, fit in zip(events, fits, strict=True):
-        if fit >= size:
+        if fit >= 0.95 * size:
             middle = (event.start_s + event.end_s) / 2 * scale
             text = str(event.action.microbatch)
             axis.text(middle, rows[event.lane], text, ha="center", va="center_baseline", fontsize=size, color="white")
