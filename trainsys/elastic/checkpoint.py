@@ -154,7 +154,7 @@ def _attempt(action: Any, folder: Path) -> str:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__
-        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC or "No space left" in str(error):
+        if (isinstance(cause, OSError) and cause.errno == errno.ENOSPC) or "No space left" in str(error):
             return f"no space left on the disk of {folder.parent}; free some or set checkpoint.dir=…"
         return " ".join(str(cause or error).split())[:300]
     return ""

@@ -38,6 +38,7 @@ from trainsys.elastic.messages import (
 from trainsys.elastic.record import Change, Observer
 from trainsys.models.geometry import resolve, split_layers, tensors
 from trainsys.parallel.step import decide
+from trainsys.planner.device import rate
 from trainsys.planner.successor import successor
 from trainsys.space.build import build_layout, succeed
 from trainsys.space.layout import Layout
@@ -116,6 +117,7 @@ class Manager:
         self._respawns: list[tuple[float, int]] = []
         self._save_due = False
         self._newcomers = False
+        self._rate = rate(config.cluster, world_size)  # measured once, before ranks load the machine
         self._change: Change | None = None
         self._participants: tuple[int, ...] = ()
         self._tick_s = min(0.02, config.elastic.heartbeat_limit_s / 10)
@@ -278,7 +280,7 @@ class Manager:
             return self.parallel, build_layout(self.parallel, layers, ranks, chunk, lambda r: nodes[r])
         living = set(ranks)
         whole = [sum(living.issuperset(team) for team in stage.teams) for stage in self.layout.stages]
-        chosen = successor(self.config, len(ranks) // self.parallel.tp, self.parallel, whole)
+        chosen = successor(self.config, len(ranks) // self.parallel.tp, self.parallel, whole, self._rate)
         layers = chosen.stage_layers or split_layers(self.config.model.num_layers, chosen.pp)
         chosen = replace(chosen, stage_layers=tuple(layers))
         return chosen, succeed(self.layout, chosen, layers, ranks, lambda r: nodes[r])

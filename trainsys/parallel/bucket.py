@@ -20,7 +20,6 @@ from trainsys.comm.tree import Node, Tree, TreeSum
 from trainsys.space.layout import Layout, Piece
 from trainsys.space.tensor import Space
 
-
 _PART = 1 << 18  # elements per message of the reduce-scatter
 
 
