@@ -1,7 +1,7 @@
 """Canonical reduction against gloo's all_reduce, in one run.
 
 Every rank starts with one flat fp32 gradient and ends with the sum on all ranks. Ours adds in the fixed tree order, so
-the bits do not depend on the ranks; the volume is the same as a ring's. Alternating repetitions, best and median of each.
+the bits do not depend on the ranks; the volume is the same as a ring's. Repetitions alternate; median and best of each.
 
     trainsys bench reduction [--ranks 4] [--mib 1,16,64] [--repeat 15] [--json]
 """

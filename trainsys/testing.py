@@ -7,7 +7,6 @@ all of them share. Processes start by ``forkserver`` with torch already imported
 from __future__ import annotations
 
 import multiprocessing as mp
-import os
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -16,15 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-PRELOAD = ["torch", "torch.distributed", "trainsys.elastic.worker", "trainsys.testing"]
-
-
-def forkserver() -> mp.context.ForkServerContext:
-    """The start method of every rank process: threads-free parent, torch imported once."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
+from trainsys.elastic.agent import forkserver
 
 
 class RankError(RuntimeError):
@@ -60,8 +51,7 @@ class RankPool:
             if not ready:
                 self.close()
                 raise TimeoutError(f"ranks {sorted(set(range(world_size)) - set(results))} ran over {timeout_s} s")
-            for link in ready:
-                assert isinstance(link, Connection)
+            for link in [link for link in links if link in ready]:
                 try:
                     ok, value = link.recv()
                 except EOFError:

@@ -40,7 +40,7 @@ class Group:
     def __init__(
         self, store: Store, name: str, ranks: Sequence[int], rank: int, backend: str, timeout_s: float
     ) -> None:
-        self.name, self.ranks, self.rank = name, tuple(ranks), rank
+        self.name, self.ranks, self.rank, self._backend_name = name, tuple(ranks), rank, backend
         self.seq = 0  # operations started; equal on all members when nothing is torn
         self.pending = 0
         self.torn = False
@@ -49,7 +49,7 @@ class Group:
         self._index = {r: i for i, r in enumerate(self.ranks)}
         prefix = PrefixStore(name, store)
         before = _connected_sockets()
-        self._pg = _backend(prefix, self._index[rank], len(self.ranks), backend, timedelta(seconds=timeout_s))
+        self._pg: Any = _backend(prefix, self._index[rank], len(self.ranks), backend, timedelta(seconds=timeout_s))
         self._sockets = _connected_sockets() - before
 
     @property
@@ -120,7 +120,7 @@ class Group:
         """Free every thread blocked in this group, here and (through closed connections) on its peers."""
         with self._guard:
             self.torn = True
-        if isinstance(self._pg, getattr(dist, "ProcessGroupNCCL", ())):
+        if self._backend_name == "nccl":
             self._pg.abort()
         for fd in self._sockets & _connected_sockets():
             _shutdown(fd)

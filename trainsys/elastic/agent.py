@@ -52,6 +52,7 @@ class LocalCluster:
         self._listener = Listener((HOST, 0), backlog=64, authkey=self._authkey)
         self._accepted: queue.Queue[Connection] = queue.Queue()
         self._processes: dict[int, mp.process.BaseProcess] = {}
+        self.doorbell, self._ring = mp.Pipe(duplex=False)
         self._closed = False
         threading.Thread(target=self._accept, daemon=True, name="accept").start()
 
@@ -73,7 +74,8 @@ class LocalCluster:
 
     def accepted(self) -> Sequence[Connection]:
         found = []
-        while not self._accepted.empty():
+        while self.doorbell.poll():
+            self.doorbell.recv_bytes()
             found.append(self._accepted.get())
         return found
 
@@ -94,6 +96,7 @@ class LocalCluster:
         while not self._closed:
             try:
                 self._accepted.put(self._listener.accept())
+                self._ring.send_bytes(b"!")
             except (OSError, EOFError, mp.AuthenticationError):
                 continue
 

@@ -1,7 +1,7 @@
 """Evidence before a transition commits: every element owned once, its bits and its replicas unchanged.
 
-The hash of a set of elements is the sum modulo 2⁶⁴ of bits(x) · (2·coordinate + 1) · K: it does not depend on how the set
-is cut into boxes, and notices swapped, shifted, stale and missing elements. Each rank hashes what it has; the manager
+The hash of a set of elements is the sum modulo 2⁶⁴ of bits(x) · (2·coordinate + 1) · K: it does not depend on how the
+set is cut into boxes, and notices swapped, shifted, stale and missing elements. Each rank hashes what it has; the manager
 only adds up and compares.
 """
 
@@ -93,20 +93,20 @@ def check_census(space: Space, reports: Mapping[int, Census], compare: bool) -> 
         for tensor, n in census.elements.items():
             elements[tensor] = elements.get(tensor, 0) + n
         owners.update(census.owned)
-    for ordinal, tensor in enumerate(space.tensors):
-        if elements.get(ordinal, 0) != tensor.numel:
-            raise ValueError(f"census: {tensor.name} has {elements.get(ordinal, 0)} of {tensor.numel} elements owned")
+    for ordinal, logical in enumerate(space.tensors):
+        if elements.get(ordinal, 0) != logical.numel:
+            raise ValueError(f"census: {logical.name} has {elements.get(ordinal, 0)} of {logical.numel} elements owned")
     for rank, census in reports.items():
         for key, value in census.copies.items():
             if owners.get(key) != value:
                 raise ValueError(f"census: rank {rank} holds another {space.tensors[key[0]].name} than its owner")
     if compare:
-        for ordinal, tensor in enumerate(space.tensors):
+        for ordinal, logical in enumerate(space.tensors):
             for slot in SLOTS:
                 source = sum(c.before.get((ordinal, slot), 0) for c in reports.values()) & _MASK
                 target = sum(c.after.get((ordinal, slot), 0) for c in reports.values()) & _MASK
                 if source != target:
-                    raise ValueError(f"census: {tensor.name}.{slot} changed in transit")
+                    raise ValueError(f"census: {logical.name}.{slot} changed in transit")
     steps = {c.step for c in reports.values() if c.owned}
     if len(steps) > 1:
         raise ValueError(f"census: ranks disagree on the step: {sorted(steps)}")

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import (
     LoadPlan,
@@ -72,7 +73,7 @@ def save_state(
     writer = FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True)
     planner.set_up_planner({}, None, lead)
     writer.set_up_storage_writer(lead)
-    error, plans, metadata, results = "", None, None, []
+    error, plans, results = "", None, []
     gathered = gather_objects(group, planner.create_local_plan())
     if lead:
         assert gathered is not None

@@ -1,7 +1,7 @@
 """The control connection between a worker and the manager: framed, authenticated, ordered.
 
-The worker's reader thread queues what arrives; a `Fault` also aborts communication at once, from that thread, because the
-main thread may be blocked inside a collective.
+The worker's reader thread queues what arrives; a `Fault` also aborts communication at once, from that thread, because
+the main thread may be blocked inside a collective.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def parse_faults(text: str, world_size: int, steps: int) -> tuple[FaultEvent, ..
     Raises:
         ValueError: naming the item, for a form, rank, phase or step that cannot be.
     """
-    events = []
+    events: list[FaultEvent] = []
     for item in filter(None, (part.strip() for part in text.split(","))):
         match = _FORM.match(item)
         if match is None:

@@ -66,6 +66,10 @@ class Launcher(Protocol):
 
     def kill(self, rank: int) -> None: ...
 
+    @property
+    def doorbell(self) -> Connection:
+        """Readable while a new connection waits to be `accepted`."""
+
     def accepted(self) -> Sequence[Connection]:
         """Connections made since the last call."""
 
@@ -131,9 +135,9 @@ class Manager:
             ElasticError: too few ranks left, state lost, or a rank failed to start.
         """
         while self.phase is not Phase.DONE:
-            for link in wait(list(self._links), self._tick_s) if self._links else [time.sleep(self._tick_s)]:
-                if isinstance(link, Connection):
-                    self._read(link)
+            ready = wait([*self._links, self.launcher.doorbell], self._tick_s)
+            for link in [link for link in self._links if link in ready]:
+                self._read(link)
             for link in self.launcher.accepted():
                 self._links[link] = -1
             self._check_clock()

@@ -1,4 +1,4 @@
-"""What manager and workers say to each other. Messages of one connection arrive in order; that is all the protocol needs.
+"""What manager and workers say to each other. Messages of one connection arrive in order.
 
 Worker → manager: Hello, Beat, Proposal, Failed, Quiesced, Staged, Saved. Manager → worker: Open, CommitEpoch, Verdict,
 Fault, Quit.

@@ -45,7 +45,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         top = logits.max(dim=-1).values
         with tp.group.operation() as pg:
             options = dist.AllreduceOptions()
-            options.reduceOp = dist.ReduceOp.MAX
+            options.reduceOp = dist.ReduceOp(dist.ReduceOp.MAX)
             pg.allreduce([top], options).wait()
         local = targets - tp.index * logits.shape[-1]
         outside = (local < 0) | (local >= logits.shape[-1])

@@ -104,7 +104,7 @@ class _SliceSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
         ctx.tp = tp
-        return cast(Tensor, tp.slice_sequence(x))
+        return tp.slice_sequence(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -176,7 +176,9 @@ def apply_tensor_parallel(model: Decoder, tp: TensorParallel) -> None:
         model.tok_embeddings = VocabParallelEmbedding(model.tok_embeddings, tp)
         if tp.sequence_parallel:
             whole = model.embed
-            model.embed = lambda x: cast(Tensor, _SliceSequence.apply(whole(x), tp))  # type: ignore[method-assign]
+            model.embed = lambda tokens: cast(  # type: ignore[method-assign]
+                Tensor, _SliceSequence.apply(whole(tokens), tp)
+            )
     if model.output is not None:
         model.output.register_forward_pre_hook(_entering(tp))
 
