@@ -2,7 +2,8 @@
 
 Leaf i is the contribution of global microbatch i. A node (level, k) is the sum of the leaves
 ``[k·2^level, (k+1)·2^level)``. Whoever holds all valid leaves of a node adds them in the tree's order, so any split of
-the leaves over ranks ends in the same bits. The volume a rank sends equals a ring's when its leaves form one aligned subtree.
+the leaves over ranks ends in the same bits. The volume a rank sends equals a ring's when its leaves form one aligned
+subtree.
 """
 
 from __future__ import annotations

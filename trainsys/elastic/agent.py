@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
-import queue
-import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
-from multiprocessing.connection import Connection, Listener
-
-from torch._C._distributed_c10d import TCPStore
 
 from trainsys.config import RunConfig
+from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.faults import FaultEvent
 from trainsys.elastic.manager import Manager
 from trainsys.elastic.record import Observer
-from trainsys.elastic.worker import worker_main
+from trainsys.elastic.worker import rank_main
 
 HOST = "127.0.0.1"
 PRELOAD = ["torch", "torch.distributed", "trainsys.elastic.worker"]
 
 
 def forkserver() -> mp.context.ForkServerContext:
-    """Start method of rank processes: a thread-free parent that has imported torch once, so that a rank starts in
-    a fraction of a second."""
+    """Start method of rank processes: a thread-free parent that has imported torch once."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
@@ -35,36 +29,18 @@ def forkserver() -> mp.context.ForkServerContext:
 
 
 class LocalCluster:
-    """Rank processes of one job, with the listener and the store they need."""
+    """Rank processes of one job on this machine."""
 
-    def __init__(self, config: RunConfig, faults: Sequence[FaultEvent] = ()) -> None:
-        self._config, self._faults = config, tuple(faults)
-        self._context = forkserver()
-        self._authkey = secrets.token_bytes(16)
-        try:
-            self._store = TCPStore(
-                HOST, config.elastic.port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
-            )
-        except RuntimeError:
-            raise ValueError(
-                f"port {config.elastic.port} on {HOST} is busy; set elastic.port=0 for a free one"
-            ) from None
-        self._listener = Listener((HOST, 0), backlog=64, authkey=self._authkey)
-        self._accepted: queue.Queue[Connection] = queue.Queue()
+    def __init__(self, config: RunConfig, endpoint: Endpoint, faults: Sequence[FaultEvent] = ()) -> None:
+        self._config, self._endpoint, self._faults = config, endpoint, tuple(faults)
         self._processes: dict[int, mp.process.BaseProcess] = {}
-        self.doorbell, self._ring = mp.Pipe(duplex=False)
-        self._closed = False
-        threading.Thread(target=self._accept, daemon=True, name="accept").start()
 
     def spawn(self, rank: int, node: int) -> None:
-        process = self._context.Process(
-            target=worker_main,
+        process = forkserver().Process(
+            target=rank_main,
             name=f"rank-{rank}",
-            args=(
-                self._config, rank, node, self._listener.address, self._authkey,
-                (HOST, self._store.port), self._faults,
-            ),
-        )  # fmt: skip
+            args=(self._config, rank, node, self._endpoint.rendezvous, self._faults),
+        )
         process.start()
         self._processes[rank] = process
 
@@ -72,33 +48,16 @@ class LocalCluster:
         """SIGKILL: also ends a stopped process."""
         self._processes[rank].kill()
 
-    def accepted(self) -> Sequence[Connection]:
-        found = []
-        while self.doorbell.poll():
-            self.doorbell.recv_bytes()
-            found.append(self._accepted.get())
-        return found
-
     def died_early(self) -> Sequence[int]:
         return [rank for rank, process in self._processes.items() if process.exitcode not in (None, 0)]
 
     def close(self) -> None:
-        """End every process that has not left by itself, and free the ports."""
-        self._closed = True
+        """Wait for every process that is leaving, end those that are not."""
         for process in self._processes.values():
             process.join(timeout=5)
             if process.exitcode is None:
                 process.kill()
                 process.join()
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while not self._closed:
-            try:
-                self._accepted.put(self._listener.accept())
-                self._ring.send_bytes(b"!")
-            except (OSError, EOFError, mp.AuthenticationError):
-                continue
 
 
 def run_local(
@@ -116,17 +75,19 @@ def run_local(
         ElasticError: training could not go on.
         ValueError: the port is busy.
     """
-    cluster = LocalCluster(config, faults)
+    endpoint = Endpoint(HOST, config.elastic.port)
+    cluster = LocalCluster(config, endpoint, faults)
     world_size = config.cluster.nodes * config.cluster.ranks_per_node
     joins = [e.step for e in faults if e.kind == "join"]
-    manager = Manager(config, world_size, cluster, observer, resume, start_step, joins)
+    manager = Manager(config, world_size, endpoint, cluster, observer, resume, start_step, joins)
     try:
-        for rank in range(world_size):
-            cluster.spawn(rank, rank // config.cluster.ranks_per_node)
-        with stopping_on_signals(lambda: setattr(manager, "stop_requested", True)):
+        with stopping_on_signals(manager.request_stop):
+            for rank in range(world_size):
+                cluster.spawn(rank, rank // config.cluster.ranks_per_node)
             manager.run()
     finally:
         cluster.close()
+        endpoint.close()
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Evidence before a transition commits: every element owned once, its bits and its replicas unchanged.
 
 The hash of a set of elements is the sum modulo 2⁶⁴ of bits(x) · (2·coordinate + 1) · K: it does not depend on how the
-set is cut into boxes, and notices swapped, shifted, stale and missing elements. Each rank hashes what it has; the manager
-only adds up and compares.
+set is cut into boxes, and notices swapped, shifted, stale and missing elements. Each rank hashes what it has; the
+manager only adds up and compares.
 """
 
 from __future__ import annotations

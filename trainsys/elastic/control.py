@@ -14,7 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Client, Connection
 from typing import Any, TypeVar
 
-from trainsys.elastic.messages import Beat, Fault, Quit
+from trainsys.elastic.messages import Beat, Fault, Quit, StopWanted
 
 M = TypeVar("M")
 Address = tuple[str, int] | str
@@ -44,6 +44,7 @@ class ControlClient:
         self._send_lock = threading.Lock()
         self._on_fault = on_fault
         self.epoch = -1  # entered by the worker
+        self.stop_wanted = False  # set by a signal handler; told with the next heartbeat
         threading.Thread(target=self._read, daemon=True, name="control").start()
         threading.Thread(target=self._beat, args=(beat_s,), daemon=True, name="heartbeat").start()
 
@@ -85,7 +86,7 @@ class ControlClient:
     def _beat(self, beat_s: float) -> None:
         while True:
             try:
-                self.send(Beat())
+                self.send(StopWanted() if self.stop_wanted else Beat())
             except OSError:
                 return
             time.sleep(beat_s)

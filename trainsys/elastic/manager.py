@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.census import check_census
+from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.messages import (
     Beat,
     CommitEpoch,
@@ -33,6 +34,7 @@ from trainsys.elastic.messages import (
     Quit,
     Saved,
     Staged,
+    StopWanted,
     Verdict,
 )
 from trainsys.elastic.record import Change, Observer
@@ -66,13 +68,6 @@ class Launcher(Protocol):
 
     def kill(self, rank: int) -> None: ...
 
-    @property
-    def doorbell(self) -> Connection:
-        """Readable while a new connection waits to be `accepted`."""
-
-    def accepted(self) -> Sequence[Connection]:
-        """Connections made since the last call."""
-
     def died_early(self) -> Sequence[int]:
         """Ranks whose process ended before it connected."""
 
@@ -91,6 +86,7 @@ class Manager:
 
     Args:
         config: of the run; `config.parallel` is the first layout.
+        endpoint: where workers connect.
         launcher: of rank processes; ranks 0 … world_size-1 are already on their way.
         resume: checkpoint folder to start from, or empty.
         start_step: optimizer steps in that checkpoint.
@@ -98,10 +94,11 @@ class Manager:
     """
 
     def __init__(
-        self, config: RunConfig, world_size: int, launcher: Launcher, observer: Observer,
+        self, config: RunConfig, world_size: int, endpoint: Endpoint, launcher: Launcher, observer: Observer,
         resume: str = "", start_step: int = 0, joins: Sequence[int] = (), elastic: bool = True,
     ) -> None:  # fmt: skip
-        self.config, self.launcher, self.observer = replace(config, model=resolve(config.model)), launcher, observer
+        self.config = replace(config, model=resolve(config.model))
+        self.endpoint, self.launcher, self.observer = endpoint, launcher, observer
         self.space = Space(tensors(self.config.model))
         self.world_size, self.resume, self.step, self.elastic = world_size, resume, start_step, elastic
         layers = config.parallel.stage_layers or split_layers(config.model.num_layers, config.parallel.pp)
@@ -135,10 +132,10 @@ class Manager:
             ElasticError: too few ranks left, state lost, or a rank failed to start.
         """
         while self.phase is not Phase.DONE:
-            ready = wait([*self._links, self.launcher.doorbell], self._tick_s)
+            ready = wait([*self._links, self.endpoint.doorbell], self._tick_s)
             for link in [link for link in self._links if link in ready]:
                 self._read(link)
-            for link in self.launcher.accepted():
+            for link in self.endpoint.accepted():
                 self._links[link] = -1
             self._check_clock()
 
@@ -179,6 +176,8 @@ class Manager:
                 self._broadcast([rank], Fault(self.epoch))
             case Failed(epoch=epoch) if epoch == self.epoch:
                 self._begin_change(message.reason)
+            case StopWanted():
+                self.request_stop()
             case Saved():
                 self._saved(message)
             case _:
@@ -198,6 +197,10 @@ class Manager:
                 self.abort(f"rank {rank} ended before it joined; its error is above")
         if self.stop_requested and self.phase is Phase.STARTING:
             self._finish("stopped before the first step")
+
+    def request_stop(self) -> None:
+        """End at the next step boundary, with a checkpoint; may be called from a signal handler."""
+        self.stop_requested = True
 
     # -- membership ----------------------------------------------------------------------------------------------
 

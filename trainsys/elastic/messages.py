@@ -1,7 +1,7 @@
 """What manager and workers say to each other. Messages of one connection arrive in order.
 
-Worker → manager: Hello, Beat, Proposal, Failed, Quiesced, Staged, Saved. Manager → worker: Open, CommitEpoch, Verdict,
-Fault, Quit.
+Worker → manager: Hello, Beat, Proposal, Failed, Quiesced, Staged, Saved, StopWanted. Manager → worker: Open,
+CommitEpoch, Verdict, Fault, Quit.
 """
 
 from __future__ import annotations
@@ -91,6 +91,11 @@ class Saved:
     step: int
     path: str
     error: str = ""
+
+
+@dataclass(frozen=True)
+class StopWanted:
+    """The worker's own launcher asked it to end: stop the job at the next step boundary."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ import dataclasses
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch._C._distributed_c10d import Store, TCPStore
@@ -25,7 +27,8 @@ from trainsys.data.build import build_source
 from trainsys.data.sampler import Sampler
 from trainsys.elastic.census import take_census
 from trainsys.elastic.checkpoint import CheckpointError, load_state, save_state
-from trainsys.elastic.control import Abandoned, Address, ControlClient
+from trainsys.elastic.control import Abandoned, ControlClient
+from trainsys.elastic.endpoint import Rendezvous
 from trainsys.elastic.faults import FaultEvent, Injector
 from trainsys.elastic.messages import (
     CommitEpoch,
@@ -42,6 +45,7 @@ from trainsys.elastic.messages import (
 )
 from trainsys.elastic.transit import run_transition
 from trainsys.models.geometry import resolve, tensors
+from trainsys.models.registry import build
 from trainsys.parallel.engine import DTYPES, Engine, num_microbatches, wanted_groups
 from trainsys.parallel.stage import Batch
 from trainsys.parallel.state import FlatState, initial_state, master_dtype
@@ -81,8 +85,8 @@ class Worker:
     def _on_fault(self, epoch: int) -> None:
         self.comm.abort(epoch - 1)
 
-    def run(self) -> None:
-        """Serve until the manager says Quit."""
+    def run(self) -> NoReturn:
+        """Serve until the manager says Quit, which raises SystemExit."""
         self.control.send(Hello(self.rank, os.getpid(), self.node))
         while True:
             message = self.control.receive()
@@ -214,24 +218,50 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def worker_main(
+def warm_up(config: RunConfig) -> None:
+    """Run one microbatch through a one-layer model, so that a rank that joins does not hold up its first real step."""
+    small = dataclasses.replace(resolve(config.model), num_layers=1)
+    model = build(small, range(-1, 2))
+    model(torch.zeros(config.batch.microbatch_size, config.batch.seq_len, dtype=torch.int64)).sum().backward()
+
+
+def serve(
     config: RunConfig,
     rank: int,
     node: int,
-    address: Address,
-    authkey: bytes,
-    store_address: tuple[str, int],
+    rendezvous: Rendezvous,
     faults: tuple[FaultEvent, ...] = (),
-) -> None:
-    """Entry point of a rank process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent decides; ranks leave at a step boundary
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stop_on: tuple[signal.Signals, ...] = (),
+) -> int:
+    """Be one rank until the manager says Quit. Returns the exit code.
+
+    Args:
+        stop_on: signals that ask the whole job to stop at a step boundary; the other one of SIGINT and SIGTERM is
+            ignored, because the launcher decides.
+    """
     torch.set_num_threads(1)
-    store = TCPStore(*store_address, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
+    warm_up(config)
+    store = TCPStore(*rendezvous.store, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
     beat_s = config.elastic.heartbeat_limit_s / 5
+    worker = Worker(
+        config, rank, node, lambda on_fault: ControlClient(rendezvous.control, rendezvous.authkey, beat_s, on_fault),
+        store, faults,
+    )  # fmt: skip
+    for number in stop_on:
+        signal.signal(number, lambda signum, frame: setattr(worker.control, "stop_wanted", True))
     try:
-        Worker(
-            config, rank, node, lambda on_fault: ControlClient(address, authkey, beat_s, on_fault), store, faults
-        ).run()
+        worker.run()
     except SystemExit as leave:
-        os._exit(int(leave.code or 0))  # without destructors: they would wait for peers
+        return int(leave.code or 0)
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def rank_main(
+    config: RunConfig, rank: int, node: int, rendezvous: Rendezvous, faults: tuple[FaultEvent, ...] = ()
+) -> None:
+    """Entry point of a rank process under the local agent."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the agent decides; ranks leave at a step boundary
+    os._exit(serve(config, rank, node, rendezvous, faults))  # without destructors: they would wait for peers

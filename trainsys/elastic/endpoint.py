@@ -1,0 +1,70 @@
+"""Where workers meet the manager: a listener for control connections and a store for connecting process groups."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import queue
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, Listener
+
+from torch._C._distributed_c10d import TCPStore
+
+from trainsys.elastic.control import Address
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """What a worker needs to join."""
+
+    control: Address
+    authkey: bytes
+    store: tuple[str, int]
+
+
+class Endpoint:
+    """The manager's end, open until `close`.
+
+    Args:
+        host: address to listen on.
+        port: of the store; 0 takes a free one.
+
+    Raises:
+        ValueError: the port is busy.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        try:
+            self._store = TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+        except RuntimeError:
+            raise ValueError(f"port {port} on {host} is busy; set elastic.port=0 for a free one") from None
+        authkey = secrets.token_bytes(16)
+        self._listener = Listener((host, 0), backlog=64, authkey=authkey)
+        self.rendezvous = Rendezvous(self._listener.address, authkey, (host, self._store.port))
+        self.doorbell, self._ring = mp.Pipe(duplex=False)  # readable while a connection waits to be `accepted`
+        self._accepted: queue.Queue[Connection] = queue.Queue()
+        self._closed = False
+        threading.Thread(target=self._accept, daemon=True, name="accept").start()
+
+    def accepted(self) -> Sequence[Connection]:
+        """Connections made since the last call."""
+        found = []
+        while self.doorbell.poll():
+            self.doorbell.recv_bytes()
+            found.append(self._accepted.get())
+        return found
+
+    def close(self) -> None:
+        self._closed = True
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                self._accepted.put(self._listener.accept())
+                self._ring.send_bytes(b"!")
+            except (OSError, EOFError, mp.AuthenticationError):
+                continue
