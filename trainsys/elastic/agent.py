@@ -17,7 +17,7 @@ from trainsys.elastic.record import Observer
 from trainsys.elastic.worker import rank_main
 
 HOST = "127.0.0.1"
-PRELOAD = ["torch", "torch.distributed", "trainsys.elastic.worker"]
+PRELOAD = ["trainsys.elastic.preload"]
 
 
 def forkserver() -> mp.context.ForkServerContext:
