@@ -6,7 +6,7 @@ step after a failure.
 
 import numpy.random  # noqa: F401
 import torch
-import torch.distributed.checkpoint  # noqa: F401
+import torch.distributed.checkpoint
 
 import trainsys.elastic.worker  # noqa: F401
 
