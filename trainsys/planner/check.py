@@ -1,0 +1,156 @@
+"""Whether a layout is legal for a model, a batch and a number of ranks; what to change when it is not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from trainsys.config import ParallelConfig, RunConfig
+from trainsys.models.geometry import check_split, resolve, split_layers
+from trainsys.planner.predict import worst_memory
+from trainsys.planner.stages import Stages, notation
+from trainsys.schedule import GENERATORS
+
+_CHOICES = {"zero": (0, 1), "recompute": ("none", "full"), "reduction": ("canonical", "fast")}
+
+
+def check_parallel(config: RunConfig, num_ranks: int) -> None:
+    """Whether ``config.parallel`` can train ``config`` on `num_ranks` ranks.
+
+    Raises:
+        ValueError: one line with the numbers and the knob to turn.
+    """
+    check_batch(config)
+    check_layout(config)
+    check_product(config.parallel, num_ranks)
+    check_memory(config)
+
+
+def check_layout(config: RunConfig) -> None:
+    """Everything about ``config.parallel`` but the number of ranks and their memory. Raises ValueError."""
+    parallel = config.parallel
+    _check_names(parallel)
+    _check_ragged(parallel)
+    layers = parallel.stage_layers or split_layers(config.model.num_layers, parallel.pp)
+    check_split(config.model, parallel.tp, layers)
+    if parallel.sequence_parallel and (parallel.tp == 1 or config.batch.seq_len % parallel.tp):
+        raise ValueError(
+            f"sequence_parallel needs tp > 1 that divides batch.seq_len={config.batch.seq_len}, got tp={parallel.tp}; "
+            "set parallel.sequence_parallel=false"
+        )
+    _check_shares(config)
+
+
+def check_batch(config: RunConfig) -> None:
+    """The batch by itself, and against the model. Raises ValueError."""
+    batch, model = config.batch, resolve(config.model)
+    for name in ("global_size", "microbatch_size", "seq_len"):
+        if getattr(batch, name) < 1:
+            raise ValueError(f"batch.{name}={getattr(batch, name)} must be at least 1")
+    if batch.seq_len > model.max_seq_len:
+        raise ValueError(
+            f"batch.seq_len={batch.seq_len} is longer than model.max_seq_len={model.max_seq_len}; "
+            f"set batch.seq_len={model.max_seq_len} or raise model.max_seq_len"
+        )
+    if batch.global_size % batch.microbatch_size:
+        raise ValueError(
+            f"batch.global_size={batch.global_size} is not divisible by microbatch_size={batch.microbatch_size}; "
+            f"set batch.global_size={_nearest(batch.global_size, batch.microbatch_size)}"
+        )
+
+
+def check_product(parallel: ParallelConfig, num_ranks: int) -> None:
+    """Whether the layout's degrees use `num_ranks` ranks; a ragged one may leave some idle. Raises ValueError."""
+    if parallel.stage_replicas:
+        needed = sum(parallel.stage_replicas) * parallel.tp
+        if needed > num_ranks:
+            raise ValueError(
+                f"tp={parallel.tp} × stage_replicas={list(parallel.stage_replicas)} needs {needed} ranks "
+                f"but the cluster has {num_ranks}; lower parallel.stage_replicas"
+            )
+        return
+    product = parallel.dp * parallel.tp * parallel.pp
+    if product == num_ranks:
+        return
+    team = parallel.tp * parallel.pp
+    knob = f"parallel.dp={num_ranks // team}" if num_ranks % team == 0 else f"cluster.nodes for {product} ranks"
+    if num_ranks % team and num_ranks % parallel.tp == 0:
+        knob = f"parallel.dp={num_ranks // parallel.tp} parallel.pp=1"
+    elif num_ranks % team:
+        knob = f"parallel.dp={num_ranks} parallel.tp=1 parallel.pp=1"
+    raise ValueError(f"dp*tp*pp={product} but the cluster has {num_ranks} rank{'s'[: num_ranks != 1]}; set {knob}")
+
+
+def check_memory(config: RunConfig) -> None:
+    """Whether the rank that needs most memory has it. Raises ValueError."""
+    memory = worst_memory(config, Stages.of(config.model, config.parallel))
+    limit = config.cluster.device.memory_gib
+    if memory.total <= limit:
+        return
+    parts = {name: gib for name, gib in dataclasses.asdict(memory).items() if gib}
+    largest = max(parts, key=lambda name: parts[name])
+    raise ValueError(
+        f"{notation(config.parallel)} needs {memory.total:.3g} GiB per rank ({largest} {parts[largest]:.3g} GiB) "
+        f"but cluster.device.memory_gib={limit:g}; {_memory_knob(config, largest)}"
+    )
+
+
+def _memory_knob(config: RunConfig, largest: str) -> str:
+    parallel = config.parallel
+    if largest in ("activations", "logits"):
+        if parallel.recompute == "none" and largest == "activations":
+            return "set parallel.recompute=full or lower batch.microbatch_size"
+        return "lower batch.microbatch_size or raise parallel.tp"
+    if parallel.zero == 0 and parallel.dp > 2:
+        return "set parallel.zero=1 or raise parallel.tp or parallel.pp"
+    return "raise parallel.tp or parallel.pp"
+
+
+def _check_names(parallel: ParallelConfig) -> None:
+    for name in ("dp", "tp", "pp"):
+        if getattr(parallel, name) < 1:
+            raise ValueError(f"parallel.{name}={getattr(parallel, name)} must be at least 1")
+    choices = {**_CHOICES, "schedule": tuple(GENERATORS)}
+    for name, known in choices.items():
+        value = getattr(parallel, name)
+        if value not in known:
+            raise ValueError(f"parallel.{name}={value} is unknown; set one of {', '.join(map(str, known))}")
+
+
+def _check_ragged(parallel: ParallelConfig) -> None:
+    for name in ("stage_layers", "stage_replicas"):
+        values = list(getattr(parallel, name))
+        if values and len(values) != parallel.pp:
+            raise ValueError(
+                f"parallel.{name}={values} names {len(values)} stages but pp={parallel.pp}; "
+                f"set parallel.pp={len(values)}"
+            )
+        if any(value < 1 for value in values):
+            raise ValueError(f"parallel.{name}={values}: every stage needs at least 1")
+
+
+def _check_shares(config: RunConfig) -> None:
+    """Uniform replicas get equal shares of the microbatches; ragged ones at least one microbatch each."""
+    batch, parallel = config.batch, config.parallel
+    microbatches, most = batch.global_size // batch.microbatch_size, max((parallel.dp, *parallel.stage_replicas))
+    if parallel.stage_replicas:
+        most = max(parallel.stage_replicas)
+    if most > microbatches:
+        raise ValueError(
+            f"{microbatches} microbatches < {'stage_replicas' if parallel.stage_replicas else 'dp'}={most}; raise "
+            f"batch.global_size to {most * batch.microbatch_size} or lower batch.microbatch_size"
+        )
+    if not parallel.stage_replicas and microbatches % parallel.dp:
+        divisors = [d for d in range(1, microbatches + 1) if microbatches % d == 0]
+        nearest = sorted(sorted(divisors, key=lambda d: abs(d - parallel.dp))[:2])
+        raise ValueError(
+            f"batch.global_size={batch.global_size} is not divisible by "
+            f"microbatch_size·dp={batch.microbatch_size}·{parallel.dp}; set batch.global_size="
+            f"{_nearest(batch.global_size, batch.microbatch_size * parallel.dp)}, "
+            f"or parallel.dp={' or '.join(map(str, nearest))}"
+        )
+
+
+def _nearest(value: int, step: int) -> str:
+    """The multiples of `step` around `value`."""
+    below = value // step * step
+    return " or ".join(str(n) for n in (below, below + step) if n > 0)

@@ -1,0 +1,101 @@
+"""Seconds of communication under the α-β model: tensor, data and pipeline parallelism, and the peer's mirror.
+
+A collective runs as a ring at the speed of its group's slowest link. Ring costs: Thakur, Rabenseifner and Gropp 2005,
+"Optimization of collective communication operations in MPICH"; bandwidth-optimal by Patarasuk and Yuan 2009.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainsys.comm.topology import Link, Topology
+from trainsys.config import RunConfig
+from trainsys.planner.precision import Precision
+from trainsys.planner.sizes import StageSizes
+from trainsys.planner.stages import Stages
+
+
+def all_gather_s(num_bytes: float, size: int, link: Link | None) -> float:
+    """Ring all-gather of `num_bytes` in all over `size` ranks: n - 1 rounds of one n-th. Also a reduce-scatter."""
+    if link is None or size < 2:
+        return 0.0
+    return (size - 1) * link.transfer_s(num_bytes / size)
+
+
+def all_reduce_s(num_bytes: float, size: int, link: Link | None) -> float:
+    """Ring all-reduce: a reduce-scatter, then an all-gather. `num_bytes` is what every rank holds."""
+    return 2 * all_gather_s(num_bytes, size, link)
+
+
+@dataclass(frozen=True)
+class TensorCost:
+    """Exposed seconds of tensor parallelism in one microbatch, per stage."""
+
+    forward_s: tuple[float, ...]
+    backward_s: tuple[float, ...]
+
+
+def boundary_bytes(config: RunConfig) -> int:
+    """Bytes of one microbatch's activation between two layers: microbatch · seq · dim."""
+    batch = config.batch
+    tokens = batch.microbatch_size * batch.seq_len
+    return tokens * config.model.dim * Precision.of(config.train.dtype).activation
+
+
+def tensor_cost(config: RunConfig, stages: Stages, topology: Topology) -> TensorCost:
+    """Two all-reduces per layer forward and two backward (Shoeybi et al. 2019, arXiv:1909.08053, §3), one forward for
+    the embedding and one backward for the head; recomputing a layer repeats its forward ones.
+
+    Sequence parallelism replaces each by an all-gather and a reduce-scatter of the same volume (Korthikanti et al.
+    2022, arXiv:2205.05198, §4.2.2). None is overlapped: each stands between two dependent matrix products.
+    """
+    teams = (topology.slowest(stages.ranks_of(team)) for team in range(stages.num_teams))
+    links = [link for link in teams if link is not None]
+    worst = max(links, key=lambda link: link.transfer_s(boundary_bytes(config)), default=None)
+    once = all_reduce_s(boundary_bytes(config), stages.tp, worst)
+    again = 2 if config.parallel.recompute == "full" else 0
+    forward = [2 * n for n in stages.layers]
+    backward = [(2 + again) * n for n in stages.layers]
+    forward[0] += 1
+    backward[-1] += 1
+    return TensorCost(tuple(once * n for n in forward), tuple(once * n for n in backward))
+
+
+def send_s(config: RunConfig, stages: Stages, topology: Topology, src: int, dst: int) -> float:
+    """Seconds of one pipeline message from team `src` to team `dst`, each tp rank to its counterpart at once.
+
+    Under sequence parallelism every rank sends its own part of the sequence only.
+    """
+    parts = stages.tp if config.parallel.sequence_parallel else 1
+    size = boundary_bytes(config) / parts
+    pairs = zip(stages.ranks_of(src), stages.ranks_of(dst), strict=True)
+    return max(topology.transfer_s(a, b, size) for a, b in pairs)
+
+
+def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: Topology, stage: int) -> float:
+    """Seconds of the gradient exchange of `stage`, once per step: reduce-scatter, then all-gather.
+
+    ZeRO 1 gathers updated parameters where ZeRO 0 gathers gradients: the same volume when both have the same size
+    (Rajbhandari et al. 2020, arXiv:1910.02054, §7). A tied embedding is also summed over first and last stage.
+    """
+    precision = Precision.of(config.train.dtype)
+    group = stages.data_group(stage)
+    link = topology.slowest(group)
+    gathered = precision.parameter if config.parallel.zero else precision.gradient
+    seconds = all_gather_s(sizes.held[stage] * precision.gradient, len(group), link)
+    seconds += all_gather_s(sizes.held[stage] * gathered, len(group), link)
+    if sizes.tied and stages.count > 1 and stage in (0, stages.count - 1):
+        ends = (*stages.data_group(0), *stages.data_group(stages.count - 1))
+        seconds += all_reduce_s(sizes.tied * precision.gradient, len(ends), topology.slowest(ends))
+    return seconds
+
+
+def mirror_s(config: RunConfig, mirrored: float, topology: Topology) -> float:
+    """Seconds to refresh the copies of `mirrored` elements' master and moments in a peer's memory, once per step.
+
+    The peer is on another node where there is one. In-memory snapshots: Wang et al. 2023 (Gemini, SOSP), §4.
+    """
+    link = topology.slowest(range(topology.num_ranks))
+    if not mirrored or link is None:
+        return 0.0
+    return link.transfer_s(mirrored * 3 * Precision.of(config.train.dtype).state)

@@ -1,0 +1,57 @@
+"""Seconds of computing: forward and backward of one microbatch per stage, and the optimizer's update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainsys.config import RunConfig
+from trainsys.models.geometry import forward_flops
+from trainsys.planner.precision import Precision
+from trainsys.planner.stages import Stages
+
+
+@dataclass(frozen=True)
+class ComputeCost:
+    """Seconds of one microbatch on one rank, per stage."""
+
+    forward_s: tuple[float, ...]
+    backward_s: tuple[float, ...]  # recomputation included
+
+
+def compute_cost(config: RunConfig, stages: Stages, flops: float) -> ComputeCost:
+    """F = forward FLOPs · tokens / tp / `flops`; B = 2 F, and the layers' F once more under full recomputation.
+
+    Narayanan et al. 2021 (arXiv:2104.04473), §5.1 and appendix. The embedding and the head load the first and the last
+    stage, so that stages with equally many layers are not equally slow.
+    """
+    batch, head = config.batch, config.model.num_layers
+    tokens = batch.microbatch_size * batch.seq_len
+    recomputes = config.parallel.recompute == "full"
+    forward, backward = [], []
+    for stage in range(stages.count):
+        seconds = {b: forward_flops(config.model, b, batch.seq_len) * tokens for b in stages.blocks(stage)}
+        once = sum(seconds.values()) / stages.tp / flops
+        again = sum(s for b, s in seconds.items() if 0 <= b < head) / stages.tp / flops if recomputes else 0.0
+        forward.append(once)
+        backward.append(2 * once + again)
+    return ComputeCost(tuple(forward), tuple(backward))
+
+
+def model_flops(config: RunConfig) -> float:
+    """FLOPs of one step that the model needs, forward and twice that backward, without any recomputation.
+
+    The numerator of MFU: Chowdhery et al. 2022 (PaLM, arXiv:2204.02311), appendix B.
+    """
+    blocks = range(-1, config.model.num_layers + 1)
+    per_token = sum(forward_flops(config.model, block, config.batch.seq_len) for block in blocks)
+    return 3 * per_token * config.batch.global_size * config.batch.seq_len
+
+
+def update_s(owned: float, held: float, precision: Precision, memory_gbps: float) -> float:
+    """Seconds of Adam on a rank that owns `owned` elements and holds `held` parameters: bound by device memory.
+
+    Per owned element the master copy and both moments are read and written and the gradient is read twice (its norm,
+    then its use); every held parameter is written.
+    """
+    moved = owned * (6 * precision.state + 2 * precision.gradient) + held * precision.parameter
+    return moved / (memory_gbps * 1e9)

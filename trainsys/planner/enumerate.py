@@ -1,0 +1,68 @@
+"""Every layout of a model on n ranks: the legal ones, and why the others are not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+
+from trainsys.config import ParallelConfig, RunConfig
+from trainsys.planner.check import check_layout
+from trainsys.schedule import GENERATORS
+
+
+def candidates(config: RunConfig, num_ranks: int) -> tuple[list[ParallelConfig], Counter[str]]:
+    """All uniform layouts with dp · tp · pp = `num_ranks`, with their variants, in a fixed order.
+
+    The microbatch size is the config's: numbers must not depend on the layout. Layouts that are the same thing under
+    two names (a schedule without a pipeline, ZeRO with one replica, sequence parallelism without tp) appear once.
+
+    Returns:
+        the legal layouts, and how many were illegal by reason.
+    """
+    legal: list[ParallelConfig] = []
+    rejected: Counter[str] = Counter()
+    for dp, tp, pp in _degrees(num_ranks):
+        grid = dataclasses.replace(
+            config.parallel, dp=dp, tp=tp, pp=pp, sequence_parallel=False, stage_layers=(), stage_replicas=()
+        )
+        reason = _reason(config, dataclasses.replace(grid, zero=0, schedule=next(iter(GENERATORS)), recompute="none"))
+        for parallel in _variants(grid):
+            why = reason or (_reason(config, parallel) if parallel.sequence_parallel else "")
+            if why:
+                rejected[why] += 1
+            else:
+                legal.append(parallel)
+    return legal, rejected
+
+
+def _degrees(num_ranks: int) -> Iterator[tuple[int, int, int]]:
+    """All (dp, tp, pp) whose product is `num_ranks`."""
+    for tp in (d for d in range(1, num_ranks + 1) if num_ranks % d == 0):
+        rest = num_ranks // tp
+        for pp in (d for d in range(1, rest + 1) if rest % d == 0):
+            yield rest // pp, tp, pp
+
+
+def _variants(grid: ParallelConfig) -> Iterator[ParallelConfig]:
+    """Every way to run one grid; the schedule named in the config stands for all when there is no pipeline."""
+    for zero in (0, 1) if grid.dp > 1 else (0,):
+        for sequence_parallel in (False, True) if grid.tp > 1 else (False,):
+            for schedule in GENERATORS if grid.pp > 1 else ("1f1b",):
+                for recompute in ("none", "full"):
+                    yield dataclasses.replace(
+                        grid,
+                        zero=zero,
+                        sequence_parallel=sequence_parallel,
+                        schedule=schedule,
+                        recompute=recompute,  # type: ignore[arg-type]
+                    )
+
+
+def _reason(config: RunConfig, parallel: ParallelConfig) -> str:
+    """Why `parallel` is illegal, without the advice; empty when it is legal."""
+    try:
+        check_layout(dataclasses.replace(config, parallel=parallel))
+    except ValueError as error:
+        return str(error).split(";")[0]
+    return ""

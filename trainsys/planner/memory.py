@@ -1,0 +1,128 @@
+"""Peak memory of one rank of each stage, in GiB, by what uses it.
+
+What the process itself takes (a CUDA context, communication buffers, fragmentation) is not in here: the cluster file's
+``device.memory_gib`` is what remains after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from trainsys.config import RunConfig
+from trainsys.models.geometry import resolve, tensors
+from trainsys.planner.precision import GIB, Precision
+from trainsys.planner.sizes import StageSizes
+from trainsys.planner.stages import Stages
+
+
+@dataclass(frozen=True)
+class Memory:
+    """GiB on one rank."""
+
+    parameters: float
+    gradients: float
+    optimizer: float  # master copy and both Adam moments
+    mirror: float  # the same of a peer
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        return sum(dataclasses.astuple(self))
+
+
+def stage_memory(config: RunConfig, stages: Stages, sizes: StageSizes, in_flight: Sequence[int]) -> tuple[Memory, ...]:
+    """Peak memory of a rank of each stage.
+
+    Args:
+        in_flight: per stage, most microbatches whose activations are alive at once, from the schedule.
+
+    Parameters, gradients and optimizer: Rajbhandari et al. 2020 (arXiv:1910.02054), §3.1. Activations: `layer_bytes`.
+    """
+    precision = Precision.of(config.train.dtype)
+    return tuple(
+        Memory(
+            parameters=sizes.held[stage] * precision.parameter / GIB,
+            gradients=sizes.held[stage] * precision.gradient * gradient_buffers(config, stages, stage) / GIB,
+            optimizer=sizes.owned[stage] * 3 * precision.state / GIB,
+            mirror=sizes.mirrored[stage] * 3 * precision.state / GIB,
+            activations=activation_bytes(config, stages, stage, in_flight[stage]) / GIB,
+            logits=logit_bytes(config, stages, stage) / GIB,
+        )
+        for stage in range(stages.count)
+    )
+
+
+def gradient_buffers(config: RunConfig, stages: Stages, stage: int) -> int:
+    """Gradients of the whole stage alive at once: 1 when they are added up in place.
+
+    The canonical reduction adds them in one binary tree over the step's microbatches: while a replica computes the next
+    gradient, its finished subtrees wait, like the digits of a binary counter (log2 m of them for aligned m).
+    """
+    if config.parallel.reduction == "fast":
+        return 1
+    return _most_subtrees(config.batch.global_size // config.batch.microbatch_size, stages.replicas[stage])
+
+
+@lru_cache(maxsize=256)
+def _most_subtrees(microbatches: int, replicas: int) -> int:
+    """Most partial sums alive on any replica, the newest gradient included, when it adds its block in order."""
+    most = 1
+    for replica in range(replicas):
+        waiting: list[tuple[int, int]] = []  # (first microbatch, size) of finished aligned subtrees
+        for leaf in range(replica * microbatches // replicas, (replica + 1) * microbatches // replicas):
+            most = max(most, len(waiting) + 1)
+            start, size = leaf, 1
+            while waiting and waiting[-1] == (start - size, size) and (start - size) % (2 * size) == 0:
+                start, size = waiting.pop()[0], 2 * size
+            waiting.append((start, size))
+        most = max(most, len(waiting))
+    return most
+
+
+def layer_bytes(config: RunConfig, tp: int) -> float:
+    """Bytes that one layer keeps of one microbatch for its backward pass.
+
+    Korthikanti et al. 2022 (arXiv:2205.05198), eq. 2 and 4, written in elements for any dtype and any feed-forward:
+    four dim-wide inputs of norms and matrices and two dropout masks (1 byte) are split only by sequence parallelism;
+    queries, keys, values, attention's output and the feed-forward's intermediates are split by tp. Attention is fused
+    (Dao et al. 2022, arXiv:2205.14135): instead of the 5·a·s/h term it keeps one float32 per row and head.
+    """
+    model, batch, parallel = resolve(config.model), config.batch, config.parallel
+    size = Precision.of(config.train.dtype).activation
+    tokens = batch.microbatch_size * batch.seq_len
+    kv_share = model.num_kv_heads / model.num_heads
+    matrices = sum(t.block == 0 and ".feed_forward." in t.name and len(t.shape) == 2 for t in tensors(model))
+    split = 2 * model.dim * (1 + kv_share) + 2 * (matrices - 1) * model.ffn_dim
+    whole = 4 * model.dim * size + (2 * model.dim if model.dropout else 0)
+    per_token = (split * size + 4 * model.num_heads) / tp + whole / (tp if parallel.sequence_parallel else 1)
+    return tokens * per_token
+
+
+def activation_bytes(config: RunConfig, stages: Stages, stage: int, in_flight: int) -> float:
+    """Bytes of activations on a rank of `stage` with `in_flight` microbatches alive.
+
+    Full recomputation keeps each layer's input only, plus the layer at work (Korthikanti et al. 2022, §5; Chen et al.
+    2016, arXiv:1604.06174). The last stage also keeps the inputs of the final norm and of the head.
+    """
+    batch, tp = config.batch, stages.tp
+    size = Precision.of(config.train.dtype).activation
+    shards = tp if config.parallel.sequence_parallel else 1
+    boundary = batch.microbatch_size * batch.seq_len * config.model.dim * size / shards
+    layer = layer_bytes(config, tp)
+    tail = 2 * boundary if stage == stages.count - 1 else 0.0
+    if config.parallel.recompute == "full":
+        return in_flight * (stages.layers[stage] * boundary + tail) + layer
+    return in_flight * (stages.layers[stage] * layer + tail)
+
+
+def logit_bytes(config: RunConfig, stages: Stages, stage: int) -> float:
+    """Bytes of the last stage's logits: float32 (or wider) values and their gradient, split over the vocabulary."""
+    if stage < stages.count - 1:
+        return 0.0
+    batch = config.batch
+    elements = batch.microbatch_size * batch.seq_len * config.model.vocab_size / stages.tp
+    return elements * 2 * max(4, Precision.of(config.train.dtype).activation)

@@ -1,0 +1,98 @@
+"""The answer of the planner: one scored layout, and the report that ranks them. Plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trainsys.config import ParallelConfig
+from trainsys.planner.memory import Memory
+
+Bound = Literal["compute", "tp", "dp", "bubble", "memory"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One layout and what it is predicted to cost. Seconds are per step.
+
+    Attributes:
+        layout: `parallel` in one notation, ``dp2·tp1·pp2 zero1 1f1b``.
+        mfu: model FLOPs over peak FLOPs of all ranks (PaLM, arXiv:2204.02311, appendix B); recomputation not counted.
+        bubble: share of the pipeline's time that its ranks spend without computing.
+        compute_s: forward, backward and recomputation of the busiest stage.
+        tp_s: tensor-parallel collectives of the busiest stage.
+        dp_s: gradient exchange, and the refresh of the peers' mirrors.
+        pp_exposed_s: what the pipeline's messages add to the step.
+        update_s: the optimizer.
+        memory: parts of `peak_gib`, on the rank that holds most.
+        bound_by: the largest part of the step, or memory, when only recomputation made the layout fit.
+    """
+
+    parallel: ParallelConfig
+    layout: str
+    step_s: float
+    tokens_per_s: float
+    mfu: float
+    peak_gib: float
+    limit_gib: float
+    bubble: float
+    compute_s: float
+    tp_s: float
+    dp_s: float
+    pp_exposed_s: float
+    update_s: float
+    memory: Memory
+    bound_by: Bound
+
+    @property
+    def exposed_comm(self) -> float:
+        """Share of the step in which ranks only communicate."""
+        return (self.tp_s + self.dp_s + self.pp_exposed_s) / self.step_s
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A layout that does not fit, and by how much."""
+
+    layout: str
+    peak_gib: float
+    limit_gib: float
+    memory: Memory
+
+    @property
+    def over_gib(self) -> float:
+        return self.peak_gib - self.limit_gib
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """All legal layouts that fit, best first, and why the others are not among them.
+
+    Attributes:
+        cluster: one line.
+        device: where the compute rate comes from.
+        model: one line.
+        rejected: layouts by reason.
+        nearest_miss: of those over memory, the one that needs least more.
+    """
+
+    cluster: str
+    device: str
+    model: str
+    num_ranks: int
+    plans: tuple[Plan, ...]
+    rejected: Counter[str]
+    nearest_miss: Miss | None
+    search_s: float
+
+    def to_json(self, top: int | None = None) -> dict[str, Any]:
+        """What ``trainsys plan --json`` prints; `top` limits the plans."""
+        return {
+            "cluster": self.cluster,
+            "model": self.model,
+            "plans": [dataclasses.asdict(plan) for plan in self.plans[:top]],
+            "rejected": dict(self.rejected.most_common()),
+            "search_s": self.search_s,
+        }

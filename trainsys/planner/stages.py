@@ -1,0 +1,80 @@
+"""A layout resolved to its grid: stages of layers, replicas of each stage, tp ranks per replica."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+from trainsys.config import ModelConfig, ParallelConfig
+from trainsys.models.geometry import split_layers
+from trainsys.space.tensor import EMBED
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Who is where. A team is the tp ranks of one replica of one stage; teams are numbered stage by stage.
+
+    Attributes:
+        layers: transformer layers of each stage.
+        replicas: teams of each stage.
+        tp: ranks of a team; rank = team · tp + place in the team.
+    """
+
+    layers: tuple[int, ...]
+    replicas: tuple[int, ...]
+    tp: int
+
+    @classmethod
+    def of(cls, model: ModelConfig, parallel: ParallelConfig) -> Stages:
+        """The grid that `parallel` names; its ragged fields win over ``dp`` and an even split."""
+        layers = parallel.stage_layers or split_layers(model.num_layers, parallel.pp)
+        replicas = parallel.stage_replicas or (parallel.dp,) * len(layers)
+        assert len(layers) == len(replicas), (layers, replicas)
+        return cls(tuple(layers), tuple(replicas), parallel.tp)
+
+    @property
+    def count(self) -> int:
+        return len(self.layers)
+
+    @property
+    def num_teams(self) -> int:
+        return sum(self.replicas)
+
+    @property
+    def num_ranks(self) -> int:
+        return self.num_teams * self.tp
+
+    @property
+    def even(self) -> bool:
+        """Every stage has equally many replicas."""
+        return len(set(self.replicas)) == 1
+
+    def blocks(self, stage: int) -> range:
+        """Model blocks of `stage`: its layers, with the embedding on the first stage and the head on the last."""
+        first = sum(self.layers[:stage])
+        last = first + self.layers[stage]
+        return range(EMBED if stage == 0 else first, last + (stage == self.count - 1))
+
+    def team(self, stage: int, replica: int) -> int:
+        return [0, *accumulate(self.replicas)][stage] + replica
+
+    def ranks_of(self, team: int) -> range:
+        """The tp ranks of `team`."""
+        return range(team * self.tp, (team + 1) * self.tp)
+
+    def data_group(self, stage: int) -> tuple[int, ...]:
+        """The ranks that average the gradients of one tp shard of `stage` (the first shard; the others are alike)."""
+        return tuple(self.team(stage, replica) * self.tp for replica in range(self.replicas[stage]))
+
+
+def notation(parallel: ParallelConfig) -> str:
+    """A layout in one token group: ``dp2·tp1·pp2 zero1 1f1b``; ragged: ``dp[2,1]·tp1·pp2[3,3] 1f1b``."""
+    replicas, layers = parallel.stage_replicas, parallel.stage_layers
+    dp = f"dp[{','.join(map(str, replicas))}]" if replicas else f"dp{parallel.dp}"
+    pp = f"pp{parallel.pp}[{','.join(map(str, layers))}]" if layers else f"pp{parallel.pp}"
+    words = [f"{dp}·tp{parallel.tp}·{pp}"]
+    words += [f"zero{parallel.zero}"] if parallel.zero else []
+    words += ["sp"] if parallel.sequence_parallel else []
+    words += [parallel.schedule] if parallel.pp > 1 else []
+    words += ["recompute"] if parallel.recompute == "full" else []
+    return " ".join(words)
