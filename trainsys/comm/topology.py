@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from trainsys.config import ClusterConfig, DeviceConfig
 
@@ -102,7 +103,7 @@ class Topology:
         if len(members) < 2:
             return None
         kinds = []
-        if any(self.same_node(a, b) for a, b in zip(members, members[1:], strict=False)):
+        if any(self.same_node(a, b) for a, b in pairwise(members)):
             kinds.append(self.intra_node)
         if not self.same_node(members[0], members[-1]):
             kinds.append(self.inter_node)

@@ -100,6 +100,8 @@ def _memory_knob(config: RunConfig, largest: str) -> str:
         if parallel.recompute == "none" and largest == "activations":
             return "set parallel.recompute=full or lower batch.microbatch_size"
         return "lower batch.microbatch_size or raise parallel.tp"
+    if largest == "gradients" and parallel.reduction == "canonical":
+        return "set parallel.reduction=fast (losses then depend on the layout) or raise parallel.tp or parallel.pp"
     if parallel.zero == 0 and parallel.dp > 2:
         return "set parallel.zero=1 or raise parallel.tp or parallel.pp"
     return "raise parallel.tp or parallel.pp"

@@ -55,7 +55,7 @@ def _variants(grid: ParallelConfig) -> Iterator[ParallelConfig]:
                         zero=zero,
                         sequence_parallel=sequence_parallel,
                         schedule=schedule,
-                        recompute=recompute,  # type: ignore[arg-type]
+                        recompute=recompute,
                     )
 
 

@@ -6,7 +6,6 @@ What the process itself takes (a CUDA context, communication buffers, fragmentat
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,7 +30,8 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return sum(dataclasses.astuple(self))
+        parts = (self.parameters, self.gradients, self.optimizer, self.mirror, self.activations, self.logits)
+        return sum(parts)
 
 
 def stage_memory(config: RunConfig, stages: Stages, sizes: StageSizes, in_flight: Sequence[int]) -> tuple[Memory, ...]:

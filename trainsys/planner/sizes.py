@@ -55,3 +55,8 @@ def _elements(model: ModelConfig, tp: int) -> tuple[dict[int, int], int]:
             by_block[block] = by_block.get(block, 0) + count
         tied += count if len(tensor.blocks) > 1 else 0
     return by_block, tied
+
+
+def block_elements(model: ModelConfig, tp: int) -> dict[int, int]:
+    """Elements of one tp shard, per model block."""
+    return _elements(model, tp)[0]

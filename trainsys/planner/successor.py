@@ -1,11 +1,150 @@
-from dataclasses import replace
-def successor(config, teams, current, alive):
-    if teams < 1: raise ValueError("none")
-    pp=len(current.stage_layers)
-    if teams < pp:
-        from trainsys.models.geometry import split_layers
-        return replace(current, dp=1, pp=teams, stage_layers=split_layers(config.model.num_layers, teams), stage_replicas=())
-    reps=[max(1,a) for a in alive]
-    while sum(reps)>teams: reps[reps.index(max(reps))]-=1
-    while sum(reps)<teams: reps[reps.index(min(reps))]+=1
-    return replace(current, stage_replicas=tuple(reps))
+"""The best next layout after ranks left or joined: step time from then on, plus the cost of getting there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from trainsys.comm.topology import Topology
+from trainsys.config import ParallelConfig, RunConfig
+from trainsys.models.geometry import forward_flops, split_layers
+from trainsys.planner.device import Rate, rate
+from trainsys.planner.moves import moved_bytes
+from trainsys.planner.predict import predict, worst_memory
+from trainsys.planner.stages import Stages, notation
+
+HORIZON_STEPS = 100  # steps over which a move must pay for itself
+
+Grid = tuple[tuple[int, ...], tuple[int, ...]]  # layers and replicas of each stage
+
+
+def successor(
+    config: RunConfig, teams: int, current: ParallelConfig, alive: Sequence[int], measured: Rate | None = None
+) -> ParallelConfig:
+    """The layout to continue with on `teams` whole tp teams, of which `alive[s]` still hold stage s.
+
+    Keeps tp, ZeRO stage, schedule and reduction of `current`. Considers keeping the stages' layers with teams added or
+    moved, and every other number of stages with the layers split evenly or by their replicas. The cheapest over the
+    next `HORIZON_STEPS` steps wins: their predicted time, plus the bytes that the busiest rank must receive over the
+    slowest link. Recomputes activations only when nothing fits otherwise. Some teams may stay idle.
+
+    Args:
+        teams: whole teams there are, holding a stage or fresh.
+        alive: per stage of `current`, replicas that are still whole; ``sum(alive) <= teams``.
+        measured: the rate of a rank; by default from ``config.cluster``.
+
+    Raises:
+        ValueError: when too few ranks are left, or the model does not fit into their memory.
+    """
+    before = Stages.of(config.model, current)
+    assert len(alive) == before.count, (alive, before)
+    _check_enough(config, teams, current.tp)
+    ranks = teams * current.tp
+    measured = measured or rate(config.cluster, ranks)
+    grids = list(dict.fromkeys(_grids(config, before, teams, tuple(alive))))
+    options = [_as_config(config, current, *grid) for grid in grids]
+    fitting = [p for p in options if _memory(config, p) <= config.cluster.device.memory_gib]
+    if not fitting:
+        options = [dataclasses.replace(p, recompute="full") for p in options]
+        fitting = [p for p in options if _memory(config, p) <= config.cluster.device.memory_gib]
+    if not fitting:
+        raise ValueError(_too_big(config, options, ranks))
+    link = Topology.from_config(config.cluster, ranks).slowest(range(ranks))
+
+    def cost_s(parallel: ParallelConfig) -> float:
+        moved = moved_bytes(config, before, alive, Stages.of(config.model, parallel), parallel.zero)
+        return predict(config, parallel, measured).step_s * HORIZON_STEPS + (link.transfer_s(moved) if link else 0.0)
+
+    return min(fitting, key=cost_s)  # the first of equals: the layout nearest to the current one
+
+
+def _check_enough(config: RunConfig, teams: int, tp: int) -> None:
+    needed = max(config.elastic.min_ranks, tp)
+    if teams * tp < needed:
+        whole = f"{teams * tp} in whole tp={tp} teams" if tp > 1 else f"{teams} alive"
+        knob = "lower elastic.min_ranks" if needed > tp else "restart from a checkpoint with a smaller parallel.tp"
+        raise ValueError(f"needs ≥ {needed} ranks, {whole}; {knob}")
+
+
+def _memory(config: RunConfig, parallel: ParallelConfig) -> float:
+    return worst_memory(dataclasses.replace(config, parallel=parallel), Stages.of(config.model, parallel)).total
+
+
+def _too_big(config: RunConfig, options: list[ParallelConfig], ranks: int) -> str:
+    nearest = min(options, key=lambda parallel: _memory(config, parallel))
+    limit, needs = config.cluster.device.memory_gib, _memory(config, nearest)
+    return (
+        f"no layout fits on the {ranks} rank{'s'[: ranks != 1]} left: nearest is {notation(nearest)}, which needs "
+        f"{needs:.3g} GiB per rank and misses cluster.device.memory_gib={limit:g} by {needs - limit:.3g} GiB; "
+        "add ranks or set parallel.reduction=fast"
+    )
+
+
+def _grids(config: RunConfig, before: Stages, teams: int, alive: tuple[int, ...]) -> Iterator[Grid]:
+    """Candidates, the ones nearest to the current layout first."""
+    most = config.batch.global_size // config.batch.microbatch_size
+    num_layers = config.model.num_layers
+    if before.count <= teams:
+        load = _load(config, before.layers)
+        for replicas in _grown(alive, teams, most, load):
+            yield before.layers, replicas
+    for count in range(1, min(teams, num_layers) + 1):
+        layers = split_layers(num_layers, count)
+        even = min(teams // count, most)
+        yield layers, (even,) * count
+        *_, full = _grown((1,) * count, teams, most, _load(config, layers))
+        yield layers, full
+        yield _by_replicas(num_layers, full), full
+        lent = tuple(min(most, teams // count + (stage < teams % count)) for stage in range(count))
+        yield _by_replicas(num_layers, lent), lent
+
+
+def _load(config: RunConfig, layers: tuple[int, ...]) -> list[float]:
+    """Forward FLOPs per token of each stage."""
+    stages = Stages(layers, (1,) * len(layers), 1)
+    seq_len = config.batch.seq_len
+    return [sum(forward_flops(config.model, b, seq_len) for b in stages.blocks(s)) for s in range(len(layers))]
+
+
+def _grown(start: tuple[int, ...], teams: int, most: int, load: list[float]) -> Iterator[tuple[int, ...]]:
+    """`start`, and then each step of giving one more team to the stage that is slowest, up to `teams` in all.
+
+    A stage that lost its last replica comes first; without a spare team the one with most to spare gives one up.
+    """
+    replicas = [min(count, most) for count in start]
+    while 0 in replicas:
+        if sum(replicas) == teams:
+            giver = min((s for s, r in enumerate(replicas) if r > 1), key=lambda s: load[s] / replicas[s])
+            replicas[giver] -= 1
+        replicas[replicas.index(0)] = 1
+    yield tuple(replicas)
+    while sum(replicas) < teams:
+        open_stages = [s for s, r in enumerate(replicas) if r < most]
+        if not open_stages:
+            return
+        replicas[max(open_stages, key=lambda s: load[s] / replicas[s])] += 1
+        yield tuple(replicas)
+
+
+def _by_replicas(num_layers: int, replicas: tuple[int, ...]) -> tuple[int, ...]:
+    """Layers in proportion to each stage's replicas, at least one each: equal work for every team."""
+    layers = [1] * len(replicas)
+    for _ in range(num_layers - len(replicas)):
+        stage = min(range(len(replicas)), key=lambda s: (layers[s] + 1) / replicas[s])
+        layers[stage] += 1
+    return tuple(layers)
+
+
+def _as_config(
+    config: RunConfig, current: ParallelConfig, layers: tuple[int, ...], replicas: tuple[int, ...]
+) -> ParallelConfig:
+    """A grid as a config: the ragged fields only where dp and pp do not say it already."""
+    microbatches = config.batch.global_size // config.batch.microbatch_size
+    even = len(set(replicas)) == 1 and microbatches % replicas[0] == 0
+    return dataclasses.replace(
+        current,
+        dp=max(replicas),
+        pp=len(layers),
+        stage_layers=() if layers == split_layers(config.model.num_layers, len(layers)) else layers,
+        stage_replicas=() if even else replicas,
+    )
