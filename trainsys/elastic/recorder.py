@@ -90,7 +90,7 @@ class Recorder:
         _keep_before(self.run_dir / "metrics.jsonl", start_step)
         self._metrics = (self.run_dir / "metrics.jsonl").open("a")
         self._history = (self.run_dir / "history.jsonl").open("a" if start_step else "w")
-        self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=start_step)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=start_step)
         self._progress = Progress(console, start_step, config.train.steps, config.train.log_every)
         self._note("start", step=start_step)
 
@@ -166,7 +166,7 @@ class Recorder:
         self._progress.close()
         self._note("end", step=self._step)
         for stream in (self._metrics, self._history, self._board):
-            stream.close()  # type: ignore[no-untyped-call]
+            stream.close()
 
     def __enter__(self) -> Recorder:
         return self
@@ -218,7 +218,7 @@ class Recorder:
         self._metrics.flush()
         for key, tag in _TAGS.items():
             if line[key] is not None:
-                self._board.add_scalar(tag, line[key], decision.step)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(tag, line[key], decision.step)
         if decision.skipped:
             self._progress.say(f"step {decision.step} skipped: its gradient was not finite")
         self._progress.step(line)

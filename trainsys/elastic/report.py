@@ -102,12 +102,12 @@ def draw_loss(drill: Drill, path: Path) -> None:
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for recorder, label, style in (
-        (drill.undisturbed, "undisturbed", {"color": "#B8C4D6", "linewidth": 6}),
-        (drill.disturbed, "with faults", {"color": "#1F3A68", "linewidth": 1.4}),
+    for recorder, label, colour, width in (
+        (drill.undisturbed, "undisturbed", "#B8C4D6", 6.0),
+        (drill.disturbed, "with faults", "#1F3A68", 1.4),
     ):
         losses = {step: d.loss for step, d in sorted(by_step(recorder.decisions).items())}
-        axes.plot(list(losses), list(losses.values()), label=label, solid_capstyle="round", **style)
+        axes.plot(list(losses), list(losses.values()), label=label, color=colour, linewidth=width)
     r = drill.result
     for f in r["faults"]:
         text = f"{f['kind']} in {f['phase']}" if f["phase"] else "lost"
