@@ -117,7 +117,8 @@ def test_simulate_prints_numbers_that_agree_and_writes_pictures(
 def test_output_into_a_closed_pipe_is_no_error() -> None:
     code = (
         "import sys; from trainsys.cli.main import main; import trainsys.cli.simulate as verb;"
-        "verb.run = lambda argv: [print('x' * 100000, flush=True) for _ in range(9)] and 0; sys.exit(main(['simulate']))"
+        "verb.run = lambda argv: [print('x' * 100000, flush=True) for _ in range(9)] and 0;"
+        "sys.exit(main(['simulate']))"
     )
     command = ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -c 1', sys.executable, code]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -121,15 +121,15 @@ def draw_loss(drill: Drill, path: Path) -> None:
     axes.margins(x=0.02, y=0.08)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(frameon=False, loc="lower left")  # a loss falls: the corner below its start is free
     figure.savefig(path, dpi=150)
 
 
 def _mark(axes: Axes, step: int, text: str, colour: str) -> None:
     axes.axvline(step, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.annotate(
-        text, (step, 0.02), xycoords=("data", "axes fraction"), xytext=(-3, 0), textcoords="offset points",
-        rotation=90, ha="right", va="bottom", fontsize=8.5, color=colour,
+        text, (step, 0.98), xycoords=("data", "axes fraction"), xytext=(-3, 0), textcoords="offset points",
+        rotation=90, ha="right", va="top", fontsize=8.5, color=colour,
     )  # fmt: skip
 
 
