@@ -140,11 +140,10 @@ def _after(config: RunConfig, stages: Stages, topology: Topology) -> tuple[list[
 
 def _bound(plan: Plan) -> Bound:
     """The largest part of the step; what no part explains is time spent waiting for other stages."""
-    compute = plan.compute_s + plan.update_s
     parts: dict[Bound, float] = {
-        "compute": compute,
+        "compute": plan.compute_s + plan.update_s,
         "tp": plan.tp_s,
         "dp": plan.dp_s,
-        "bubble": plan.step_s - compute - plan.tp_s - plan.dp_s,
+        "bubble": plan.waiting_s,
     }
     return max(parts, key=lambda name: parts[name])
