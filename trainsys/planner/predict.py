@@ -34,7 +34,10 @@ def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None =
     topology = Topology.from_config(config.cluster, stages.num_ranks)
     measured = measured or rate(config.cluster, stages.num_ranks)
     memory = worst_memory(config, stages)
-    work = _pipeline(config, stages, topology, measured.flops)
+    work = _pipeline(config, stages, topology, measured.sustained(1))
+    if measured.cores:
+        busy_ranks = (1 - work.bubble) * stages.num_ranks
+        work = _pipeline(config, stages, topology, measured.sustained(busy_ranks))
     exchange, update = _after(config, stages, topology)
     ends = [sum(parts) for parts in zip(work.ends_s, exchange, update, strict=True)]
     last = max(range(stages.count), key=lambda stage: ends[stage])
