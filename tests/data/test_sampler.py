@@ -49,9 +49,8 @@ def test_a_batch_depends_on_positions_alone(n: int, position: int, counts: list[
 def test_seeds_and_epochs_shuffle_differently() -> None:
     n = 1000
     sampler = Sampler(Counting(n + 1), 1, seed=0)
-    orders = [sampler.indices(e * n, n) for e in range(4)] + [
-        Sampler(Counting(n + 1), 1, s).indices(0, n) for s in (1, 2)
-    ]
+    orders = [sampler.indices(epoch * n, n) for epoch in range(4)]
+    orders += [Sampler(Counting(n + 1), 1, seed).indices(0, n) for seed in (1, 2)]
     for i, a in enumerate(orders):
         assert (a == np.arange(n)).sum() < 10  # about one fixed point is expected
         assert abs(np.corrcoef(a, np.arange(n))[0, 1]) < 0.15

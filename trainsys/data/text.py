@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sysconfig
 from collections.abc import Iterator
@@ -48,9 +49,7 @@ def _cut(path: str, left: int) -> Iterator[str]:
 
 def _files(path: str) -> list[Path]:
     if path == "stdlib":
-        root = Path(sysconfig.get_paths()["stdlib"])
-        names = [f.relative_to(root) for f in root.rglob("*.py")]
-        return [root / name for name in sorted(names, key=str) if not _SKIPPED & set(name.parts)]
+        return _stdlib(Path(sysconfig.get_paths()["stdlib"]))
     place = Path(path).expanduser()
     if not place.exists():
         raise ValueError(f'data.path={path} does not exist; give a .txt, .jsonl or .bin file, a folder, or "stdlib"')
@@ -62,6 +61,15 @@ def _files(path: str) -> list[Path]:
     if place.suffix not in SUFFIXES:
         raise ValueError(f"data.path={path} ends in {place.suffix!r}; known: {', '.join(SUFFIXES)}, .bin, or a folder")
     return [place]
+
+
+def _stdlib(root: Path) -> list[Path]:
+    """Python files under `root` by name; installed packages and tests are not entered."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in _SKIPPED]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted(found, key=str)
 
 
 def _read_text(file: Path, limit: int, skip_bad: bool) -> Iterator[str]:

@@ -63,11 +63,11 @@ class Action:
 
         Its stage may not exist (the first stage sends no gradient further); ask `Schedule.peer`.
         """
-        kind, step = _COUNTERPART[self.kind]
+        kind, step = COUNTERPART[self.kind]
         return Action(self.stage + step, kind, self.microbatch)
 
 
-_COUNTERPART = {
+COUNTERPART = {  # the kind at the other end of a transfer, and how many stages further it is
     Kind.SEND_F: (Kind.RECV_F, 1),
     Kind.RECV_F: (Kind.SEND_F, -1),
     Kind.SEND_B: (Kind.RECV_B, -1),

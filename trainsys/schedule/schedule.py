@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trainsys.schedule.actions import Action
+from trainsys.schedule.actions import COUNTERPART, Action
 from trainsys.schedule.routes import Routes
 
 Placement = Mapping[tuple[int, int], int]  # (stage, replica) -> lane
@@ -41,9 +41,10 @@ class Schedule:
 
     def peer(self, action: Action) -> int | None:
         """The lane at the other end of a SEND or RECV; None for compute and beyond the first and last stage."""
-        if action.is_compute or not 0 <= action.counterpart().stage < self.routes.num_stages:
+        if action.is_compute:
             return None
-        return self.lane_of(action.counterpart().stage, action.microbatch)
+        stage = action.stage + COUNTERPART[action.kind][1]
+        return self.lane_of(stage, action.microbatch) if 0 <= stage < self.routes.num_stages else None
 
     def format(self) -> str:
         """A text table: one row per lane, one column per place in its list."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from trainsys.schedule.actions import Action, Kind
+from trainsys.schedule.actions import COUNTERPART, Action, Kind
 from trainsys.schedule.schedule import Schedule, ScheduleError
 
 _IS_SEND = frozenset({Kind.SEND_F, Kind.SEND_B})
@@ -117,10 +117,12 @@ class _Run:
         self.peak = [0 for _ in lanes]
         self.events: list[Event] = []
         self.ready: dict[_Value, float] = {}  # when a value can be used by the stage that needs it
-        self.called: dict[_Value, float] = {}  # the first of a transfer's SEND and RECV
+        self.called: dict[_Value, tuple[float, int, Action]] = {}  # the first of a transfer's SEND and RECV
         self.link_free: dict[tuple[int, int], float] = {}
         self.waiting: dict[_Value, int] = {}
         self.runnable = list(reversed(lanes))
+        self.stages = schedule.routes.num_stages
+        self.several = len(schedule.placement) > schedule.num_lanes  # some lane hosts several stages
 
     def finish(self) -> Simulation:
         while self.runnable:
@@ -148,7 +150,7 @@ class _Run:
     def compute(self, lane: int, action: Action) -> _Value | None:
         """Run `action` if its inputs are there; otherwise return one that is missing."""
         start = self.now[lane] + self.costs.action_s
-        for value in _inputs(action, self.schedule.routes.num_stages):
+        for value in _inputs(action, self.stages):
             if value not in self.ready:
                 return value
             start = max(start, self.ready[value])
@@ -167,29 +169,29 @@ class _Run:
     def yields(self, lane: int, action: Action, end: float) -> None:
         """Values of `action` that need no transfer: for this stage, and for a neighbour on the same lane."""
         stage, kind, mb = action.stage, action.kind, action.microbatch
-        if kind is Kind.W:
-            return
         self.ready[stage, kind, mb] = end
+        if not self.several or kind is Kind.W:
+            return
         step, value = (1, Kind.RECV_F) if kind is Kind.F else (-1, Kind.RECV_B)
-        if 0 <= stage + step < self.schedule.routes.num_stages and self.schedule.lane_of(stage + step, mb) == lane:
+        if 0 <= stage + step < self.stages and self.schedule.lane_of(stage + step, mb) == lane:
             self.ready[stage + step, value, mb] = end
 
     def call(self, lane: int, action: Action) -> None:
         """A SEND or RECV; the second of the pair starts the transfer."""
-        peer = self.schedule.peer(action)
-        if peer is None:
-            raise ScheduleError(f"lane {lane}: {action} has no stage at its other end")
-        src, dst = (lane, peer) if action.kind in _IS_SEND else (peer, lane)
-        send, recv = (action, action.counterpart()) if action.kind in _IS_SEND else (action.counterpart(), action)
-        value = (recv.stage, recv.kind, recv.microbatch)
-        if value not in self.called:
-            self.called[value] = self.now[lane]
+        now, sends = self.now[lane], action.kind in _IS_SEND
+        kind, step = COUNTERPART[action.kind] if sends else (action.kind, 0)
+        value = (action.stage + step, kind, action.microbatch)
+        first = self.called.pop(value, None)
+        if first is None:
+            self.called[value] = (now, lane, action)
             return
-        start = max(self.now[lane], self.called[value], self.link_free.get((src, dst), 0.0))
+        earlier, other, partner = first
+        link = (lane, other) if sends else (other, lane)
+        start = max(now, earlier, self.link_free.get(link, 0.0))
         send_s = self.costs.send_s
-        end = start + (send_s(src, dst) if callable(send_s) else send_s)
-        self.ready[value] = self.link_free[src, dst] = end
-        self.events.append(Event(src, send, start, end))
+        end = start + (send_s(*link) if callable(send_s) else send_s)
+        self.ready[value] = self.link_free[link] = end
+        self.events.append(Event(link[0], action if sends else partner, start, end))
         if value in self.waiting:
             self.runnable.append(self.waiting.pop(value))
 

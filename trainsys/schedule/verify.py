@@ -38,8 +38,8 @@ def _places(schedule: Schedule) -> dict[Action, _Place]:
     """Where each action stands; each at most once, within range, on its own lane."""
     routes, places = schedule.routes, dict[Action, _Place]()
     pairs = {(stage, replica) for stage, count in enumerate(routes.replicas) for replica in range(count)}
-    for stage, replica in sorted(pairs ^ set(schedule.placement)):
-        raise ScheduleError(f"placement and routes disagree about stage {stage} replica {replica}")
+    for stage, replica in sorted(pairs - set(schedule.placement)):
+        raise ScheduleError(f"stage {stage} replica {replica} has no lane in the placement")
     for lane, actions in enumerate(schedule.lanes):
         for place, action in enumerate(actions):
             if not (0 <= action.stage < routes.num_stages and 0 <= action.microbatch < routes.num_microbatches):
