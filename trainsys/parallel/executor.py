@@ -48,6 +48,7 @@ class Executor:
         self._arriving: dict[tuple[Kind, int, int], tuple[Work, Tensor]] = {}
         self._ready: dict[tuple[Kind, int, int], Tensor | None] = {}
         self._sending: list[tuple[Work, Tensor]] = []
+        self._started = 0.0  # of the action under way
 
     def run(self) -> None:
         """Execute every action of the lane; returns when all sends have left.
@@ -58,7 +59,7 @@ class Executor:
         self._arriving, self._ready, self._sending = {}, {}, []
         self.events, active, self.peak_activations = [], 0, 0
         for action in self.actions:
-            start = time.perf_counter()
+            self._started = time.perf_counter()
             if action.kind is Kind.F:
                 self.at("forward")
                 self._forward(action)
@@ -74,18 +75,20 @@ class Executor:
             else:
                 self.at("send")
                 self._send(action)
-            self.events.append(Event(self.lane, action, start, time.perf_counter()))
+            self.events.append(Event(self.lane, action, self._started, time.perf_counter()))
         assert self.group is not None or not self._sending
         for work, _ in self._sending:
             self.group.wait(work)  # type: ignore[union-attr]
 
     def _forward(self, action: Action) -> None:
         x = self._input(Kind.RECV_F, action) if action.stage else None
+        self._started = time.perf_counter()  # waiting for the input is bubble
         self._ready[Kind.SEND_F, action.stage, action.microbatch] = self.runner.forward(action.microbatch, x)
 
     def _backward(self, action: Action) -> None:
         last = action.stage == self.schedule.routes.num_stages - 1
         grad = None if last else self._input(Kind.RECV_B, action)
+        self._started = time.perf_counter()
         self._ready[Kind.SEND_B, action.stage, action.microbatch] = self.runner.backward(action.microbatch, grad)
 
     def _input(self, kind: Kind, action: Action) -> Tensor:

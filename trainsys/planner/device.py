@@ -21,11 +21,19 @@ class Rate:
         peak_flops: what MFU is measured against.
         flops: what a training step is expected to reach, peak · ``device.efficiency``.
         source: where the peak comes from, for the reader of a plan.
+        cores: that all ranks share; 0 when each has its own device.
+        alone_flops: what a step reaches while at most `cores` ranks compute; `flops` is for all ranks at once.
     """
 
     peak_flops: float
     flops: float
     source: str
+    cores: int = 0
+    alone_flops: float = 0.0
+
+    def sustained(self, busy_ranks: float) -> float:
+        """FLOP/s of each rank while `busy_ranks` of them compute: on shared cores an idle rank speeds up the others."""
+        return self.alone_flops / max(1.0, busy_ranks / self.cores) if self.cores else self.flops
 
 
 def rate(cluster: ClusterConfig, num_ranks: int) -> Rate:
@@ -44,11 +52,12 @@ def rate(cluster: ClusterConfig, num_ranks: int) -> Rate:
     else:
         peak = gemm_flops()
         source = f"measured {_flops(peak)} on this machine"
-    if cluster.shared_cores:
-        cores = os.cpu_count() or 1
-        peak /= max(1.0, num_ranks / cores)
-        source += f", shared by {num_ranks} rank{'s'[: num_ranks != 1]} on {cores} core{'s'[: cores != 1]}"
-    return Rate(peak, peak * device.efficiency, source)
+    if not cluster.shared_cores:
+        return Rate(peak, peak * device.efficiency, source)
+    cores = os.cpu_count() or 1
+    share = peak / max(1.0, num_ranks / cores)
+    source += f", shared by {num_ranks} rank{'s'[: num_ranks != 1]} on {cores} core{'s'[: cores != 1]}"
+    return Rate(share, share * device.efficiency, source, cores, peak * device.efficiency)
 
 
 @lru_cache(maxsize=1)

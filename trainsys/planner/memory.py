@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from trainsys.config import RunConfig
+from trainsys.config import ModelConfig, RunConfig
 from trainsys.models.geometry import resolve, tensors
 from trainsys.planner.precision import GIB, Precision
 from trainsys.planner.sizes import StageSizes
@@ -86,20 +86,28 @@ def _most_subtrees(microbatches: int, replicas: int) -> int:
 def layer_bytes(config: RunConfig, tp: int) -> float:
     """Bytes that one layer keeps of one microbatch for its backward pass.
 
-    Korthikanti et al. 2022 (arXiv:2205.05198), eq. 2 and 4, written in elements for any dtype and any feed-forward:
-    four dim-wide inputs of norms and matrices and two dropout masks (1 byte) are split only by sequence parallelism;
-    queries, keys, values, attention's output and the feed-forward's intermediates are split by tp. Attention is fused
-    (Dao et al. 2022, arXiv:2205.14135): instead of the 5·a·s/h term it keeps one float32 per row and head.
+    Korthikanti et al. 2022 (arXiv:2205.05198), eq. 2 and 4, written in elements for any dtype and feed-forward. Only
+    sequence parallelism splits what surrounds the matrices: inputs and outputs of both norms (RMSNorm also keeps the
+    normalised values) and two dropout masks (same dtype). tp splits queries, keys and values (repeated to all heads), attention's
+    output, and the feed-forward's intermediates (two dim-wide per gelu, four per gated one). Attention is fused (Dao et
+    al. 2022, arXiv:2205.14135): in place of the 5·a·s/h term it keeps one float32 per row and head.
     """
-    model, batch, parallel = resolve(config.model), config.batch, config.parallel
+    model, batch = resolve(config.model), config.batch
     size = Precision.of(config.train.dtype).activation
-    tokens = batch.microbatch_size * batch.seq_len
-    kv_share = model.num_kv_heads / model.num_heads
-    matrices = sum(t.block == 0 and ".feed_forward." in t.name and len(t.shape) == 2 for t in tensors(model))
-    split = 2 * model.dim * (1 + kv_share) + 2 * (matrices - 1) * model.ffn_dim
-    whole = 4 * model.dim * size + (2 * model.dim if model.dropout else 0)
-    per_token = (split * size + 4 * model.num_heads) / tp + whole / (tp if parallel.sequence_parallel else 1)
-    return tokens * per_token
+    matrices, biased = _feed_forward(model)
+    per_norm = 2 if biased else 3
+    whole = 2 * per_norm * model.dim * size + (2 * model.dim * size if model.dropout else 0)
+    split = (4 * model.dim + 2 * (matrices - 1) * model.ffn_dim) * size + 4 * model.num_heads
+    per_token = split / tp + whole / (tp if config.parallel.sequence_parallel else 1)
+    return batch.microbatch_size * batch.seq_len * per_token
+
+
+@lru_cache(maxsize=64)
+def _feed_forward(model: ModelConfig) -> tuple[int, bool]:
+    """Matrices of a layer's feed-forward (three when gated), and whether the family has biases (LayerNorm)."""
+    layer = [t for t in tensors(model) if t.block == 0]
+    matrices = sum(".feed_forward." in t.name and len(t.shape) == 2 for t in layer)
+    return matrices, any(t.name.endswith(".bias") for t in layer)
 
 
 def activation_bytes(config: RunConfig, stages: Stages, stage: int, in_flight: int) -> float:

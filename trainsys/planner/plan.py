@@ -47,6 +47,11 @@ class Plan:
     bound_by: Bound
 
     @property
+    def waiting_s(self) -> float:
+        """Seconds of the step that the busiest stage spends waiting for others, messages included."""
+        return max(0.0, self.step_s - self.compute_s - self.tp_s - self.dp_s - self.update_s)
+
+    @property
     def exposed_comm(self) -> float:
         """Share of the step in which ranks only communicate."""
         return (self.tp_s + self.dp_s + self.pp_exposed_s) / self.step_s

@@ -34,7 +34,10 @@ def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None =
     topology = Topology.from_config(config.cluster, stages.num_ranks)
     measured = measured or rate(config.cluster, stages.num_ranks)
     memory = worst_memory(config, stages)
-    work = _pipeline(config, stages, topology, measured.flops)
+    work = _pipeline(config, stages, topology, measured.sustained(1))
+    if measured.cores:
+        busy_ranks = (1 - work.bubble) * stages.num_ranks
+        work = _pipeline(config, stages, topology, measured.sustained(busy_ranks))
     exchange, update = _after(config, stages, topology)
     ends = [sum(parts) for parts in zip(work.ends_s, exchange, update, strict=True)]
     last = max(range(stages.count), key=lambda stage: ends[stage])
@@ -140,11 +143,10 @@ def _after(config: RunConfig, stages: Stages, topology: Topology) -> tuple[list[
 
 def _bound(plan: Plan) -> Bound:
     """The largest part of the step; what no part explains is time spent waiting for other stages."""
-    compute = plan.compute_s + plan.update_s
     parts: dict[Bound, float] = {
-        "compute": compute,
+        "compute": plan.compute_s + plan.update_s,
         "tp": plan.tp_s,
         "dp": plan.dp_s,
-        "bubble": plan.step_s - compute - plan.tp_s - plan.dp_s,
+        "bubble": plan.waiting_s,
     }
     return max(parts, key=lambda name: parts[name])

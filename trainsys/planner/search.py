@@ -35,7 +35,8 @@ def search(config: RunConfig, num_ranks: int | None = None) -> PlanReport:
     fitting, misses = _split_by_memory(config, legal)
     nearest = min(misses, key=lambda miss: miss.over_gib, default=None)
     if nearest is not None:
-        rejected[f"over memory ({nearest.limit_gib:g} GiB per rank)"] = len(misses)
+        over = f"nearest is {nearest.layout}, {nearest.over_gib:.3g} GiB over the {nearest.limit_gib:g} GiB"
+        rejected[f"over memory: {over}"] = len(misses)
     if not fitting:
         raise ValueError(_nothing(topology, rejected, nearest, config.parallel.reduction == "canonical"))
     plans = [predict(config, parallel, measured) for parallel in fitting]

@@ -1,0 +1,82 @@
+"""One real drill on four local ranks: a kill in the middle of backward, and a fresh rank afterwards."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainsys.config import load
+from trainsys.elastic.drill import drill
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = str(ROOT / "configs/run/tiny.yaml")
+KEYS = {
+    "steps", "steps_lost", "samples_lost", "samples_repeated", "bit_equal_loss", "max_abs_loss_diff", "faults",
+    "predicted_step_s", "measured_step_s",
+}  # fmt: skip
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_rank_costs_nothing_but_time(tmp_path: Path) -> None:
+    config = load([TINY, "train.steps=16", "faults.schedule=kill@4:2:backward", f"run_dir={tmp_path}"])
+    result = drill(config)
+    assert result.keys() >= KEYS
+    assert (result["steps"], result["steps_lost"], result["samples_lost"], result["samples_repeated"]) == (16, 0, 0, 0)
+    assert result["bit_equal_loss"]
+    assert result["bit_equal_grad_norm"]
+    assert result["max_abs_loss_diff"] == 0.0
+    (fault,) = result["faults"]
+    assert (fault["kind"], fault["rank"], fault["phase"], fault["step"]) == ("kill", 2, "backward", 4)
+    assert 0 < fault["detect_s"] < fault["recover_s"] < 30
+    assert fault["bytes_moved"] > 0
+    assert result["not_struck"] == []
+    for name in ("report.md", "report.json", "loss.png", "timeline.png", "trace.json", "metrics.jsonl"):
+        assert (tmp_path / name).stat().st_size > 100, name
+    assert json.loads((tmp_path / "report.json").read_text()) == result
+    losses = [[json.loads(line)["loss_hex"] for line in (folder / "metrics.jsonl").open()]
+              for folder in (tmp_path, tmp_path / "undisturbed")]  # fmt: skip
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 16  # it did train
+
+
+@pytest.mark.timeout(120)
+def test_a_fault_that_never_struck_fails_the_drill(tmp_path: Path) -> None:
+    argv = ["drill", TINY, "train.steps=4", "faults.schedule=kill@3:0:transfer", f"run_dir={tmp_path}", "--json"]
+    out = subprocess.run([sys.executable, "-m", "trainsys", *argv], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 1
+    assert json.loads(out.stdout)["not_struck"] == ["kill@3:0:transfer"]
+    assert out.stderr.splitlines()[-1] == "trainsys: never struck: kill@3:0:transfer"
+
+
+@pytest.mark.timeout(120)
+def test_a_drill_does_not_overwrite_a_training_run(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
+    with pytest.raises(ValueError, match="holds a training run"):
+        drill(load([TINY, f"run_dir={tmp_path}"]))
+    assert (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.timeout(120)
+def test_sigterm_stops_cleanly_and_the_next_start_resumes(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "trainsys", "train", TINY, "train.steps=400", f"run_dir={tmp_path}"]
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    done = metrics.read_text().count("\n")
+    assert f"stopped after step {done} of 400" in out
+    argv[5] = f"train.steps={done + 2}"
+    again = subprocess.run([*argv, "--json"], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0
+    outcome = json.loads(again.stdout)
+    assert (outcome["start_step"], outcome["steps"]) == (done, done + 2)
+    assert [json.loads(line)["step"] for line in metrics.open()] == list(range(done + 2))

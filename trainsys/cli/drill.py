@@ -1,0 +1,56 @@
+"""`trainsys drill`: train under a fault schedule, and prove that nothing was lost."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from trainsys.cli.arguments import Parser, screen
+
+EXAMPLES = """\
+  trainsys drill configs/run/demo.yaml
+  trainsys drill configs/run/tiny.yaml faults.schedule=kill@12:2:backward,join@14 run_dir=runs/one-kill
+  trainsys drill configs/run/tiny.yaml faults.schedule=stop@20:1        a hang: the process freezes
+  trainsys drill configs/run/tiny.yaml faults.kills=2 faults.seed=7 faults.rejoin_after=5 --json"""
+
+ABOUT = """\
+Train twice: once while ranks are killed (kill@STEP:RANK[:PHASE]), frozen (stop@STEP:RANK[:PHASE]) and added
+(join@STEP) as faults.schedule says, and once undisturbed; then compare every step bit for bit.
+Phases of a step: forward, send, backward, reduce, snapshot, optimizer. Phases of a change of layout: plan, connect,
+transfer, verify, commit. Instead of a schedule, faults.kills=N kills N ranks at random times fixed by faults.seed.
+The report lands in run_dir. Exit code 0 only if every fault struck and nothing was lost."""
+
+
+def run(argv: list[str]) -> int:
+    """Drill. Raises ValueError for bad input and ElasticError when training could not go on."""
+    parser = Parser("drill", ABOUT, EXAMPLES)
+    parser.add_config()
+    parser.add_json("report.json")
+    args = parser.parse_intermixed_args(argv)
+    from trainsys.config import load
+    from trainsys.planner.check import check_parallel
+
+    config = load(args.config)
+    check_parallel(config, config.cluster.nodes * config.cluster.ranks_per_node)
+    from trainsys.cli.prepare import check_data
+    from trainsys.elastic.drill import planned_faults, run_drill
+    from trainsys.elastic.report import FILES, summary, write_report
+
+    planned_faults(config)
+    console = screen(stderr=args.json)
+    check_data(config, console)
+    done = run_drill(config, console)
+    write_report(done)
+    console.print()
+    for line in summary(done):
+        console.print(line, markup=False)
+    console.print(f"\nFiles in {config.run_dir}:", markup=False)
+    for name, what in FILES.items():
+        console.print(f"  {name:<14}  {what}", markup=False)
+    if args.json:
+        print(json.dumps(done.result))
+    if done.result["not_struck"]:
+        print(f"trainsys: never struck: {', '.join(done.result['not_struck'])}", file=sys.stderr)
+    elif not done.passed:
+        print("trainsys: the drill failed; see report.md", file=sys.stderr)
+    return 0 if done.passed else 1

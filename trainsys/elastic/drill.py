@@ -1,0 +1,169 @@
+"""The drill: train under a fault schedule, train the same steps undisturbed, compare bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from trainsys.config import RunConfig
+from trainsys.elastic.agent import run_local
+from trainsys.elastic.faults import STEP_PHASES, FaultEvent, parse_faults, random_kills
+from trainsys.elastic.progress import Screen
+from trainsys.elastic.recorder import Recorder
+from trainsys.parallel.step import Decision
+from trainsys.planner.predict import predict
+
+_OUTPUTS = ("checkpoints", "faults", "tensorboard", "undisturbed", "metrics.jsonl", "history.jsonl")
+
+
+@dataclass(frozen=True)
+class Drill:
+    """Both runs of a drill, and its result as plain data (the contents of report.json)."""
+
+    config: RunConfig
+    disturbed: Recorder
+    undisturbed: Recorder
+    result: dict[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Nothing lost or repeated, every planned fault struck, and every step's loss the same to the bit."""
+        r = self.result
+        clean = not (r["steps_lost"] or r["samples_lost"] or r["samples_repeated"] or r["not_struck"])
+        return clean and r["bit_equal_loss"] and r["bit_equal_grad_norm"]
+
+
+def drill(config: RunConfig, console: Screen | None = None) -> dict[str, Any]:
+    """Run both trainings, write the report into ``config.run_dir`` and return its contents.
+
+    Raises:
+        ValueError: for a schedule that cannot strike, or a run folder that holds a training run.
+        ElasticError: the disturbed run could not go on.
+        KeyboardInterrupt: it was stopped before its last step.
+    """
+    from trainsys.elastic.report import write_report
+
+    done = run_drill(config, console)
+    write_report(done)
+    return done.result
+
+
+def run_drill(config: RunConfig, console: Screen | None = None) -> Drill:
+    """Both runs, without a report. Arguments and errors as in `drill`."""
+    config = replace(config, checkpoint=replace(config.checkpoint, dir=""))
+    events = planned_faults(config)
+    _clear(Path(config.run_dir))
+    quiet = replace(config, run_dir=str(Path(config.run_dir) / "undisturbed"))
+    predicted_s = predict(config, config.parallel).step_s
+    _say(console, f"1 of 2: {config.train.steps} steps with faults {', '.join(map(str, events)) or 'none'}")
+    disturbed = _run(config, events, console)
+    _say(console, "2 of 2: the same steps undisturbed")
+    undisturbed = _run(quiet, (), console)
+    return Drill(config, disturbed, undisturbed, _result(config, events, disturbed, undisturbed, predicted_s))
+
+
+def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
+    """The faults that ``config.faults`` asks for, in phases that occur in ``config.parallel``.
+
+    Raises:
+        ValueError: one line, for a schedule that cannot be or a phase that never comes.
+    """
+    world = config.cluster.nodes * config.cluster.ranks_per_node
+    faults, steps = config.faults, config.train.steps
+    if faults.schedule and faults.kills:
+        raise ValueError("faults.schedule and faults.kills are both set; set one of them")
+    if not faults.schedule:
+        parallel = config.parallel
+        working = sum(parallel.stage_replicas or (parallel.dp,) * parallel.pp) * parallel.tp
+        phases = [p for p in STEP_PHASES if p != "send" or parallel.pp > 1]
+        return random_kills(faults.seed, faults.kills, range(working), steps, faults.rejoin_after, phases)
+    events = parse_faults(faults.schedule, world, steps)
+    for event in events:
+        if event.phase == "send" and config.parallel.pp == 1:
+            raise ValueError(
+                f"faults.schedule: {event} never strikes, nothing is sent with parallel.pp=1; name another phase"
+            )
+    return events
+
+
+def _clear(run_dir: Path) -> None:
+    """Remove what an earlier drill left; never a training run."""
+    mark = run_dir / "undisturbed"
+    if not mark.exists() and ((run_dir / "checkpoints").exists() or (run_dir / "metrics.jsonl").exists()):
+        raise ValueError(f"run_dir={run_dir} holds a training run that a drill would overwrite; set another run_dir")
+    for name in _OUTPUTS:
+        path = run_dir / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    mark.mkdir(parents=True)
+
+
+def _run(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None) -> Recorder:
+    with Recorder(config, config.run_dir, console) as recorder:
+        run_local(config, recorder, events)
+    if recorder.next_step < config.train.steps:
+        raise KeyboardInterrupt
+    return recorder
+
+
+def _result(
+    config: RunConfig, events: Sequence[FaultEvent], disturbed: Recorder, undisturbed: Recorder, predicted_s: float
+) -> dict[str, Any]:
+    ours, theirs = by_step(disturbed.decisions), by_step(undisturbed.decisions)
+    steps = config.train.steps
+    both = [(ours[s], theirs[s]) for s in range(steps) if s in ours and s in theirs]
+    lost, repeated = samples_lost_repeated(disturbed.samples, steps * config.batch.global_size)
+    return {
+        "steps": steps,
+        "steps_lost": sum(n - 1 for n in Counter(d.step for d in disturbed.decisions).values()) + steps - len(ours),
+        "samples_lost": lost,
+        "samples_repeated": repeated,
+        "bit_equal_loss": len(both) == steps and all(a.loss.hex() == b.loss.hex() for a, b in both),
+        "bit_equal_grad_norm": len(both) == steps and all(a.grad_norm.hex() == b.grad_norm.hex() for a, b in both),
+        "max_abs_loss_diff": max((abs(a.loss - b.loss) for a, b in both), default=0.0),
+        "faults": [fault.as_dict() for fault in disturbed.faults],
+        "joins": [{"step": step, "rank": rank} for step, rank in disturbed.joins],
+        "not_struck": _not_struck(events, disturbed),
+        "predicted_step_s": predicted_s,
+        "measured_step_s": median(undisturbed.step_s),
+    }
+
+
+def by_step(decisions: Sequence[Decision]) -> dict[int, Decision]:
+    """The decision that stands for each step: the last one."""
+    return {d.step: d for d in decisions}
+
+
+def samples_lost_repeated(samples: Sequence[Sequence[int]], total: int) -> tuple[int, int]:
+    """How many of the positions 0 … total-1 were never used, and how many uses were repeats or beyond."""
+    used = Counter(position for step in samples for position in step)
+    lost = sum(position not in used for position in range(total))
+    repeated = sum(n - 1 if 0 <= position < total else n for position, n in used.items())
+    return lost, repeated
+
+
+def _not_struck(events: Sequence[FaultEvent], disturbed: Recorder) -> list[str]:
+    """Planned faults that left no trace, in their own notation; a join counts when a rank works after it."""
+    struck = {(f.kind, f.rank, f.phase) for f in disturbed.faults}
+    missing = [str(e) for e in events if e.kind != "join" and (e.kind, e.rank, e.phase) not in struck]
+    joins = [e for e in events if e.kind == "join"]
+    return missing + [str(e) for e in joins[_arrivals(disturbed.run_dir) :]]
+
+
+def _arrivals(run_dir: Path) -> int:
+    """Ranks that joined after the first layout stood."""
+    lines = [json.loads(line)["event"] for line in (run_dir / "history.jsonl").read_text().splitlines()]
+    return lines[lines.index("changed") :].count("joined")
+
+
+def _say(console: Screen | None, sentence: str) -> None:
+    if console is not None:
+        console.print(sentence, markup=False, highlight=False)

@@ -1,0 +1,243 @@
+"""The record of a run: metrics, events and history on disk, and in memory what a drill compares.
+
+config.yaml     the resolved configuration; `trainsys train config.yaml` repeats the run
+metrics.jsonl   one line per committed step
+history.jsonl   ranks lost and joined, changes of layout, checkpoints, with times
+tensorboard/    the metrics for TensorBoard
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from trainsys.config import RunConfig, save
+from trainsys.elastic.messages import Proposal
+from trainsys.elastic.progress import Progress, Screen
+from trainsys.elastic.record import Change
+from trainsys.elastic.story import FaultRecord, tell_join, tell_loss
+from trainsys.parallel.step import Decision
+from trainsys.schedule.simulate import Event
+from trainsys.space.layout import Layout
+
+GIB = 2**30
+_TAGS = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "lr": "lr",
+    "tokens_per_s": "throughput/tokens_per_s",
+    "step_s": "time/step(s)",
+    "memory_gib": "memory/max_rss(GiB)",
+    "epoch": "elastic/epoch",
+    "ranks": "elastic/ranks",
+}
+
+
+@dataclass
+class _Pending:
+    fault: FaultRecord
+    working: bool  # it was part of the layout
+    change: Change | None = None
+    change_done: float = 0.0
+
+
+class Recorder:
+    """Observer of one run; writes `run_dir` as it goes. Close it at the end.
+
+    A run that resumes appends: lines of steps that will be done again are dropped first.
+
+    Args:
+        console: where progress is shown; None shows nothing.
+        start_step: optimizer steps already in the checkpoint that is resumed.
+
+    Attributes:
+        decisions: of every committed step, in order.
+        samples: per committed step, the global positions of the sequences that it used.
+        step_s: per committed step, seconds since the step (or the change of layout) before.
+        faults, changes, joins: in order; joins are (step, rank).
+        traces: step -> rank -> events of the traced steps; `layouts` has the layout of each.
+    """
+
+    def __init__(
+        self, config: RunConfig, run_dir: Path | str, console: Screen | None = None, start_step: int = 0
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.config, self.run_dir = config, Path(run_dir)
+        self.decisions: list[Decision] = []
+        self.samples: list[tuple[int, ...]] = []
+        self.step_s: list[float] = []
+        self.faults: list[FaultRecord] = []
+        self.changes: list[Change] = []
+        self.joins: list[tuple[int, int]] = []
+        self.saves: list[tuple[int, str, str]] = []
+        self.traces: dict[int, dict[int, tuple[Event, ...]]] = {}
+        self.layouts: dict[int, Layout] = {}
+        self._pending: list[_Pending] = []
+        self._standing_by: list[int] = []
+        self._working: set[int] = set()
+        self._step = start_step
+        self._began = self._last = time.monotonic()
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.run_dir / "faults", ignore_errors=True)  # notes of an earlier life; ranks count from 0 again
+        save(config, self.run_dir / "config.yaml")
+        _keep_before(self.run_dir / "metrics.jsonl", start_step)
+        self._metrics = (self.run_dir / "metrics.jsonl").open("a")
+        self._history = (self.run_dir / "history.jsonl").open("a" if start_step else "w")
+        self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=start_step)
+        self._progress = Progress(console, start_step, config.train.steps, config.train.log_every)
+        self._note("start", step=start_step)
+
+    @property
+    def next_step(self) -> int:
+        """The first step that is not committed."""
+        return self._step
+
+    # -- the manager tells ---------------------------------------------------------------------------------------
+
+    def joined(self, rank: int, node: int) -> None:
+        self._note("joined", rank=rank, node=node, step=self._step)
+        self._standing_by.append(rank)
+
+    def lost(self, rank: int, cause: str, step: int) -> None:
+        now = time.monotonic()
+        fault = self._fault(rank, cause, step, now)
+        self.faults.append(fault)
+        pending = _Pending(fault, rank in self._working)
+        if pending.working:
+            self._pending.append(pending)
+        else:
+            fault.recover_s = 0.0
+            self._progress.say(tell_loss(fault, None, None))
+        self._standing_by = [r for r in self._standing_by if r != rank]
+        self._note("lost", **fault.as_dict(), cause=cause)
+
+    def changed(self, change: Change) -> None:
+        assert change.after is not None
+        self._last = time.monotonic()
+        self.changes.append(change)
+        self._working = set(change.after.ranks)
+        fresh = [r for r in self._standing_by if r in self._working]
+        self._standing_by = [r for r in self._standing_by if r not in self._working]
+        if change.before is not None:
+            self.joins += [(change.step, r) for r in fresh]
+            if fresh:
+                self._progress.say(tell_join(fresh, change))
+        for pending in self._pending:
+            pending.change, pending.change_done = change, self._last
+            pending.fault.bytes_moved = change.bytes_moved
+        self._note(
+            "changed", epoch=change.epoch, step=change.step, reason=change.reason, layout=str(change.after),
+            ranks=list(change.after.ranks), bytes_moved=change.bytes_moved, transfer_s=change.transfer_s,
+            change_s=self._last - change.began,
+        )  # fmt: skip
+
+    def committed(self, decision: Decision, proposals: Mapping[int, Proposal], epoch: int, layout: Layout) -> None:
+        now = time.monotonic()
+        step_s, self._last = now - self._last, now
+        by_microbatch = {mb: p for proposal in proposals.values() for mb, p in proposal.report.samples.items()}
+        self.decisions.append(decision)
+        self.samples.append(tuple(p for mb in sorted(by_microbatch) for p in by_microbatch[mb]))
+        self.step_s.append(step_s)
+        self._step = decision.step + 1
+        traced = {rank: p.events for rank, p in proposals.items() if p.events}
+        if traced:
+            self.traces[decision.step], self.layouts[decision.step] = traced, layout
+        self._recovered(decision.step, now)
+        self._write(decision, step_s, epoch, layout, max(p.peak_bytes for p in proposals.values()) / GIB)
+
+    def saved(self, step: int, path: str, error: str) -> None:
+        self.saves.append((step, path, error))
+        if error:
+            self._progress.say(error)
+        self._note("saved", step=step, path=path, error=error)
+
+    def close(self) -> None:
+        """Flush and close every file; faults that no step followed are told now."""
+        for pending in self._pending:
+            self._tell(pending, None, pending.change_done)
+        self._pending = []
+        self._progress.close()
+        self._note("end", step=self._step)
+        for stream in (self._metrics, self._history, self._board):
+            stream.close()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- what follows --------------------------------------------------------------------------------------------
+
+    def _fault(self, rank: int, cause: str, step: int, now: float) -> FaultRecord:
+        try:
+            note = json.loads((self.run_dir / "faults" / f"{rank}.json").read_text())
+        except (OSError, ValueError):
+            return FaultRecord(cause, rank, "", step, now, 0.0)
+        return FaultRecord(note["kind"], rank, note["phase"], note["step"], note["time"], now - note["time"])
+
+    def _recovered(self, step: int, now: float) -> None:
+        done = [p for p in self._pending if p.change is not None]
+        self._pending = [p for p in self._pending if p.change is None]
+        for pending in done:
+            self._tell(pending, step, now)
+
+    def _tell(self, pending: _Pending, step: int | None, now: float) -> None:
+        if pending.change is not None:
+            pending.fault.recover_s = now - pending.fault.time
+            self._progress.say(tell_loss(pending.fault, pending.change, step))
+            self._note("recovered", **pending.fault.as_dict())
+        else:
+            self._progress.say(f"rank {pending.fault.rank} lost at step {pending.fault.step}")
+
+    def _write(self, decision: Decision, step_s: float, epoch: int, layout: Layout, memory_gib: float) -> None:
+        tokens = self.config.batch.global_size * self.config.batch.seq_len
+        line: dict[str, Any] = {
+            "step": decision.step,
+            "loss": decision.loss if isfinite(decision.loss) else None,
+            "loss_hex": decision.loss.hex(),
+            "grad_norm": decision.grad_norm if isfinite(decision.grad_norm) else None,
+            "grad_norm_hex": decision.grad_norm.hex(),
+            "lr": decision.lr,
+            "tokens_per_s": tokens / step_s,
+            "step_s": step_s,
+            "epoch": epoch,
+            "layout": str(layout),
+            "ranks": len(layout.ranks),
+            "memory_gib": memory_gib,
+            "skipped": decision.skipped,
+        }
+        self._metrics.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._metrics.flush()
+        for key, tag in _TAGS.items():
+            if line[key] is not None:
+                self._board.add_scalar(tag, line[key], decision.step)
+        if decision.skipped:
+            self._progress.say(f"step {decision.step} skipped: its gradient was not finite")
+        self._progress.step(line)
+
+    def _note(self, event: str, **fields: Any) -> None:
+        line = {"event": event, "t_s": round(time.monotonic() - self._began, 4), "unix_s": time.time(), **fields}
+        self._history.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._history.flush()
+
+
+def _keep_before(path: Path, step: int) -> None:
+    """Drop the lines of `step` and later, and a torn last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    path.write_text("".join(kept))

@@ -1,0 +1,141 @@
+"""The report of a drill: for machines (report.json), for people (report.md), and the pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainsys.elastic.drill import Drill, by_step
+from trainsys.elastic.measured import timelines
+from trainsys.elastic.story import MIB
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FILES = {
+    "report.md": "what happened, in words and a table",
+    "report.json": "the same for programs",
+    "loss.png": "loss with faults over loss without",
+    "timeline.png": "one step as predicted, and as measured",
+    "trace.json": "the same step for ui.perfetto.dev",
+    "metrics.jsonl": "every step: loss, gradient norm, rate, memory",
+    "history.jsonl": "every rank lost or joined, every change of layout",
+    "tensorboard/": "the metrics for `tensorboard --logdir`",
+    "config.yaml": "the resolved configuration",
+}
+
+
+def write_report(drill: Drill) -> None:
+    """Write every file of the report into the drill's run folder."""
+    from trainsys.schedule.timeline import chrome_trace, draw
+
+    folder = Path(drill.config.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "report.json", drill.result)
+    (folder / "report.md").write_text(markdown(drill))
+    draw_loss(drill, folder / "loss.png")
+    title, groups = timelines(drill.config, drill.undisturbed)
+    _write_json(folder / "trace.json", chrome_trace(groups))
+    draw(groups, folder / "timeline.png", title)
+
+
+def summary(drill: Drill) -> list[str]:
+    """What happened, in a few plain sentences: the last screen, and the head of report.md."""
+    r = drill.result
+    lost, joined = len(r["faults"]), len(r["joins"])
+    lines = [
+        f"{_count(lost, 'rank was', 'ranks were')} lost and {_count(joined, 'rank', 'ranks')} joined while "
+        f"{_count(r['steps'], 'step', 'steps')} were trained."
+    ]
+    if r["steps_lost"] or r["samples_lost"] or r["samples_repeated"]:
+        lines.append(
+            f"{_count(r['steps_lost'], 'step', 'steps')} lost, {_count(r['samples_lost'], 'sample', 'samples')} lost, "
+            f"{r['samples_repeated']} repeated."
+        )
+    else:
+        lines.append("No step was lost; every sample was used exactly once.")
+    if r["bit_equal_loss"] and r["bit_equal_grad_norm"]:
+        lines.append(f"loss bit-equal over {_count(r['steps'], 'step', 'steps')} to the undisturbed run.")
+    else:
+        lines.append(f"loss NOT bit-equal to the undisturbed run: it differs by up to {r['max_abs_loss_diff']:.3g}.")
+    times = [f["recover_s"] for f in r["faults"] if f["recover_s"] is not None]
+    if times:
+        lines.append(f"From a fault to the step in flight being done again: {max(times):.2f} s at most.")
+    predicted, measured = r["predicted_step_s"], r["measured_step_s"]
+    off = predicted / measured - 1
+    lines.append(f"Step time: predicted {predicted:.3f} s, measured {measured:.3f} s ({off:+.0%}).")
+    if r["not_struck"]:
+        lines.append(f"Planned but never struck: {', '.join(r['not_struck'])}.")
+    return lines
+
+
+def markdown(drill: Drill) -> str:
+    """report.md: the summary, one row per lost rank, one per join, and the list of files."""
+    r = drill.result
+    config = drill.config
+    batch = f"{config.batch.global_size} sequences of {config.batch.seq_len} tokens per step"
+    parts = [f"# Drill: {'passed' if drill.passed else 'failed'}", "\n".join(f"- {line}" for line in summary(drill))]
+    parts.append(f"Model {config.model.family}, {batch}, first layout {drill.disturbed.changes[0].after}.")
+    if r["faults"]:
+        rows = ["| fault | rank | phase | step | detected after (s) | step done again after (s) | moved (MiB) |"]
+        rows.append("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
+        for f in r["faults"]:
+            recover = "never" if f["recover_s"] is None else f"{f['recover_s']:.3f}"
+            cells = (f["kind"], f["rank"], f["phase"] or "unknown", f["step"], f"{f['detect_s']:.3f}", recover)
+            rows.append(f"| {' | '.join(map(str, cells))} | {f['bytes_moved'] / MIB:.2f} |")
+        parts.append("## Ranks lost\n\n" + "\n".join(rows))
+    rows = ["| step | why | layout | moved (MiB) | transfer (s) |", "| ---: | --- | --- | ---: | ---: |"]
+    for c in drill.disturbed.changes:
+        why = c.reason or "start"
+        rows.append(f"| {c.step} | {why} | {c.after} | {c.bytes_moved / MIB:.2f} | {c.transfer_s:.3f} |")
+    parts.append("## Layouts\n\n" + "\n".join(rows))
+    parts.append("## Files\n\n" + "\n".join(f"- `{name}`: {what}" for name, what in FILES.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def draw_loss(drill: Drill, path: Path) -> None:
+    """Both loss curves, with a line at every fault and every join."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for recorder, label, colour, width in (
+        (drill.undisturbed, "undisturbed", "#B8C4D6", 6.0),
+        (drill.disturbed, "with faults", "#1F3A68", 1.4),
+    ):
+        losses = {step: d.loss for step, d in sorted(by_step(recorder.decisions).items())}
+        axes.plot(list(losses), list(losses.values()), label=label, color=colour, linewidth=width)
+    r = drill.result
+    for f in r["faults"]:
+        text = f"{f['kind']} in {f['phase']}" if f["phase"] else "lost"
+        _mark(axes, f["step"], f"rank {f['rank']}: {text}", "#C0392B")
+    for j in r["joins"]:
+        _mark(axes, j["step"], f"rank {j['rank']} joins", "#2E8B57")
+    verdict = "bit-equal" if r["bit_equal_loss"] else f"differ by up to {r['max_abs_loss_diff']:.3g}"
+    axes.set_title(f"Loss over {r['steps']} steps: the two runs are {verdict}", loc="left", fontsize=11)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.margins(x=0.02, y=0.08)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    axes.legend(frameon=False, loc="lower left")  # a loss falls: the corner below its start is free
+    figure.savefig(path, dpi=150)
+
+
+def _mark(axes: Axes, step: int, text: str, colour: str) -> None:
+    axes.axvline(step, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.annotate(
+        text, (step, 0.98), xycoords=("data", "axes fraction"), xytext=(-3, 0), textcoords="offset points",
+        rotation=90, ha="right", va="top", fontsize=8.5, color=colour,
+    )  # fmt: skip
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f"{n} {one if n == 1 else many}"

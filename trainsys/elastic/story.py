@@ -1,0 +1,80 @@
+"""What happened to the ranks, as records and as plain sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainsys.elastic.record import Change
+from trainsys.space.layout import Layout
+
+_CAUSES = {"kill": "SIGKILL", "stop": "SIGSTOP", "exit": "its process ended", "hang": "no heartbeat"}
+MIB = 2**20
+
+
+@dataclass
+class FaultRecord:
+    """One lost rank. Seconds count from the fault itself where the victim left a note, else from its detection.
+
+    Attributes:
+        kind: ``kill`` or ``stop`` as injected, else how it was noticed: ``exit`` or ``hang``.
+        phase: what the rank was about to do; empty when it left no note.
+        time: of the fault, CLOCK_MONOTONIC.
+        recover_s: until the step in flight was committed by the remaining ranks; None while that is under way.
+    """
+
+    kind: str
+    rank: int
+    phase: str
+    step: int
+    time: float
+    detect_s: float
+    recover_s: float | None = None
+    bytes_moved: int = 0
+
+    def as_dict(self) -> dict[str, object]:
+        keys = ("kind", "rank", "phase", "step", "detect_s", "recover_s", "bytes_moved")
+        return {key: getattr(self, key) for key in keys}
+
+
+def tell_loss(fault: FaultRecord, change: Change | None, step: int | None) -> str:
+    """``rank 2 lost at step 41 in backward (SIGKILL); dp 2→1 at stage 1; …; step 41 redone 0.31 s after the kill``.
+
+    Args:
+        change: the change of membership that answered it; None when the rank held no work.
+        step: the first step committed afterwards; None when none was.
+    """
+    where = f" in {fault.phase}" if fault.phase else ""
+    parts = [f"rank {fault.rank} lost at step {fault.step}{where} ({_CAUSES.get(fault.kind, fault.kind)})"]
+    if change is None:
+        return parts[0] + "; it was a spare, nothing changes"
+    parts += [tell_shape(change.before, change.after), _moved(change)]
+    if step is not None and fault.recover_s is not None:
+        since = {"kill": "the kill", "stop": "the stop"}.get(fault.kind, "its detection")
+        parts.append(f"step {step} {'redone' if step == fault.step else 'done'} {fault.recover_s:.2f} s after {since}")
+    return "; ".join(parts)
+
+
+def tell_join(ranks: list[int], change: Change) -> str:
+    """``rank 4 works from step 51 on; dp 1→2 at stage 1; 1.5 MiB moved in 0.11 s``."""
+    names = ", ".join(map(str, ranks))
+    who = f"rank {names} works" if len(ranks) == 1 else f"ranks {names} work"
+    return f"{who} from step {change.step} on; {tell_shape(change.before, change.after)}; {_moved(change)}"
+
+
+def tell_shape(before: Layout | None, after: Layout | None) -> str:
+    """How the layout changed, stage by stage where the stages are the same: ``dp 2→1 at stage 1``."""
+    assert after is not None
+    if before is None:
+        return f"layout {after}"
+    if before.pp != after.pp or before.tp != after.tp:
+        return f"{before} → {after}"
+    moves = [
+        f"dp {old}→{new} at stage {stage}"
+        for stage, (old, new) in enumerate(zip(before.replicas, after.replicas, strict=True))
+        if old != new
+    ]
+    return ", ".join(moves) or f"the layout stays {after}"
+
+
+def _moved(change: Change) -> str:
+    return f"{change.bytes_moved / MIB:.1f} MiB moved in {change.transfer_s:.2f} s"

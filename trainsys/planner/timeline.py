@@ -1,0 +1,50 @@
+"""The predicted step, action by action: the schedule of a config simulated with the planner's costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainsys.comm.topology import Topology
+from trainsys.config import RunConfig
+from trainsys.planner.communication import send_s, tensor_cost
+from trainsys.planner.compute import compute_cost
+from trainsys.planner.device import rate
+from trainsys.planner.stages import Stages
+from trainsys.schedule import Costs, Routes, Schedule, Simulation, build, simulate
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The schedule of one step and its simulation. `f_s` and `b_s` are seconds per stage and microbatch."""
+
+    schedule: Schedule
+    run: Simulation
+    f_s: tuple[float, ...]
+    b_s: tuple[float, ...]
+
+    @property
+    def ideal_s(self) -> float:
+        """The step if all lanes always computed: their mean busy time."""
+        return sum(self.run.busy_s) / len(self.run.busy_s)
+
+
+def timeline(config: RunConfig) -> Timeline:
+    """Simulate every replica of ``config.parallel`` for one step, without gradient exchange and optimizer.
+
+    Raises:
+        ValueError: for an unknown schedule, or when the layout does not fit the cluster or the batch.
+    """
+    parallel, batch = config.parallel, config.batch
+    stages = Stages.of(config.model, parallel)
+    topology = Topology.from_config(config.cluster, stages.num_ranks)
+    schedule = build(parallel.schedule, Routes.balanced(batch.global_size // batch.microbatch_size, stages.replicas))
+    compute = compute_cost(config, stages, rate(config.cluster, stages.num_ranks).flops)
+    tensor = tensor_cost(config, stages, topology)
+    f_s = tuple(a + b for a, b in zip(compute.forward_s, tensor.forward_s, strict=True))
+    b_s = tuple(a + b for a, b in zip(compute.backward_s, tensor.backward_s, strict=True))
+    hosted = {lane: stages.team(stage, replica) for (stage, replica), lane in schedule.placement.items()}
+
+    def message(src: int, dst: int) -> float:
+        return send_s(config, stages, topology, hosted[src], hosted[dst])
+
+    return Timeline(schedule, simulate(schedule, Costs(f_s, b_s, send_s=message)), f_s, b_s)
