@@ -25,10 +25,10 @@ def show(config: RunConfig, report: PlanReport, top: int, out: Path, console: Co
     parts = [_header(config, report), _winner(best), _ranking(report, top, console.width), _bars(best)]
     if report.rejected:
         parts.append(_rejected(report))
-    command = _grid()
-    command.add_row("train it", Text(f"trainsys train {shlex.quote(str(out))}", style="bold"))
-    for part in (*parts, command):
-        console.print(Padding(part, (0, 0, part is not command, 1), expand=False))
+    for part in parts:
+        console.print(Padding(part, (0, 0, 1, 1), expand=False))
+    command = f"trainsys train {shlex.quote(str(out))}"
+    console.print(Text.assemble((" train it   ", "dim"), (command, "bold")), soft_wrap=True)  # to be copied whole
 
 
 def _header(config: RunConfig, report: PlanReport) -> Table:
@@ -139,4 +139,6 @@ def _gib(value: float) -> str:
 
 
 def _step(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"

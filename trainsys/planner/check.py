@@ -20,8 +20,10 @@ def check_parallel(config: RunConfig, num_ranks: int) -> None:
         ValueError: one line with the numbers and the knob to turn.
     """
     check_batch(config)
-    check_layout(config)
+    _check_names(config.parallel)
+    _check_ragged(config.parallel)
     check_product(config.parallel, num_ranks)
+    check_layout(config)
     check_memory(config)
 
 

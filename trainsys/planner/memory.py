@@ -88,9 +88,9 @@ def layer_bytes(config: RunConfig, tp: int) -> float:
 
     Korthikanti et al. 2022 (arXiv:2205.05198), eq. 2 and 4, written in elements for any dtype and feed-forward. Only
     sequence parallelism splits what surrounds the matrices: inputs and outputs of both norms (RMSNorm also keeps the
-    normalised values) and two dropout masks (same dtype). tp splits queries, keys and values (repeated to all heads), attention's
-    output, and the feed-forward's intermediates (two dim-wide per gelu, four per gated one). Attention is fused (Dao et
-    al. 2022, arXiv:2205.14135): in place of the 5·a·s/h term it keeps one float32 per row and head.
+    normalised values) and two dropout masks. tp splits queries, keys and values (repeated to all heads), attention's
+    output, and the feed-forward's intermediates (two ffn-wide, four when gated). Attention is fused (Dao et al. 2022,
+    arXiv:2205.14135): in place of the 5·a·s/h term it keeps one float32 per row and head.
     """
     model, batch = resolve(config.model), config.batch
     size = Precision.of(config.train.dtype).activation

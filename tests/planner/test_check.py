@@ -1,0 +1,75 @@
+"""Bad layouts are refused with the numbers and the knob; good ones pass."""
+
+from dataclasses import replace
+
+import pytest
+
+from trainsys.config import BatchConfig, ParallelConfig
+from trainsys.planner.check import check_parallel
+
+BAD_LAYOUTS = [
+    ({"dp": 6}, 4, r"dp\*tp\*pp=6 but the cluster has 4 ranks; set parallel.dp=4"),
+    ({"dp": 1, "tp": 2, "pp": 3}, 4, r"dp\*tp\*pp=6 but the cluster has 4 ranks; set parallel.dp=2 parallel.pp=1"),
+    ({"dp": 2}, 1, r"dp\*tp\*pp=2 but the cluster has 1 rank; set parallel.dp=1"),
+    ({"dp": 0}, 4, "parallel.dp=0 must be at least 1"),
+    ({"dp": 4, "schedule": "zigzag"}, 4, "schedule=zigzag is unknown; set one of .*gpipe"),
+    ({"dp": 4, "zero": 5}, 4, "zero=5 is unknown; set one of 0, 1"),
+    (
+        {"dp": 3},
+        3,
+        r"global_size=16 is not divisible by microbatch_size·dp=2·3; set batch.global_size=12 or 18.*dp=2 or 4",
+    ),
+    ({"dp": 16}, 16, "8 microbatches < dp=16; raise batch.global_size to 32"),
+    ({"tp": 4}, 4, "num_heads=6 is not divisible by tp=4; set tp="),
+    ({"pp": 8}, 8, "num_layers=6 cannot fill pp=8 stages"),
+    ({"pp": 2, "stage_layers": (1, 2, 3)}, 2, r"stage_layers=\[1, 2, 3\] names 3 stages but pp=2"),
+    ({"pp": 2, "stage_layers": (1, 2)}, 2, "adds up to 3"),
+    ({"pp": 2, "stage_replicas": (2, 0)}, 2, "every stage needs at least 1"),
+    ({"pp": 2, "stage_replicas": (2, 2)}, 3, "needs 4 ranks but the cluster has 3"),
+    ({"dp": 1, "sequence_parallel": True}, 1, "sequence_parallel needs tp > 1"),
+]
+
+
+@pytest.mark.parametrize(("layout", "ranks", "message"), BAD_LAYOUTS)
+def test_bad_layouts(small, layout, ranks, message):
+    with pytest.raises(ValueError, match=message) as error:
+        check_parallel(replace(small, parallel=ParallelConfig(**layout)), ranks)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (
+            BatchConfig(16, 3, 128),
+            "global_size=16 is not divisible by microbatch_size=3; set batch.global_size=15 or 18",
+        ),
+        (BatchConfig(16, 2, 512), "seq_len=512 is longer than model.max_seq_len=256; set batch.seq_len=256"),
+        (BatchConfig(16, 0, 128), "microbatch_size=0 must be at least 1"),
+    ],
+)
+def test_bad_batches(small, batch, message):
+    with pytest.raises(ValueError, match=message):
+        check_parallel(replace(small, batch=batch), 1)
+
+
+def test_too_little_memory_names_the_largest_part_and_a_knob(small, large):
+    tiny = replace(small.cluster, device=replace(small.cluster.device, memory_gib=0.01))
+    with pytest.raises(ValueError, match=r"dp1·tp1·pp1 needs 0\.\d+ GiB per rank .*memory_gib=0.01; set"):
+        check_parallel(replace(small, cluster=tiny), 1)
+    with pytest.raises(ValueError, match=r"optimizer .* GiB\) but cluster.device.memory_gib=72; raise parallel.tp"):
+        check_parallel(large, 1)
+
+
+@pytest.mark.parametrize(
+    ("layout", "ranks"),
+    [
+        ({"dp": 4}, 4),
+        ({"dp": 1, "tp": 2, "pp": 2, "sequence_parallel": True}, 4),
+        ({"pp": 6}, 6),
+        ({"pp": 2, "stage_replicas": (2, 1), "stage_layers": (4, 2)}, 4),
+        ({"dp": 3, "stage_replicas": (3,)}, 3),  # 8 microbatches, shared unevenly
+    ],
+)
+def test_good_layouts(small, layout, ranks):
+    check_parallel(replace(small, parallel=ParallelConfig(**layout)), ranks)

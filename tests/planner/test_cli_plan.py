@@ -1,0 +1,93 @@
+"""The command: screen, JSON, the written config, and bad input."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainsys.cli.plan import run
+from trainsys.config import load
+from trainsys.planner.check import check_parallel
+
+CONFIGS = ["configs/model/llama-tiny.yaml", "configs/cluster/local-4.yaml"]
+
+
+def test_it_writes_the_winner_as_a_config_that_trains(tmp_path, capsys):
+    out = tmp_path / "plan.yaml"
+    assert run([*CONFIGS, "train.steps=7", "--out", str(out)]) == 0
+    screen = capsys.readouterr().out
+    plan = load([str(out)])
+    assert plan.train.steps == 7
+    check_parallel(plan, 4)
+    assert f"trainsys train {out}" in screen
+    assert "num_kv_heads=2 is not divisible by tp=4" in screen
+
+
+def test_json_is_the_only_thing_on_stdout(tmp_path, capsys):
+    assert run([*CONFIGS, "--json", "--out", str(tmp_path / "p.yaml")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report) == ["cluster", "model", "plans", "rejected", "search_s"]
+    assert {"layout", "step_s", "tokens_per_s", "mfu", "peak_gib", "limit_gib", "bubble"} <= set(report["plans"][0])
+    assert load([str(tmp_path / "p.yaml")]).parallel.dp == report["plans"][0]["parallel"]["dp"]
+    assert sum(report["rejected"].values()) == 4
+
+
+def test_top_limits_the_table(tmp_path, capsys):
+    assert run(["--top", "2", *CONFIGS, "--out", str(tmp_path / "p.yaml")]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\s+\d+ +dp\d", line)]
+    assert len(rows) == 2
+
+
+@pytest.mark.parametrize("columns", [80, 100, 140])
+def test_the_screen_keeps_within_its_columns_and_has_no_colour_in_a_pipe(tmp_path, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    configs = [str(Path(config).resolve()) for config in CONFIGS]
+    monkeypatch.chdir(tmp_path)
+    assert run(configs) == 0
+    screen = capsys.readouterr().out
+    assert "\x1b" not in screen
+    assert max(map(len, screen.splitlines())) <= columns
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "CONFIG"),
+        (["configs/nowhere.yaml"], "configs/nowhere.yaml does not exist"),
+        ([*CONFIGS, "model.heads=3"], "heads"),
+        ([*CONFIGS, "batch.seq_len=4096"], "longer than model.max_seq_len=128"),
+        ([*CONFIGS, "batch.microbatch_size=3"], "not divisible by microbatch_size=3"),
+        ([*CONFIGS, "cluster.device.memory_gib=0.001"], "no layout fits on 4 ranks"),
+        ([*CONFIGS, "--top", "0"], "--top 0 must be at least 1"),
+        ([*CONFIGS, "--fast"], "--fast"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, args, message):
+    out = tmp_path / "plan.yaml"
+    assert run([*args, "--out", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not out.exists()
+
+
+def test_an_unwritable_plan_is_one_line(capsys):
+    assert run([*CONFIGS, "--out", "/nowhere/plan.yaml"]) == 2
+    assert "--out /nowhere/plan.yaml cannot be written" in capsys.readouterr().err
+
+
+def test_a_plan_needs_no_torch_and_answers_within_two_seconds(tmp_path):
+    code = (
+        "import sys; from trainsys.cli.plan import run; code = run(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    start = time.perf_counter()
+    command = [sys.executable, "-c", code, *CONFIGS, "--out", str(tmp_path / "p.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - start < 2

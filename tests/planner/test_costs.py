@@ -1,0 +1,204 @@
+"""The cost functions against arithmetic by hand, published figures, and torch's own bookkeeping."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+
+from trainsys.comm.topology import Link, Topology
+from trainsys.config import BatchConfig, ModelConfig, ParallelConfig, RunConfig, load
+from trainsys.models.geometry import num_params
+from trainsys.planner.communication import all_gather_s, all_reduce_s, gradient_s, mirror_s, send_s, tensor_cost
+from trainsys.planner.compute import compute_cost, model_flops
+from trainsys.planner.memory import gradient_buffers, layer_bytes, stage_memory
+from trainsys.planner.precision import GIB
+from trainsys.planner.predict import predict
+from trainsys.planner.sizes import stage_sizes
+from trainsys.planner.stages import Stages, notation
+
+
+def stages_of(config: RunConfig, **parallel) -> tuple[RunConfig, Stages]:
+    config = replace(config, parallel=ParallelConfig(**parallel))
+    return config, Stages.of(config.model, config.parallel)
+
+
+def test_stages_number_teams_stage_by_stage(small):
+    _, stages = stages_of(small, pp=3, tp=2, stage_layers=(1, 2, 3), stage_replicas=(2, 1, 3))
+    assert stages.num_ranks == 12
+    assert [stages.team(s, 0) for s in range(3)] == [0, 2, 3]
+    assert list(stages.ranks_of(2)) == [4, 5]
+    assert stages.data_group(2) == (6, 8, 10)
+    assert [list(stages.blocks(s)) for s in range(3)] == [[-1, 0], [1, 2], [3, 4, 5, 6]]
+
+
+def test_notation():
+    assert notation(ParallelConfig(dp=2, tp=1, pp=2, zero=1)) == "dp2·tp1·pp2 zero1 1f1b"
+    assert notation(ParallelConfig(dp=4, tp=2, sequence_parallel=True, recompute="full")) == "dp4·tp2·pp1 sp recompute"
+    ragged = ParallelConfig(dp=2, pp=2, stage_replicas=(2, 1), stage_layers=(4, 2))
+    assert notation(ragged) == "dp[2,1]·tp1·pp2[4,2] 1f1b"
+
+
+def test_compute_of_all_stages_is_the_model_flops(small):
+    for parallel in ({"pp": 1}, {"pp": 3}, {"pp": 2, "tp": 2}):
+        config, stages = stages_of(small, **parallel)
+        cost = compute_cost(config, stages, flops=1e9)
+        microbatches = config.batch.global_size / config.batch.microbatch_size
+        spent = (sum(cost.forward_s) + sum(cost.backward_s)) * microbatches * stages.tp * 1e9
+        assert spent == pytest.approx(model_flops(config))
+
+
+def test_recomputation_repeats_the_layers_but_not_the_head(small):
+    config, stages = stages_of(small, pp=2)
+    plain = compute_cost(config, stages, 1e9)
+    again = compute_cost(*stages_of(small, pp=2, recompute="full"), 1e9)
+    assert again.forward_s == plain.forward_s
+    assert again.backward_s[0] == pytest.approx(3 * plain.forward_s[0])
+    assert 2 * plain.forward_s[1] < again.backward_s[1] < 3 * plain.forward_s[1]
+
+
+def test_ring_volumes():
+    link = Link(gbps=1.0, latency_s=0.0)
+    assert all_gather_s(4e9, 4, link) == pytest.approx(3.0)
+    assert all_reduce_s(4e9, 4, link) == pytest.approx(6.0)
+    assert all_reduce_s(4e9, 1, None) == 0.0
+    assert all_reduce_s(0, 4, Link(1.0, 1e-3)) == pytest.approx(6e-3)
+
+
+def test_tensor_parallel_collectives_per_layer(small):
+    config, stages = stages_of(small, tp=2)
+    topology = Topology.from_config(config.cluster, 2)
+    once = all_reduce_s(2 * 128 * 192 * 4, 2, topology.link(0, 1))
+    cost = tensor_cost(config, stages, topology)
+    assert cost.forward_s == pytest.approx((once * (2 * 6 + 1),))
+    assert cost.backward_s == pytest.approx((once * (2 * 6 + 1),))
+    assert tensor_cost(*stages_of(small, tp=1), topology).forward_s == (0.0,)
+
+
+def test_a_pipeline_message_crosses_the_link_between_its_teams(small):
+    config, stages = stages_of(small, dp=2, pp=2)
+    topology = Topology.from_config(replace(config.cluster, inter_node=replace(config.cluster.inter_node, gbps=0.1)))
+    size = 2 * 128 * 192 * 4
+    assert send_s(config, stages, topology, 0, 2) == pytest.approx(2e-4 + size / 1e8)
+    assert send_s(config, stages, topology, 0, 1) == pytest.approx(2e-4 + size / 1e9)
+
+
+def test_gradient_exchange_has_the_same_volume_under_zero_0_and_1(small):
+    times = []
+    for zero in (0, 1):
+        config, stages = stages_of(small, dp=4, zero=zero)
+        sizes = stage_sizes(config.model, stages, zero)
+        times.append(gradient_s(config, stages, sizes, Topology.from_config(config.cluster), 0))
+    assert times[0] == times[1] == pytest.approx(6 * 2e-4 + 2 * 3 / 4 * num_params(small.model) * 4 / 1e9)
+
+
+def test_only_pieces_without_a_second_holder_are_mirrored(small):
+    def mirrored(zero: int, **parallel) -> tuple[int, ...]:
+        return stage_sizes(small.model, stages_of(small, zero=zero, **parallel)[1], zero).mirrored
+
+    count = num_params(small.model)
+    assert mirrored(0, dp=4) == (0,)
+    assert mirrored(1, dp=4) == (count // 4,)
+    assert mirrored(0, dp=1) == (0,)  # alone: there is no peer
+    assert sum(mirrored(0, pp=2)) == count
+    ragged = mirrored(0, pp=2, stage_replicas=(2, 1))
+    assert ragged[0] == 0
+    assert ragged[1] > 0
+    topology = Topology.from_config(small.cluster)
+    assert mirror_s(small, 0, topology) == 0
+    assert mirror_s(small, 1e6, topology) == pytest.approx(2e-4 + 12e6 / 1e9)
+
+
+def test_a_tied_embedding_is_held_by_both_ends():
+    tied = ModelConfig(family="gpt2", vocab_size=512, dim=64, num_layers=2, tied=True)
+    whole = stage_sizes(tied, Stages((2,), (1,), 1), 0)
+    ends = stage_sizes(tied, Stages((1, 1), (1, 1), 1), 0)
+    assert sum(whole.held) == num_params(tied)
+    assert sum(ends.held) == num_params(tied) + 512 * 64
+
+
+def test_state_is_sixteen_bytes_per_parameter_before_mirrors(small):
+    config, stages = stages_of(small, dp=4, reduction="fast")
+    sizes = stage_sizes(config.model, stages, 0)
+    (memory,) = stage_memory(config, stages, sizes, (1,))
+    state = memory.parameters + memory.gradients + memory.optimizer
+    assert memory.mirror == 0
+    assert state * GIB == pytest.approx(20 * num_params(config.model))  # float32: 4 + 4 + 12
+    config = replace(config, train=replace(config.train, dtype="bfloat16"))
+    (mixed,) = stage_memory(config, stages, sizes, (1,))
+    assert (mixed.parameters + mixed.gradients + mixed.optimizer) * GIB == pytest.approx(18 * num_params(config.model))
+
+
+@pytest.mark.parametrize(("dp", "buffers"), [(1, 4), (2, 3), (4, 2), (8, 1)])
+def test_the_canonical_tree_keeps_log2_subtrees(small, dp, buffers):
+    config, stages = stages_of(small, dp=dp)  # 8 microbatches
+    assert gradient_buffers(config, stages, 0) == buffers
+    fast, _ = stages_of(small, dp=dp, reduction="fast")
+    assert gradient_buffers(fast, stages, 0) == 1
+
+
+@pytest.mark.parametrize("name", ["llama-tiny", "llama-small", "gpt2-tiny"])
+def test_layer_bytes_match_what_autograd_saves(name):
+    torch = pytest.importorskip("torch")
+    from trainsys.models.registry import build
+
+    config = load([f"configs/model/{name}.yaml", "batch.microbatch_size=2", "batch.seq_len=128"])
+    layer = build(config.model, range(1))
+    layer.keys.begin(0, 0, [0, 1])
+    weights = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    saved: dict[int, int] = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = torch.randn(2, 128, config.model.dim, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _output = layer(x)
+    assert layer_bytes(config, tp=1) == pytest.approx(sum(saved.values()), rel=0.02)
+
+
+def test_korthikanti_activations_per_layer():
+    """Equations 2 and 4 of arXiv:2205.05198 without the 5as/h term: sbh (10 + 24/t) and sbh · 34/t bytes in 16 bit.
+
+    Our dropout masks take the activation's two bytes each, theirs one: 2 sbh more.
+    """
+    model = ModelConfig(family="gpt2", dim=6144, num_layers=48, num_heads=64, ffn_dim=24576, dropout=0.1)
+    config = RunConfig(model=model, batch=BatchConfig(4, 4, 2048))
+    config = replace(config, train=replace(config.train, dtype="bfloat16"))
+    sbh = 2048 * 4 * 6144
+    per_head = 2048 * 4 * 4 * 64 / 8  # attention's logsumexp
+    assert layer_bytes(config, 8) == pytest.approx(sbh * (10 + 24 / 8) + 2 * sbh + per_head)
+    split = replace(config, parallel=ParallelConfig(tp=8, sequence_parallel=True))
+    assert layer_bytes(split, 8) == pytest.approx(sbh * 34 / 8 + 2 * sbh / 8 + per_head)
+
+
+# Narayanan et al. 2021 (arXiv:2104.04473), table 1, A100: layers, hidden, heads, tp, pp, GPUs, microbatch, batch, and
+# teraFLOP/s per GPU by the paper's own FLOP formula.
+SC21 = """
+24,2304,24,1,1,32,16,512,137
+30,3072,32,2,1,64,16,512,138
+36,4096,32,4,1,128,16,512,142
+40,6144,48,8,1,256,8,1024,135
+48,8192,64,8,2,512,4,1536,138
+60,10240,80,8,4,1024,2,1792,140
+"""
+
+
+def test_step_times_of_megatron_on_a100():
+    """Each published row within 13 %, with the efficiency that the cluster file declares."""
+    config = load(["configs/cluster/dgx-a100-2.yaml", "train.dtype=bfloat16"])
+    seq, vocab = 2048, 51200
+    for row in csv.reader(SC21.split()):
+        layers, hidden, heads, tp, pp, gpus, micro, batch, tflops = map(int, row)
+        run = replace(
+            config,
+            model=ModelConfig("gpt2", vocab, hidden, layers, heads, max_seq_len=seq, tied=True),
+            batch=BatchConfig(batch, micro, seq),
+            cluster=replace(config.cluster, nodes=gpus // 8),
+        )
+        dp = gpus // tp // pp
+        plan = predict(run, ParallelConfig(dp=dp, tp=tp, pp=pp, recompute="full", reduction="fast"))
+        flops = 96 * batch * seq * layers * hidden**2 * (1 + seq / (6 * hidden) + vocab / (16 * layers * hidden))
+        assert plan.step_s == pytest.approx(flops / (gpus * tflops * 1e12), rel=0.13), plan.layout

@@ -1,0 +1,115 @@
+"""Enumeration is complete, prediction adds up, and the ranking is the ranking of the predictions."""
+
+from dataclasses import replace
+from itertools import pairwise, product
+
+import pytest
+
+from trainsys.config import BatchConfig, LinkConfig, ParallelConfig
+from trainsys.planner.check import check_parallel
+from trainsys.planner.enumerate import candidates
+from trainsys.planner.predict import predict
+from trainsys.planner.search import search
+from trainsys.schedule import GENERATORS
+
+
+def test_enumeration_finds_exactly_the_legal_layouts(small):
+    legal, rejected = candidates(small, 4)
+    assert len(legal) == len(set(legal))
+    every = [
+        ParallelConfig(dp=dp, tp=tp, pp=pp, zero=zero, sequence_parallel=sp, schedule=schedule, recompute=recompute)
+        for dp, tp, pp in product((1, 2, 4), repeat=3)
+        if dp * tp * pp == 4
+        for zero in ((0, 1) if dp > 1 else (0,))
+        for sp in ((False, True) if tp > 1 else (False,))
+        for schedule in (GENERATORS if pp > 1 else ("1f1b",))
+        for recompute in ("none", "full")
+    ]
+
+    def passes(parallel: ParallelConfig) -> bool:
+        try:
+            check_parallel(replace(small, parallel=parallel), 4)
+        except ValueError:
+            return False
+        return True
+
+    assert set(legal) == {parallel for parallel in every if passes(parallel)}
+    assert len(legal) + rejected.total() == len(every)
+    assert rejected["num_heads=6 is not divisible by tp=4"] == 4
+
+
+def test_too_few_microbatches_are_counted_as_a_reason(small):
+    _, rejected = candidates(replace(small, batch=BatchConfig(4, 2, 128)), 4)
+    assert rejected["2 microbatches < dp=4"] == 4
+
+
+def test_the_ranking_is_by_step_time_and_repeatable(small):
+    first, second = search(small), search(small)
+    assert [p.layout for p in first.plans] == [p.layout for p in second.plans]
+    times = [p.step_s for p in first.plans]
+    assert all(a < b * 1.004 for a, b in pairwise(times))
+    assert first.plans[0] == predict(small, first.plans[0].parallel)
+    assert first.search_s < 1
+
+
+def test_eight_ranks_answer_at_once(small):
+    cluster = replace(small.cluster, nodes=4)
+    assert search(replace(small, cluster=cluster)).search_s < 1
+
+
+def test_parts_of_a_step_add_up(small):
+    for plan in search(small).plans:
+        parts = plan.compute_s + plan.tp_s + plan.dp_s + plan.update_s + plan.waiting_s
+        assert plan.step_s == pytest.approx(parts)
+        assert plan.tokens_per_s == pytest.approx(16 * 128 / plan.step_s)
+        assert 0 <= plan.bubble < 1
+        assert 0 < plan.mfu <= small.cluster.device.efficiency
+        assert plan.peak_gib == pytest.approx(plan.memory.total)
+
+
+def test_a_slow_network_moves_the_choice(small):
+    """The bound that is named changes with the link, and tensor parallelism leaves the lead."""
+    slow = replace(small, cluster=replace(small.cluster, inter_node=LinkConfig(0.01, 1e-3), intra_node=LinkConfig(1.0)))
+    fast = replace(small, cluster=replace(small.cluster, inter_node=LinkConfig(1e4, 0), intra_node=LinkConfig(1e4, 0)))
+    assert search(fast).plans[0].bound_by == "compute"
+    data_parallel = ParallelConfig(dp=4)
+    assert predict(slow, data_parallel).bound_by == "dp"
+    assert predict(slow, ParallelConfig(tp=2, pp=2)).step_s < predict(slow, data_parallel).step_s
+
+
+def test_memory_decides_when_it_must(large):
+    report = search(large)
+    assert all(plan.peak_gib <= plan.limit_gib for plan in report.plans)
+    assert report.nearest_miss is not None
+    assert report.nearest_miss.over_gib > 0
+    (over,) = [reason for reason in report.rejected if reason.startswith("over memory: nearest is ")]
+    assert report.nearest_miss.layout in over
+    forced = [plan for plan in report.plans if plan.bound_by == "memory"]
+    assert forced
+    assert all(plan.parallel.recompute == "full" for plan in forced)
+
+
+def test_no_layout_fits(large):
+    cramped = replace(large.cluster, device=replace(large.cluster.device, memory_gib=10.0))
+    with pytest.raises(
+        ValueError, match=r"no layout fits on 8 ranks: nearest is dp.* misses .*memory_gib=10 by .* GiB"
+    ):
+        search(replace(large, cluster=cramped))
+
+
+def test_recomputation_saves_activations_and_costs_time(large):
+    plain, full = (predict(large, ParallelConfig(tp=8, recompute=r, reduction="fast")) for r in ("none", "full"))
+    assert full.memory.activations < plain.memory.activations / 5
+    assert 1.2 < full.step_s / plain.step_s < 1.45
+
+
+def test_a_ragged_layout_waits_for_its_thinnest_stage(small):
+    small = replace(small, cluster=replace(small.cluster, inter_node=LinkConfig(100, 0), intra_node=LinkConfig(100, 0)))
+    whole = predict(small, ParallelConfig(dp=2, pp=2))
+    ragged = predict(small, ParallelConfig(dp=2, pp=2, stage_replicas=(2, 1)))
+    single = predict(small, ParallelConfig(dp=1, pp=2))
+    assert ragged.layout == "dp[2,1]·tp1·pp2 1f1b"
+    assert whole.step_s < ragged.step_s == pytest.approx(single.step_s, rel=0.01)  # the stage with the head limits both
+    assert whole.step_s < predict(small, ParallelConfig(pp=2, stage_replicas=(1, 2))).step_s < single.step_s
+    balanced = predict(small, ParallelConfig(dp=2, pp=2, stage_replicas=(2, 1), stage_layers=(4, 2)))
+    assert balanced.step_s < ragged.step_s

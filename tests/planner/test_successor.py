@@ -1,0 +1,88 @@
+"""What to do next: legal, fitting, cheap to reach, and honest when nothing is possible."""
+
+from dataclasses import replace
+
+import pytest
+
+from trainsys.config import ElasticConfig, LinkConfig, ParallelConfig, RunConfig
+from trainsys.planner.check import check_parallel
+from trainsys.planner.moves import moved_bytes
+from trainsys.planner.predict import predict
+from trainsys.planner.stages import Stages
+from trainsys.planner.successor import successor
+
+LOSSES = [
+    (ParallelConfig(dp=4), 3, (3,)),
+    (ParallelConfig(dp=2, pp=2), 3, (2, 1)),
+    (ParallelConfig(dp=2, pp=2), 2, (2, 0)),
+    (ParallelConfig(dp=1, pp=4), 3, (1, 0, 1, 1)),
+    (ParallelConfig(dp=2, tp=2), 1, (1,)),
+    (ParallelConfig(dp=1, tp=2, pp=2), 1, (0, 1)),
+    (ParallelConfig(dp=4, zero=1), 3, (3,)),
+    (ParallelConfig(dp=2, pp=2), 4, (2, 1)),  # a fresh rank has joined
+]
+
+
+def with_memory(config: RunConfig, gib: float) -> RunConfig:
+    return replace(config, cluster=replace(config.cluster, device=replace(config.cluster.device, memory_gib=gib)))
+
+
+@pytest.mark.parametrize(("current", "teams", "alive"), LOSSES)
+def test_the_next_layout_is_legal_and_no_slower_than_standing_still(small, current, teams, alive):
+    after = successor(small, teams, current, alive)
+    check_parallel(replace(small, parallel=after), teams * current.tp)
+    assert (after.tp, after.zero, after.schedule) == (current.tp, current.zero, current.schedule)
+    lone = replace(current, dp=1, pp=1, stage_replicas=(), stage_layers=())
+    assert predict(small, after).step_s <= predict(small, lone).step_s * 1.001
+    assert after == successor(small, teams, current, alive)
+
+
+def test_a_fresh_rank_restores_the_layout(small):
+    """Where moving is dear, the join fills the gap and nothing else changes."""
+    slow = replace(small, cluster=replace(small.cluster, intra_node=LinkConfig(0.001), inter_node=LinkConfig(0.001)))
+    current = ParallelConfig(dp=2, pp=2)
+    assert successor(with_memory(slow, 0.09), 4, current, (2, 1)) == current
+
+
+def test_memory_keeps_the_stages_and_makes_the_layout_ragged(small):
+    six = replace(small, cluster=replace(small.cluster, nodes=3))
+    current = ParallelConfig(dp=2, pp=3)
+    whole, flat = predict(six, current).peak_gib, predict(six, ParallelConfig(dp=5, stage_replicas=(5,))).peak_gib
+    assert whole < flat
+    after = successor(with_memory(six, flat * 0.99), 5, current, (2, 1, 2))
+    assert after.pp > 1
+    assert len(set(after.stage_replicas)) > 1
+    assert sum(after.stage_replicas) == 5
+
+
+def test_recomputation_is_the_last_resort(small):
+    plain = predict(small, ParallelConfig(dp=1)).peak_gib
+    full = predict(small, ParallelConfig(dp=1, recompute="full")).peak_gib
+    current = ParallelConfig(dp=2)
+    assert successor(with_memory(small, plain * 1.01), 1, current, (1,)).recompute == "none"
+    assert successor(with_memory(small, (plain + full) / 2), 1, current, (1,)).recompute == "full"
+    with pytest.raises(ValueError, match=r"no layout fits on the 1 rank left: nearest is dp1.* by .* GiB"):
+        successor(with_memory(small, full / 2), 1, current, (1,))
+
+
+def test_too_few_ranks(small):
+    with pytest.raises(ValueError, match="needs ≥ 1 ranks, 0 alive"):
+        successor(small, 0, ParallelConfig(dp=2), (0,))
+    with pytest.raises(ValueError, match="needs ≥ 2 ranks, 0 in whole tp=2 teams"):
+        successor(small, 0, ParallelConfig(dp=2, tp=2), (0,))
+    strict = replace(small, elastic=ElasticConfig(min_ranks=3))
+    with pytest.raises(ValueError, match=r"needs ≥ 3 ranks, 2 alive; lower elastic\.min_ranks"):
+        successor(strict, 2, ParallelConfig(dp=3), (2,))
+
+
+def test_moved_bytes(small):
+    def moved(before: ParallelConfig, alive: tuple[int, ...], after: ParallelConfig, zero: int = 0) -> float:
+        return moved_bytes(small, Stages.of(small.model, before), alive, Stages.of(small.model, after), zero)
+
+    four, three = ParallelConfig(dp=4), ParallelConfig(dp=3, stage_replicas=(3,))
+    assert moved(four, (3,), three) == 0
+    grown = moved(four, (3,), three, zero=1)
+    assert 0 < grown < moved(four, (3,), four)  # shares grow from 1/4 to 1/3; a fresh rank needs everything
+    pipeline = ParallelConfig(dp=2, pp=2)
+    assert moved(pipeline, (2, 2), pipeline) == 0
+    assert moved(pipeline, (2, 2), four) > 0
