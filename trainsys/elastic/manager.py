@@ -13,6 +13,7 @@ it (CommitEpoch). Nothing else is ever shared knowledge, so a fault at any insta
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -287,10 +288,19 @@ class Manager:
             return self.parallel, build_layout(self.parallel, layers, ranks, chunk, lambda r: nodes[r])
         living = set(ranks)
         whole = [sum(living.issuperset(team) for team in stage.teams) for stage in self.layout.stages]
-        chosen = successor(self.config, len(ranks) // self.parallel.tp, self.parallel, whole, self._rate)
+        chosen = successor(self._with_nodes(nodes), len(ranks) // self.parallel.tp, self.parallel, whole, self._rate)
         layers = chosen.stage_layers or split_layers(self.config.model.num_layers, chosen.pp)
         chosen = replace(chosen, stage_layers=tuple(layers))
         return chosen, succeed(self.layout, chosen, layers, ranks, lambda r: nodes[r])
+
+    def _with_nodes(self, nodes: dict[int, int]) -> RunConfig:
+        """The config with a cluster large enough for the members that there are."""
+        cluster = self.config.cluster
+        most = max(Counter(nodes.values()).values())
+        wider = replace(
+            cluster, nodes=max(cluster.nodes, max(nodes.values()) + 1), ranks_per_node=max(cluster.ranks_per_node, most)
+        )
+        return replace(self.config, cluster=wider)
 
     def _check_covered(self, alive: tuple[int, ...]) -> None:
         """Every coordinate has a living holder; LostError names the first that has none."""

@@ -91,11 +91,12 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
 
 
 def mirror_s(config: RunConfig, mirrored: float, topology: Topology) -> float:
-    """Seconds to refresh the copies of `mirrored` elements' master and moments in a peer's memory, once per step.
+    """Seconds to keep the copies of `mirrored` elements in a peer's memory alive, once per step.
 
-    The peer is on another node where there is one. In-memory snapshots: Wang et al. 2023 (Gemini, SOSP), §4.
+    The owner sends its reduced gradient and the peer repeats the optimizer step. The peer is on another node where
+    there is one. Snapshots in peers' memory: Wang et al. 2023 (Gemini, SOSP), §4.
     """
     link = topology.slowest(range(topology.num_ranks))
     if not mirrored or link is None:
         return 0.0
-    return link.transfer_s(mirrored * 3 * Precision.of(config.train.dtype).state)
+    return link.transfer_s(mirrored * Precision.of(config.train.dtype).state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 
 from trainsys.config import ModelConfig, ParallelConfig
 from trainsys.models.geometry import split_layers
@@ -56,7 +55,9 @@ class Stages:
         return range(EMBED if stage == 0 else first, last + (stage == self.count - 1))
 
     def team(self, stage: int, replica: int) -> int:
-        return [0, *accumulate(self.replicas)][stage] + replica
+        """Number of a team in placement order: one replica of every stage after the other (space/build.py)."""
+        before = sum(min(count, replica) for count in self.replicas)
+        return before + sum(count > replica for count in self.replicas[:stage])
 
     def ranks_of(self, team: int) -> range:
         """The tp ranks of `team`."""

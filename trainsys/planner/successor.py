@@ -14,6 +14,7 @@ from trainsys.planner.predict import predict, worst_memory
 from trainsys.planner.stages import Stages, notation
 
 HORIZON_STEPS = 100  # steps over which a move must pay for itself
+MARGIN = 0.1  # a predicted gain below this is within the model's error: not worth new stage boundaries
 
 Grid = tuple[tuple[int, ...], tuple[int, ...]]  # layers and replicas of each stage
 
@@ -24,9 +25,9 @@ def successor(
     """The layout to continue with on `teams` whole tp teams, of which `alive[s]` still hold stage s.
 
     Keeps tp, ZeRO stage, schedule and reduction of `current`. Considers keeping the stages' layers with teams added or
-    moved, and every other number of stages with the layers split evenly or by their replicas. The cheapest over the
-    next `HORIZON_STEPS` steps wins: their predicted time, plus the bytes that the busiest rank must receive over the
-    slowest link. Recomputes activations only when nothing fits otherwise. Some teams may stay idle.
+    moved, going home to ``config.parallel``, and every other number of stages with the layers split evenly or by their
+    replicas, which must be better by `MARGIN`. The cheapest over the next `HORIZON_STEPS` steps wins: their predicted
+    time, plus the bytes that the busiest rank must receive over the slowest link. Recomputes activations only when nothing fits otherwise. Some teams may stay idle.
 
     Args:
         teams: whole teams there are, holding a stage or fresh.
@@ -41,7 +42,10 @@ def successor(
     _check_enough(config, teams, current.tp)
     ranks = teams * current.tp
     measured = measured or rate(config.cluster, ranks)
-    grids = list(dict.fromkeys(_grids(config, before, teams, tuple(alive))))
+    home = Stages.of(config.model, config.parallel)
+    near = [(home.layers, home.replicas)] if home.num_teams <= teams and home.tp == before.tp else []
+    grids = list(dict.fromkeys([*near, *_grids(config, before, teams, tuple(alive))]))
+    settled = {before.layers, *(layers for layers, _ in near)}
     options = [_as_config(config, current, *grid) for grid in grids]
     fitting = [p for p in options if _memory(config, p) <= config.cluster.device.memory_gib]
     if not fitting:
@@ -53,7 +57,10 @@ def successor(
 
     def cost_s(parallel: ParallelConfig) -> float:
         moved = moved_bytes(config, before, alive, Stages.of(config.model, parallel), parallel.zero)
-        return predict(config, parallel, measured).step_s * HORIZON_STEPS + (link.transfer_s(moved) if link else 0.0)
+        steps_s = predict(config, parallel, measured).step_s * HORIZON_STEPS
+        if Stages.of(config.model, parallel).layers not in settled:
+            steps_s *= 1 + MARGIN
+        return steps_s + (link.transfer_s(moved) if link else 0.0)
 
     return min(fitting, key=cost_s)  # the first of equals: the layout nearest to the current one
 
