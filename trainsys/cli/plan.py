@@ -63,6 +63,7 @@ def _parser() -> _Parser:
 def _write(config: RunConfig, path: Path) -> None:
     """Write `config` to `path`. Raises ValueError when the file cannot be written."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save(config, path)
     except OSError as error:
         raise ValueError(f"--out {path} cannot be written: {error.strerror}") from None
