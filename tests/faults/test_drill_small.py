@@ -46,6 +46,16 @@ def test_a_killed_rank_costs_nothing_but_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+def test_a_second_death_during_the_transition_is_survived(tmp_path: Path) -> None:
+    faults = "kill@3:2:reduce,kill@3:3:transfer"
+    result = drill(load([TINY, "train.steps=6", f"faults.schedule={faults}", f"run_dir={tmp_path}"]))
+    assert [fault["rank"] for fault in result["faults"]] == [2, 3]
+    assert (result["steps_lost"], result["samples_lost"], result["samples_repeated"]) == (0, 0, 0)
+    assert result["bit_equal_loss"]
+    assert result["not_struck"] == []
+
+
+@pytest.mark.timeout(120)
 def test_a_fault_that_never_struck_fails_the_drill(tmp_path: Path) -> None:
     argv = ["drill", TINY, "train.steps=4", "faults.schedule=kill@3:0:transfer", f"run_dir={tmp_path}", "--json"]
     out = subprocess.run([sys.executable, "-m", "trainsys", *argv], cwd=ROOT, capture_output=True, text=True)

@@ -106,6 +106,7 @@ class Manager:
         self.parallel: ParallelConfig = replace(config.parallel, stage_layers=tuple(layers))
         self.layout: Layout | None = None
         self.target: Layout | None = None
+        self._planned = self.parallel  # of the target; `parallel` stays that of the layout until the commit
         self.phase = Phase.STARTING
         self.epoch = -1
         self.members: dict[int, Member] = {}
@@ -259,7 +260,7 @@ class Manager:
         """Choose the layout for the members that there are and send everybody there."""
         nodes = {r: m.node for r, m in self.members.items()}
         try:
-            self.parallel, self.target = self._choose(nodes)
+            self._planned, self.target = self._choose(nodes)
             alive = tuple(r for r in (self.layout.ranks if self.layout else ()) if r in self.members)
             if self.layout is not None:
                 self._check_covered(alive)
@@ -273,7 +274,7 @@ class Manager:
         counts = [self._quiet[r].clean for r in self._participants]
         keep = tuple(name for name, seq in counts[0].items() if self._clean_everywhere(name, seq))
         order = Open(
-            self.epoch, self.layout, self.target, self.parallel, self.step, nodes, alive, self._participants, keep,
+            self.epoch, self.layout, self.target, self._planned, self.step, nodes, alive, self._participants, keep,
             self.resume if self.layout is None else "",
         )  # fmt: skip
         self.phase = Phase.CHANGING
@@ -326,7 +327,7 @@ class Manager:
         self._broadcast(self._participants, CommitEpoch(self.epoch, self._save_due, stop))
         moved = sum(s.bytes_received for s in self._staged.values())
         seconds = max(s.seconds for s in self._staged.values())
-        self.layout, self.target = self.target, None
+        self.layout, self.parallel, self.target = self.target, self._planned, None
         self.phase = Phase.STOPPING if stop else Phase.RUNNING
         self.observer.changed(
             replace(self._change, after=self.layout, parallel=self.parallel, bytes_moved=moved, transfer_s=seconds)

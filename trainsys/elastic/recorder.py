@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -130,8 +130,8 @@ class Recorder:
             if fresh:
                 self._progress.say(tell_join(fresh, change))
         for pending in self._pending:
-            pending.change, pending.change_done = change, self._last
-            pending.fault.bytes_moved = change.bytes_moved
+            pending.change, pending.change_done = _joined(pending.change, change), self._last
+            pending.fault.bytes_moved = pending.change.bytes_moved
         self._note(
             "changed", epoch=change.epoch, step=change.step, reason=change.reason, layout=str(change.after),
             ranks=list(change.after.ranks), bytes_moved=change.bytes_moved, transfer_s=change.transfer_s,
@@ -227,6 +227,14 @@ class Recorder:
         line = {"event": event, "t_s": round(time.monotonic() - self._began, 4), "unix_s": time.time(), **fields}
         self._history.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._history.flush()
+
+
+def _joined(first: Change | None, then: Change) -> Change:
+    """Two changes with no step in between, told as one."""
+    if first is None:
+        return then
+    moved, seconds = first.bytes_moved + then.bytes_moved, first.transfer_s + then.transfer_s
+    return replace(then, before=first.before, bytes_moved=moved, transfer_s=seconds)
 
 
 def _keep_before(path: Path, step: int) -> None:

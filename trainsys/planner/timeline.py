@@ -38,13 +38,19 @@ def timeline(config: RunConfig) -> Timeline:
     stages = Stages.of(config.model, parallel)
     topology = Topology.from_config(config.cluster, stages.num_ranks)
     schedule = build(parallel.schedule, Routes.balanced(batch.global_size // batch.microbatch_size, stages.replicas))
-    compute = compute_cost(config, stages, rate(config.cluster, stages.num_ranks).flops)
-    tensor = tensor_cost(config, stages, topology)
-    f_s = tuple(a + b for a, b in zip(compute.forward_s, tensor.forward_s, strict=True))
-    b_s = tuple(a + b for a, b in zip(compute.backward_s, tensor.backward_s, strict=True))
     hosted = {lane: stages.team(stage, replica) for (stage, replica), lane in schedule.placement.items()}
 
     def message(src: int, dst: int) -> float:
         return send_s(config, stages, topology, hosted[src], hosted[dst])
 
-    return Timeline(schedule, simulate(schedule, Costs(f_s, b_s, send_s=message)), f_s, b_s)
+    def at(flops: float) -> Timeline:
+        compute = compute_cost(config, stages, flops)
+        f_s = tuple(a + b for a, b in zip(compute.forward_s, tensor.forward_s, strict=True))
+        b_s = tuple(a + b for a, b in zip(compute.backward_s, tensor.backward_s, strict=True))
+        return Timeline(schedule, simulate(schedule, Costs(f_s, b_s, send_s=message)), f_s, b_s)
+
+    measured, tensor = rate(config.cluster, stages.num_ranks), tensor_cost(config, stages, topology)
+    result = at(measured.sustained(1))
+    if measured.cores:  # as in `predict`: ranks that share cores compute faster while others wait
+        result = at(measured.sustained((1 - result.run.bubble) * stages.num_ranks))
+    return result
