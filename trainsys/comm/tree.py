@@ -1,8 +1,9 @@
 """One fixed binary tree over the microbatches of a step: sums that do not depend on who computed which part.
 
 Leaf i is the contribution of global microbatch i. A node (level, k) is the sum of the leaves
-``[k·2^level, (k+1)·2^level)``. Whoever holds all valid leaves of a node adds them in the tree's order, so any split of the leaves over ranks ends in
-the same bits. The volume a rank sends equals a ring's when its leaves form one aligned subtree.
+``[k·2^level, (k+1)·2^level)``. Whoever holds all valid leaves of a node adds them in the tree's order, so any split of
+the leaves over ranks ends in the same bits. The volume a rank sends equals a ring's when its leaves form one aligned
+subtree.
 """
 
 from __future__ import annotations
