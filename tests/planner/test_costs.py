@@ -15,6 +15,7 @@ from trainsys.planner.precision import GIB
 from trainsys.planner.predict import predict
 from trainsys.planner.sizes import stage_sizes
 from trainsys.planner.stages import Stages, notation
+from trainsys.space.build import build_layout
 
 
 def stages_of(config: RunConfig, **parallel) -> tuple[RunConfig, Stages]:
@@ -22,12 +23,17 @@ def stages_of(config: RunConfig, **parallel) -> tuple[RunConfig, Stages]:
     return config, Stages.of(config.model, config.parallel)
 
 
-def test_stages_number_teams_stage_by_stage(small):
+def test_teams_are_numbered_as_the_engine_places_them(small):
     _, stages = stages_of(small, pp=3, tp=2, stage_layers=(1, 2, 3), stage_replicas=(2, 1, 3))
     assert stages.num_ranks == 12
-    assert [stages.team(s, 0) for s in range(3)] == [0, 2, 3]
+    assert [stages.team(s, 0) for s in range(3)] == [0, 1, 2]
     assert list(stages.ranks_of(2)) == [4, 5]
-    assert stages.data_group(2) == (6, 8, 10)
+    assert stages.data_group(2) == (4, 8, 10)
+    layout = build_layout(ParallelConfig(tp=2, stage_replicas=(2, 1, 3)), (1, 2, 3), range(12), 64, lambda rank: 0)
+    for s, stage in enumerate(layout.stages):
+        assert [list(team) for team in stage.teams] == [
+            list(stages.ranks_of(stages.team(s, replica))) for replica in range(len(stage.teams))
+        ]
     assert [list(stages.blocks(s)) for s in range(3)] == [[-1, 0], [1, 2], [3, 4, 5, 6]]
 
 

@@ -37,9 +37,7 @@ def build_layout(
         ValueError: when there are too few ranks.
     """
     replicas = tuple(parallel.stage_replicas) or (parallel.dp,) * len(layers)
-    need = sum(replicas) * parallel.tp
-    if need > len(ranks):
-        raise ValueError(f"the layout needs {need} ranks but only {len(ranks)} are there; set parallel.dp lower")
+    _check_enough(sum(replicas) * parallel.tp, ranks)
     fresh = iter(_teams(ranks, parallel.tp))
     teams: list[list[Team]] = [[] for _ in layers]
     for replica in range(max(replicas)):
@@ -59,10 +57,14 @@ def succeed(
     """The layout after a change of membership, with as many teams as possible left where they are.
 
     A team stays at its stage when all of its ranks are alive, tp is unchanged and the stage still wants it; the other
-    ranks form new teams. Where a stage keeps its layers, its seats are edited so that the fewest pieces move.
+    ranks form new teams. Where every stage keeps its layers, seats are edited so that the fewest pieces move.
+
+    Raises:
+        ValueError: when there are too few ranks.
     """
     blocks = stage_blocks(layers)
     wanted = tuple(parallel.stage_replicas) or (parallel.dp,) * len(layers)
+    _check_enough(sum(wanted) * parallel.tp, alive)
     same_blocks = [(s.first, s.stop) for s in old.stages] == blocks and parallel.tp == old.tp
     alive_set = set(alive)
     kept: list[dict[int, Team]] = [{} for _ in blocks]  # old replica index -> team
@@ -99,6 +101,11 @@ def mirrors(ranks: Sequence[int], node_of: Callable[[int], int]) -> tuple[tuple[
         if others:
             pairs.append((rank, next((r for r in others if node_of(r) != node_of(rank)), others[0])))
     return tuple(sorted(pairs))
+
+
+def _check_enough(need: int, ranks: Sequence[int]) -> None:
+    if need > len(ranks):
+        raise ValueError(f"the layout needs {need} ranks but only {len(ranks)} are there; set parallel.dp lower")
 
 
 def _teams(ranks: Sequence[int], tp: int) -> list[Team]:

@@ -102,15 +102,19 @@ class Layout:
         """Every team that computes with `tensor` (both ends of the pipeline for a tied embedding)."""
         return tuple(team for s in self.stages if s.holds(tensor) for team in s.teams)
 
-    def _seats_of(self, tensor: LogicalTensor) -> list[Team]:
-        return [s.teams[r] for s in self.stages if s.holds(tensor) for r in s.seats]
-
     def pieces(self, tensor: LogicalTensor, ordinal: int, shard: int) -> Iterator[tuple[Piece, Team]]:
-        """The pieces of one tp shard with the team that owns each."""
+        """The pieces of one tp shard with the team that owns each.
+
+        The stages that hold the tensor take turns, and within a stage its seats do: an edit of one stage's seats
+        leaves the pieces of the others where they are.
+        """
         numel = tensor.numel // (1 if tensor.split is None else self.tp)
-        seats = self._seats_of(tensor)
+        stages = [s for s in self.stages if s.holds(tensor)]
         for i, start in enumerate(range(0, numel, self.chunk)):
-            yield Piece(ordinal, shard, start, min(start + self.chunk, numel)), seats[(ordinal + i) % len(seats)]
+            turn, at = divmod(ordinal + i, len(stages))
+            stage = stages[at]
+            owner = stage.teams[stage.seats[turn % len(stage.seats)]]
+            yield Piece(ordinal, shard, start, min(start + self.chunk, numel)), owner
 
     def owned(self, space: Space, rank: int) -> tuple[Piece, ...]:
         """Pieces whose gradients this rank sums and whose state it writes to checkpoints."""

@@ -1,8 +1,8 @@
 """Transfer rounds: the order in which a transition's moves cross the wire, free of deadlock by construction.
 
 In round k the i-th rank of the sorted ring sends to rank i+k and receives from rank i-k: at most one peer per
-direction, and both ends of every pair meet in the same round. A round that would stage more than the budget is cut into
-parts; the two ends of a pair cut alike because both see the same moves in the same order.
+direction, and both ends of every pair meet in the same round. A round that would stage more than the budget is cut
+into parts; the two ends of a pair cut alike because both see the same moves in the same order.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Transitions between two layouts: who sends which box to whom. Pure, and the same on every rank.
 
 The bytes that travel are exactly those a rank needs and does not hold: every box of a destination piece comes from the
-rank itself if its old storage has it, else from one holder, chosen on the same node where possible and spread over
-equal candidates by the box's number. Nobody talks to agree.
+rank itself if its old storage has it, else from one holder: on the same node where possible, and among equals the one
+that this rank has asked for least so far. Nobody talks to agree.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -116,23 +117,27 @@ class Sources:
 def incoming(space: Space, sources: Sources, dst: Layout, rank: int, node_of: Callable[[int], int]) -> list[Move]:
     """Every move that fills the new storage of `rank`, local copies included."""
     moves = []
+    asked: Counter[int] = Counter()  # elements wanted of each source so far
     for piece, offset in storage_places(space, dst, rank):
         logical = space.tensors[piece.tensor]
         for place in piece_places(logical, dst.tp, piece, offset):
-            for number, (box, holders) in enumerate(sources.find(piece.tensor, place.box)):
-                src, src_at = _choose(holders, rank, node_of, piece.tensor + piece.start // dst.chunk + number)
+            for box, holders in sources.find(piece.tensor, place.box):
+                src, src_at = _choose(holders, rank, node_of, asked)
+                asked[src] += box.numel
                 moves.append(Move(piece.tensor, box, src, rank, src_at, place))
     return moves
 
 
 def _choose(
-    holders: list[tuple[int, Place]], rank: int, node_of: Callable[[int], int], number: int
+    holders: list[tuple[int, Place]], rank: int, node_of: Callable[[int], int], asked: Counter[int]
 ) -> tuple[int, Place]:
     for holder in holders:
         if holder[0] == rank:
             return holder
     near = [h for h in holders if node_of(h[0]) == node_of(rank)] or holders
-    return near[(number + rank) % len(near)]
+    near = sorted(near, key=lambda h: h[0])
+    near = near[rank % len(near) :] + near[: rank % len(near)]  # different ranks begin with different sources
+    return min(near, key=lambda h: asked[h[0]])
 
 
 @dataclass(frozen=True)

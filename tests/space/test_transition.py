@@ -1,0 +1,143 @@
+"""Transitions executed in numpy: exact contents, least traffic, and a loss only where there is one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from tests.space.strategies import NodeOf, changes, numbered, storage
+from trainsys.config import ParallelConfig
+from trainsys.space.box import Box
+from trainsys.space.build import build_layout
+from trainsys.space.layout import Layout
+from trainsys.space.tensor import LogicalTensor, Space
+from trainsys.space.transition import LostError, Move, Place, Transition, transition
+
+Change = tuple[Space, Layout, Layout, tuple[int, ...], NodeOf]
+
+
+def plan(
+    space: Space, src: Layout, dst: Layout, alive: Collection[int], node_of: NodeOf
+) -> dict[int, Transition] | None:
+    """Everybody's share, or None when something is lost: then every rank must say so."""
+    shares = {}
+    lost = set()
+    for rank in sorted({*alive, *dst.ranks}):
+        try:
+            shares[rank] = transition(space, src, dst, rank, alive, node_of)
+        except LostError as error:
+            lost.add(str(error))
+    if lost:
+        assert not shares
+        assert len(lost) == 1
+        return None
+    return shares
+
+
+def execute(
+    space: Space, src: Layout, dst: Layout, alive: Collection[int], moves: list[Move]
+) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Carry out the moves; returns each new storage and how often each of its cells was written."""
+    full = numbered(space)
+    old = {r: storage(full, space, src, r) for r in alive}
+    new = {r: np.full(len(storage(full, space, dst, r)), -1) for r in dst.ranks}
+    written = {r: np.zeros(len(a), dtype=int) for r, a in new.items()}
+    for m in moves:
+        run(new[m.dst], m.dst_at, m.box)[...] = run(old[m.src], m.src_at, m.box)
+        run(written[m.dst], m.dst_at, m.box)[...] += 1
+    return new, written
+
+
+def run(array: np.ndarray, at: Place, box: Box) -> np.ndarray:
+    """View of `box` inside the run of a flat storage."""
+    return array[at.offset : at.offset + at.box.numel].reshape(at.box.shape)[(*box.within(at.box), ...)]
+
+
+@settings(max_examples=250, deadline=None)
+@given(changes())
+def test_any_change_fills_every_cell_once_at_the_least_traffic(change: Change) -> None:
+    space, src, dst, alive, node_of = change
+    full = numbered(space)
+    have = {r: storage(full, space, src, r) for r in alive}
+    need = {r: storage(full, space, dst, r) for r in dst.ranks}
+    living = np.unique(np.concatenate([np.zeros(0, int), *have.values()]))
+    wanted = np.unique(np.concatenate([*need.values()]))
+    shares = plan(space, src, dst, alive, node_of)
+    assert (shares is None) == (not np.isin(wanted, living).all())
+    if shares is None:
+        return
+    moves = [m for s in shares.values() for m in (*s.local, *s.receives)]
+    new, written = execute(space, src, dst, alive, moves)
+    for rank in dst.ranks:
+        assert np.array_equal(new[rank], need[rank])
+        assert (written[rank] == 1).all()
+        received = sum(m.box.numel for m in shares[rank].receives)
+        assert received == np.count_nonzero(~np.isin(need[rank], have.get(rank, np.zeros(0, int))))
+    sent = Counter(m for s in shares.values() for m in s.sends)
+    assert sent == Counter(m for s in shares.values() for m in s.receives)
+    assert all(m.src == rank for rank, s in shares.items() for m in s.sends)
+    assert all(m.src == m.dst == rank for rank, s in shares.items() for m in s.local)
+
+
+@settings(max_examples=100, deadline=None)
+@given(changes())
+def test_near_sources_first(change: Change) -> None:
+    """A box crosses nodes only when no living rank of the receiver's node holds it."""
+    space, src, dst, alive, node_of = change
+    shares = plan(space, src, dst, alive, node_of)
+    full = numbered(space)
+    have = {r: set(storage(full, space, src, r).tolist()) for r in alive}
+    for share in (shares or {}).values():
+        for m in share.receives:
+            if node_of(m.src) != node_of(m.dst):
+                box = set(full[m.tensor][m.box.within(type(m.box).whole(full[m.tensor].shape))].reshape(-1).tolist())
+                assert not any(box <= have[r] for r in alive if node_of(r) == node_of(m.dst))
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize("holders", [2, 3, 4])
+def test_sources_share_the_load(zero: int, holders: int) -> None:
+    """New ranks fetch equal parts from all who hold them, for every number of replicas and every receiver."""
+    space = Space((LogicalTensor("w", (48, 10), 0), LogicalTensor("v", (240,), 0)))
+    src = build_layout(ParallelConfig(dp=holders, zero=0), [1], range(holders), 10, lambda r: 0)
+    for count in (1, 2, 3):
+        ranks = range(holders, holders + count)
+        dst = build_layout(ParallelConfig(dp=count, zero=zero), [1], ranks, 10, lambda r: 0)
+        for rank in ranks:
+            share = transition(space, src, dst, rank, range(holders), lambda r: 0)
+            load = Counter(dict.fromkeys(range(holders), 0))
+            for m in share.receives:
+                load[m.src] += m.box.numel
+            assert max(load.values()) - min(load.values()) <= 10, (zero, holders, count, rank, load)
+
+
+def test_one_chunk_each_begins_with_different_sources() -> None:
+    space = Space((LogicalTensor("w", (10,), 0),))
+    src = build_layout(ParallelConfig(dp=2), [1], range(2), 10, lambda r: 0)
+    dst = build_layout(ParallelConfig(dp=2), [1], range(2, 4), 10, lambda r: 0)
+    chosen = {m.src for rank in dst.ranks for m in transition(space, src, dst, rank, (0, 1), lambda r: 0).receives}
+    assert chosen == {0, 1}
+
+
+def test_lost_names_tensor_and_box() -> None:
+    """ZeRO-1 over two ranks survives one death by the mirror, and nothing survives two."""
+    space = Space((LogicalTensor("w", (4, 4), 0),))
+    src = build_layout(ParallelConfig(dp=3, zero=1), [1], range(3), 4, lambda r: 0)
+    dst = build_layout(ParallelConfig(dp=1, zero=1), [1], [5], 4, lambda r: 0)
+    assert sum(m.box.numel for m in transition(space, src, dst, 5, (0, 1), lambda r: 0).receives) == 16
+    with pytest.raises(LostError, match=r"w\[1:2, 0:4\]: no living rank holds it"):
+        transition(space, src, dst, 5, (0,), lambda r: 0)
+
+
+def test_same_layout_moves_nothing() -> None:
+    space = Space((LogicalTensor("w", (8, 4), 0, 0), LogicalTensor("b", (7,), 1)))
+    layout = build_layout(ParallelConfig(dp=2, tp=2, zero=1), [1], range(4), 3, lambda r: 0)
+    for rank in range(4):
+        share = transition(space, layout, layout, rank, layout.ranks, lambda r: 0)
+        assert not share.sends
+        assert not share.receives
+        assert sum(m.box.numel for m in share.local) == len(storage(numbered(space), space, layout, rank))
