@@ -112,6 +112,8 @@ class Communicator:
         return {g.name: g.seq for g in self._groups.values() if g.clean}
 
     def close(self) -> None:
-        for group in self._groups.values():
+        """Release every group; an `abort` from another thread finds nothing left to touch."""
+        with self._changed:
+            groups, self._groups = self._groups, {}
+        for group in groups.values():
             group.close()
-        self._groups = {}

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class Group:
     def __init__(
         self, store: Store, name: str, ranks: Sequence[int], rank: int, backend: str, timeout_s: float
     ) -> None:
-        self.name, self.ranks, self.rank = name, tuple(ranks), rank
+        self.name, self.ranks, self.rank, self._backend_name = name, tuple(ranks), rank, backend
         self.seq = 0  # operations started; equal on all members when nothing is torn
         self.pending = 0
         self.torn = False
@@ -120,7 +121,7 @@ class Group:
         """Free every thread blocked in this group, here and (through closed connections) on its peers."""
         with self._guard:
             self.torn = True
-        if isinstance(self._pg, getattr(dist, "ProcessGroupNCCL", ())):
+        if self._backend_name == "nccl":
             self._pg.abort()
         for fd in self._sockets & _connected_sockets():
             _shutdown(fd)
@@ -133,10 +134,21 @@ class Group:
         del self._pg  # the last reference: gloo closes its sockets in the destructor
 
 
+@cache
+def _gloo_device() -> Any:
+    """One listener and event thread for all groups of the process; making one takes longer than connecting a group."""
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
+    if interface:
+        return ProcessGroupGloo.create_device(interface=interface)
+    return ProcessGroupGloo.create_default_device()
+
+
 def _backend(store: Store, index: int, size: int, name: str, timeout: timedelta) -> Any:
     try:
         if name == "gloo":
-            return ProcessGroupGloo(store, index, size, timeout)
+            options = ProcessGroupGloo._Options()
+            options._devices, options._timeout, options._threads = [_gloo_device()], timeout, 2
+            return ProcessGroupGloo(store, index, size, options)
         if name == "nccl":
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = timeout

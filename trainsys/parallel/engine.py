@@ -1,8 +1,8 @@
 """One rank's share of a training step on one layout.
 
-`compute` runs the schedule and reduces gradients, `apply` is the optimizer step that follows once the step is committed.
-Between the two lies no communication that `apply` would need, except ZeRO-1's gather of parameters, which `materialize`
-can repeat from the state at any time: a committed step can therefore never be lost to a failure.
+`compute` runs the schedule and reduces gradients, `apply` is the optimizer step that follows once the step is
+committed. Between the two lies no communication that `apply` would need, except ZeRO-1's gather of parameters, which
+`materialize` can repeat from the state at any time: a committed step can therefore never be lost to a failure.
 """
 
 from __future__ import annotations
