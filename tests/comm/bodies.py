@@ -135,22 +135,23 @@ def old_generation(rank: int, world_size: int, store: Any) -> dict[str, Any]:
     return result
 
 
-def many_generations(rank: int, world_size: int, store: Any, count: int) -> dict[str, list[int]]:
-    """Open files and threads after each of `count` edits; the last rank leaves and returns by turns."""
+def many_generations(rank: int, world_size: int, store: Any, count: int) -> dict[int, tuple[int, int]]:
+    """(open files, threads) after some of `count` edits; the last rank leaves and returns by turns."""
     everyone, fewer = tuple(range(world_size)), tuple(range(world_size - 1))
     comm = Communicator(store, rank, timeout_s=10.0)
-    files, threads = [], []
+    counts = {}
     for epoch in range(count):
         comm.reconfigure(epoch, [everyone if epoch % 2 == 0 else fewer, (0, 1)])
         for ranks in ((everyone if epoch % 2 == 0 else fewer), (0, 1)):
             if rank in ranks:
                 assert total(comm.group(ranks), 1.0) == len(ranks)
         meet(store, f"many{epoch}", rank, world_size)
-        gc.collect()
-        files.append(len(os.listdir("/proc/self/fd")))
-        threads.append(len(os.listdir("/proc/self/task")))
+        if epoch in (2, 3) or epoch >= count - 2:
+            gc.collect()
+            counts[epoch] = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+            meet(store, f"counted{epoch}", rank, world_size)
     comm.close()
-    return {"files": files, "threads": threads}
+    return counts
 
 
 def exchanges(rank: int, world_size: int, store: Any) -> dict[str, Any]:

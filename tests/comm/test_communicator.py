@@ -15,7 +15,7 @@ def test_abort_frees_blocked_ranks_and_keeps_quiet_groups(ranks: RankPool, how: 
         assert (r["before"], r["pair"]) == (4.0, 1.0 if rank < 2 else 5.0)
         if rank != 3:
             assert r["outcome"].startswith("CommError")
-            assert 0 <= r["blocked_s"] < 1.0
+            assert -0.2 < r["blocked_s"] < 1.0, "a peer's abort may free a rank just before its own does"
         assert r["check"] == "CommError"
         assert r["frozen"], "no operation may begin between the abort and the next generation"
         assert r["kept_pair"], "the pair's group was quiet on both members"
@@ -44,11 +44,10 @@ def test_closed_connections_of_one_rank(ranks: RankPool) -> None:
 
 
 def test_thirty_generations_leak_nothing(ranks: RankPool) -> None:
-    for r in ranks.run(bodies.many_generations, 4, 32):
-        for what in ("files", "threads"):
-            with_all, without_last = r[what][2::2], r[what][3::2]
-            for counts in (with_all, without_last):
-                assert max(counts[-5:]) <= max(counts[:5]) + 2, (what, r[what])
+    for counts in ranks.run(bodies.many_generations, 4, 34):
+        for early, late in ((2, 32), (3, 33)):  # with and without the last rank
+            for before, after in zip(counts[early], counts[late], strict=True):
+                assert after <= before + 2, counts
 
 
 def test_exchanges(ranks: RankPool) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -146,7 +146,7 @@ def _gloo_device() -> Any:
 def _backend(store: Store, index: int, size: int, name: str, timeout: timedelta) -> Any:
     try:
         if name == "gloo":
-            options = ProcessGroupGloo._Options()
+            options = cast(Any, ProcessGroupGloo)._Options()
             options._devices, options._timeout, options._threads = [_gloo_device()], timeout, 2
             return ProcessGroupGloo(store, index, size, options)
         if name == "nccl":
