@@ -57,7 +57,7 @@ def run(array: np.ndarray, at: Place, box: Box) -> np.ndarray:
     return array[at.offset : at.offset + at.box.numel].reshape(at.box.shape)[(*box.within(at.box), ...)]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(changes())
 def test_any_change_fills_every_cell_once_at_the_least_traffic(change: Change) -> None:
     space, src, dst, alive, node_of = change
