@@ -106,10 +106,8 @@ class Engine:
             self._collect,
         )  # fmt: skip
         self.ordinal_of = {n: self.space.ordinal[logical_name(config.model, n)] for n in self.runner.params}
-        self.names_of = [
-            [n for n, ordinal in self.ordinal_of.items() if ordinal in {p.tensor for p in bucket.spec.pieces}]
-            for bucket in self.buckets
-        ]
+        ordinals = [bucket.spec.tensors for bucket in self.buckets]
+        self.names_of = [[n for n, o in self.ordinal_of.items() if o in own] for own in ordinals]
         lanes = {lane: self.layout.stages[s].teams[r] for (s, r), lane in self.schedule.placement.items()}
         rank_of = [lanes[lane][self.shard] for lane in range(self.schedule.num_lanes)]
         lane = self.schedule.placement[self.stage, self.replica]
