@@ -10,7 +10,7 @@ from tests.parallel.runs import assert_same_bits, run_all, run_config
 from trainsys.testing import RankPool
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("float32", {}"num_layers": 4}),
+    "llama": ("float32", {"num_layers": 4}),
     "llama tied": ("float32", {"num_layers": 4, "tied": True}),
     "gpt2 tied dropout": ("float32", {"num_layers": 4, "family": "gpt2", "tied": True, "dropout": 0.1}),
     "llama bfloat16": ("bfloat16", {"num_layers": 4, "num_kv_heads": 2}),
@@ -41,7 +41,10 @@ def test_four_ranks_have_the_bits_of_one(ranks: RankPool, name: str) -> None:
 @pytest.mark.parametrize("tp", [2, 4])
 def test_tensor_parallel_family(ranks: RankPool, tp: int, sequence_parallel: bool) -> None:
     """All layouts of one tp degree against its smallest."""
-    model, fixed = {"family": "gpt2", "tied": True, "dropout": 0.1}, {"tp": tp, "sequence_parallel": sequence_parallel}
+    model, fixed = (
+        {"num_layers": 2, "family": "gpt2", "tied": True, "dropout": 0.1},
+        {"tp": tp, "sequence_parallel": sequence_parallel},
+    )
     (expected,) = run_all(ranks, tp, [run_config("float32", model, **fixed)])
     grids: list[dict[str, Any]] = [{"dp": 2, "zero": 1}, {"dp": 2}, {"pp": 2, "schedule": "gpipe"}]
     if tp == 2:
