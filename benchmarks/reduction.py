@@ -1,7 +1,7 @@
 """Canonical reduction against gloo's all_reduce, in one run.
 
 Every rank starts with one flat fp32 gradient and ends with the sum on all ranks. Ours adds in the fixed tree order, so
-the bits do not depend on the ranks; the volume is the same as a ring's. Alternating repetitions, best and median of each.
+the bits do not depend on the ranks; the volume is the same as a ring's. Alternating repetitions, best and median.
 
     trainsys bench reduction [--ranks 4] [--mib 1,16,64] [--repeat 15] [--json]
 """
@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,9 +49,9 @@ def body(rank: int, world_size: int, store: Any, sizes: Sequence[int], repeat: i
         for _ in range(repeat):
             flat = grad.clone()
             bucket.begin()
-            ours.append(_timed(group, lambda flat=flat: _canonical(bucket, tree.leaf(rank), flat)))
+            ours.append(_timed(group, partial(_canonical, bucket, tree.leaf(rank), flat)))
             flat = grad.clone()
-            theirs.append(_timed(group, lambda flat=flat: _all_reduce(group, flat)))
+            theirs.append(_timed(group, partial(_all_reduce, group, flat)))
         rows.append(
             {"bytes": size, "ours": ours, "gloo": theirs, "exact": _exact(bucket, tree, grad, world_size, rank)}
         )
