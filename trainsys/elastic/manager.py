@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from trainsys.config import ParallelConfig, RunConfig
-from trainsys.elastic.census import check_census
+from trainsys.elastic.census import check_census, check_covered
 from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.messages import (
     Beat,
@@ -46,7 +46,7 @@ from trainsys.planner.successor import successor
 from trainsys.space.build import build_layout, succeed
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import Space
-from trainsys.space.transition import LostError, Sources
+from trainsys.space.transition import LostError
 
 
 class ElasticError(RuntimeError):
@@ -200,6 +200,11 @@ class Manager:
         if self.stop_requested and self.phase is Phase.STARTING:
             self._finish("stopped before the first step")
 
+    @property
+    def ended(self) -> bool:
+        """Whether every rank was told to leave after it had joined."""
+        return self.phase is Phase.DONE and self.layout is not None
+
     def request_stop(self) -> None:
         """End at the next step boundary, with a checkpoint; may be called from a signal handler."""
         self.stop_requested = True
@@ -263,7 +268,7 @@ class Manager:
             self._planned, self.target = self._choose(nodes)
             alive = tuple(r for r in (self.layout.ranks if self.layout else ()) if r in self.members)
             if self.layout is not None:
-                self._check_covered(alive)
+                check_covered(self.space, self.layout, alive)
         except LostError as error:
             self.abort(f"state is lost, {error}; restart to resume from the last checkpoint")
         except ValueError as error:
@@ -303,14 +308,6 @@ class Manager:
         )
         return replace(self.config, cluster=wider)
 
-    def _check_covered(self, alive: tuple[int, ...]) -> None:
-        """Every coordinate has a living holder; LostError names the first that has none."""
-        assert self.layout is not None
-        sources = Sources(self.space, self.layout, alive)
-        for ordinal, tensor in enumerate(self.space.tensors):
-            for _ in sources.find(ordinal, tensor.local_box(1, 0)):
-                pass
-
     def _clean_everywhere(self, name: str, seq: int) -> bool:
         """Whether all members of a group are participants, have it quiet, and count the same operations."""
         ranks = {int(r) for r in name.partition("/")[2].split(",")}
@@ -320,7 +317,8 @@ class Manager:
         """All staged: compare the evidence, then switch."""
         assert self.target is not None and self._change is not None
         try:
-            check_census(self.space, {r: s.census for r, s in self._staged.items()}, self.layout is not None)
+            evidence = {r: s.census for r, s in self._staged.items()}
+            check_census(self.space, evidence, self.layout is not None, self.step)
         except ValueError as error:
             self.abort(str(error))
         stop = self._stopping()
