@@ -19,9 +19,9 @@ from torch._C._distributed_c10d import TCPStore
 
 from trainsys.config import RunConfig
 from trainsys.elastic.agent import forkserver
-from trainsys.elastic.checkpoint import find_checkpoint
 from trainsys.elastic.endpoint import Endpoint, Rendezvous
 from trainsys.elastic.manager import ElasticError, Manager
+from trainsys.elastic.manifest import find_checkpoint
 from trainsys.elastic.record import Observer
 from trainsys.elastic.worker import serve
 
