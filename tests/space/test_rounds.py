@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 
@@ -47,7 +48,7 @@ def all_to_all(n: int, budget: int = 100, moves_each: int = 2) -> Plan:
 
 
 def waits_in_a_circle(plan: Plan) -> bool:
-    """Deadlock by graph: a round ends after its predecessor, and after each partner has ended the round before theirs."""
+    """Deadlock by graph: a round needs its predecessor, and each partner to have ended the round before theirs."""
     graph: dict[tuple[int, int], set[tuple[int, int]]] = {}
     for rank, own in plan.items():
         for i, step in enumerate(own):
@@ -67,7 +68,7 @@ def waits_in_a_circle(plan: Plan) -> bool:
     return False
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(changes(), st.integers(1, 60))
 def test_each_move_once_within_the_budget(change: Change, budget: int) -> None:
     shares, plan = whole_plan(change, budget)
@@ -140,10 +141,6 @@ def test_shuffled_rounds_are_judged_as_the_graph_does(n: int, data: st.DataObjec
     plan = all_to_all(n)
     for rank in data.draw(st.sets(st.integers(0, n - 1))):
         plan[rank] = data.draw(st.permutations(plan[rank]))
-    try:
+    expected = pytest.raises(AssertionError, match="wait for each other") if waits_in_a_circle(plan) else nullcontext()
+    with expected:
         verify_rounds(plan)
-        accepted = True
-    except AssertionError as error:
-        assert "wait for each other" in str(error)
-        accepted = False
-    assert accepted != waits_in_a_circle(plan)

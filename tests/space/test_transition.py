@@ -23,7 +23,7 @@ Change = tuple[Space, Layout, Layout, tuple[int, ...], NodeOf]
 def plan(
     space: Space, src: Layout, dst: Layout, alive: Collection[int], node_of: NodeOf
 ) -> dict[int, Transition] | None:
-    """Everybody's share, or None when something is lost: then every rank must say so."""
+    """Everybody's share, or None when something that a rank needs is lost."""
     shares = {}
     lost = set()
     for rank in sorted({*alive, *dst.ranks}):
@@ -32,8 +32,6 @@ def plan(
         except LostError as error:
             lost.add(str(error))
     if lost:
-        assert not shares
-        assert len(lost) == 1
         return None
     return shares
 
@@ -57,7 +55,7 @@ def run(array: np.ndarray, at: Place, box: Box) -> np.ndarray:
     return array[at.offset : at.offset + at.box.numel].reshape(at.box.shape)[(*box.within(at.box), ...)]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(changes())
 def test_any_change_fills_every_cell_once_at_the_least_traffic(change: Change) -> None:
     space, src, dst, alive, node_of = change

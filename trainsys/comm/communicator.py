@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Sequence
+from typing import Any, cast
 
 from torch._C._distributed_c10d import Store
 
@@ -29,6 +30,7 @@ class Communicator:
 
     def __init__(self, store: Store, rank: int, backend: str = "gloo", timeout_s: float = 60.0) -> None:
         self._store, self.rank, self._backend, self._timeout_s = store, rank, backend, timeout_s
+        self._spare: Store | None = None  # the connecting thread's own client of the store
         self._groups: dict[Ranks, Group] = {}
         self._changed = threading.Condition()
         self._aborted_epoch = -1  # every generation up to this one is dead
@@ -61,26 +63,30 @@ class Communicator:
         """Connect new groups in a thread that can be left behind.
 
         Connecting waits for peers in places that nothing can interrupt. When the generation is aborted meanwhile, the
-        thread stays until its own timeout, touching nothing, and the caller goes on.
+        thread stays until its own timeout with its own client of the store, touching nothing, and the caller goes on.
+        A new client costs a reverse name lookup (5 s where no name server answers), so a free one is used again.
         """
         built: dict[Ranks, Group] = {}
         outcome: list[str] = []
+        with self._changed:
+            store, self._spare = self._spare, None
 
-        def connect() -> None:
+        def connect(store: Store | None) -> None:
             error = ""
             try:
-                store = self._store.clone() if hasattr(self._store, "clone") else self._store
+                store = store or cast(Any, self._store).clone()
                 for ranks in missing:
                     name = f"e{epoch}/{','.join(map(str, ranks))}"
                     built[ranks] = Group(store, name, ranks, self.rank, self._backend, self._timeout_s)
             except (RuntimeError, ValueError) as failure:
                 error = str(failure).splitlines()[0]
             with self._changed:
+                self._spare = store
                 outcome.append(error)
                 self._changed.notify_all()
 
         if missing:
-            threading.Thread(target=connect, daemon=True, name=f"connect-e{epoch}").start()
+            threading.Thread(target=connect, args=(store,), daemon=True, name=f"connect-e{epoch}").start()
             with self._changed:
                 self._changed.wait_for(lambda: outcome or self._aborted_epoch >= epoch)
                 if not outcome or outcome[0]:
@@ -112,6 +118,8 @@ class Communicator:
         return {g.name: g.seq for g in self._groups.values() if g.clean}
 
     def close(self) -> None:
-        for group in self._groups.values():
+        """Release every group; an `abort` from another thread finds nothing left to touch."""
+        with self._changed:
+            groups, self._groups = self._groups, {}
+        for group in groups.values():
             group.close()
-        self._groups = {}

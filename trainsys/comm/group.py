@@ -14,7 +14,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -133,10 +134,21 @@ class Group:
         del self._pg  # the last reference: gloo closes its sockets in the destructor
 
 
+@cache
+def _gloo_device() -> Any:
+    """One listener and event thread for all groups of the process; making one takes longer than connecting a group."""
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
+    if interface:
+        return ProcessGroupGloo.create_device(interface=interface)
+    return ProcessGroupGloo.create_default_device()
+
+
 def _backend(store: Store, index: int, size: int, name: str, timeout: timedelta) -> Any:
     try:
         if name == "gloo":
-            return ProcessGroupGloo(store, index, size, timeout)
+            options = cast(Any, ProcessGroupGloo)._Options()
+            options._devices, options._timeout, options._threads = [_gloo_device()], timeout, 2
+            return ProcessGroupGloo(store, index, size, options)
         if name == "nccl":
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = timeout

@@ -46,7 +46,7 @@ from trainsys.planner.successor import successor
 from trainsys.space.build import build_layout, succeed
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import Space
-from trainsys.space.transition import LostError, Sources
+from trainsys.space.transition import LostError, check_covered
 
 
 class ElasticError(RuntimeError):
@@ -263,7 +263,7 @@ class Manager:
             self._planned, self.target = self._choose(nodes)
             alive = tuple(r for r in (self.layout.ranks if self.layout else ()) if r in self.members)
             if self.layout is not None:
-                self._check_covered(alive)
+                check_covered(self.space, self.layout, alive)
         except LostError as error:
             self.abort(f"state is lost, {error}; restart to resume from the last checkpoint")
         except ValueError as error:
@@ -302,14 +302,6 @@ class Manager:
             cluster, nodes=max(cluster.nodes, max(nodes.values()) + 1), ranks_per_node=max(cluster.ranks_per_node, most)
         )
         return replace(self.config, cluster=wider)
-
-    def _check_covered(self, alive: tuple[int, ...]) -> None:
-        """Every coordinate has a living holder; LostError names the first that has none."""
-        assert self.layout is not None
-        sources = Sources(self.space, self.layout, alive)
-        for ordinal, tensor in enumerate(self.space.tensors):
-            for _ in sources.find(ordinal, tensor.local_box(1, 0)):
-                pass
 
     def _clean_everywhere(self, name: str, seq: int) -> bool:
         """Whether all members of a group are participants, have it quiet, and count the same operations."""

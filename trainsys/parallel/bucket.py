@@ -45,6 +45,11 @@ class BucketSpec:
     def numel(self) -> int:
         return sum(p.numel for p in self.pieces)
 
+    @property
+    def tensors(self) -> set[int]:
+        """Ordinals of the bucket's tensors."""
+        return {p.tensor for p in self.pieces}
+
 
 def bucket_specs(
     space: Space, layout: Layout, rank: int, microbatches: Callable[[int, int], Sequence[int]], count: int

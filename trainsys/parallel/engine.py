@@ -106,6 +106,8 @@ class Engine:
             self._collect,
         )  # fmt: skip
         self.ordinal_of = {n: self.space.ordinal[logical_name(config.model, n)] for n in self.runner.params}
+        ordinals = [bucket.spec.tensors for bucket in self.buckets]
+        self.names_of = [[n for n, o in self.ordinal_of.items() if o in own] for own in ordinals]
         lanes = {lane: self.layout.stages[s].teams[r] for (s, r), lane in self.schedule.placement.items()}
         rank_of = [lanes[lane][self.shard] for lane in range(self.schedule.num_lanes)]
         lane = self.schedule.placement[self.stage, self.replica]
@@ -143,16 +145,14 @@ class Engine:
 
     def _collect(self, microbatch: int, grads: dict[str, Tensor]) -> None:
         """Hand one microbatch's gradients to the buckets; a tied head is a second use of the embedding's tensor."""
-        for bucket in self.buckets:
-            wanted = {p.tensor for p in bucket.spec.pieces}
-            names = [n for n in grads if self.ordinal_of[n] in wanted]
-            if bucket.spec.tree.parts == 1:
-                leaf = bucket.spec.tree.leaf(microbatch)
-                bucket.push(leaf, {self.ordinal_of[n]: grads[n] for n in names})
-            else:
-                for name in names:
-                    part = 0 if name == self.space.tensors[self.ordinal_of[name]].name else 1
-                    bucket.push(bucket.spec.tree.leaf(microbatch, part), {self.ordinal_of[name]: grads[name]})
+        for bucket, names in zip(self.buckets, self.names_of, strict=True):
+            parts: dict[int, dict[int, Tensor]] = {}
+            for name in names:
+                ordinal = self.ordinal_of[name]
+                second_use = bucket.spec.tree.parts > 1 and name != self.space.tensors[ordinal].name
+                parts.setdefault(int(second_use), {})[ordinal] = grads[name]
+            for part, values in parts.items():
+                bucket.push(bucket.spec.tree.leaf(microbatch, part), values)
 
     def _owned_slices(self, flats: list[Tensor]) -> list[tuple[Piece, Tensor]]:
         result = []

@@ -27,7 +27,8 @@ def successor(
     Keeps tp, ZeRO stage, schedule and reduction of `current`. Considers keeping the stages' layers with teams added or
     moved, going home to ``config.parallel``, and every other number of stages with the layers split evenly or by their
     replicas, which must be better by `MARGIN`. The cheapest over the next `HORIZON_STEPS` steps wins: their predicted
-    time, plus the bytes that the busiest rank must receive over the slowest link. Recomputes activations only when nothing fits otherwise. Some teams may stay idle.
+    time, plus the bytes that the busiest rank must receive over the slowest link. Recomputes activations only when
+    nothing fits otherwise. Some teams may stay idle.
 
     Args:
         teams: whole teams there are, holding a stage or fresh.

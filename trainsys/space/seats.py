@@ -1,7 +1,8 @@
 """Seats: which replica owns which chunk, as a short cyclic table.
 
-The i-th chunk of a stage (counted from the tensor's number) belongs to replica ``seats[i % len(seats)]``. The default is interleaved (``0, 1, … R-1``), so
-that when a replica leaves only its own chunks move, and in equal parts to all the others (ElasWave's interleaved ZeRO).
+The i-th chunk of a stage (counted from the tensor's number) belongs to replica ``seats[i % len(seats)]``. The default
+is interleaved (``0, 1, … R-1``), so that when a replica leaves only its own chunks move, and in equal parts to all the
+others (ElasWave's interleaved ZeRO).
 """
 
 from __future__ import annotations
