@@ -1,0 +1,148 @@
+"""Hugging Face safetensors folders: read any box of a weight, write a whole model without holding it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainsys.config import ModelConfig
+from trainsys.interop.hf_names import config_from_hf, config_to_hf, part_of, their_shapes
+from trainsys.models.geometry import tensors
+from trainsys.space.box import Box
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+Read = Callable[[str, Box], Tensor]  # (logical name, box) -> values
+
+
+class HFFolder:
+    """An existing checkpoint, sharded or not. Files are mapped, so a box costs its own bytes.
+
+    Raises:
+        ValueError: one line, for a folder, file or architecture that is not right.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.hf_config: dict[str, Any] = json.loads((path / "config.json").read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is no Hugging Face checkpoint: config.json: {error}") from None
+        self.config = config_from_hf(self.hf_config)
+        if (path / INDEX).exists():
+            self._files: dict[str, str] = json.loads((path / INDEX).read_text())["weight_map"]
+        elif (path / SINGLE).exists():
+            self._files = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+        else:
+            raise ValueError(f"{path} has neither {SINGLE} nor {INDEX}")
+
+    def check(self, config: ModelConfig) -> None:
+        """Whether every tensor of `config` is there with its shape; ValueError lists what is not."""
+        wrong = []
+        for name, shape in their_shapes(config).items():
+            if name not in self._files:
+                wrong.append(f"{name} is missing")
+            elif (found := tuple(self._open(self._files[name]).get_slice(name).get_shape())) != shape:
+                wrong.append(f"{name} is {list(found)}, not {list(shape)}")
+        if wrong:
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise ValueError(f"{self.path} does not hold this model: {'; '.join(wrong[:5])}{more}")
+
+    def read(self, config: ModelConfig, name: str, box: Box) -> Tensor:
+        """Elements of one box of logical tensor `name`, in the stored dtype."""
+        part = part_of(config, name)
+        theirs = part.box(box)
+        view = self._open(self._files[part.name]).get_slice(part.name)
+        values: Tensor = view[tuple(slice(a, b) for a, b in zip(theirs.start, theirs.stop, strict=True))]
+        return values.T if part.transposed else values
+
+    def _open(self, file: str) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            return safe_open(self.path / file, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{self.path / file} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def write_hf(
+    path: Path, config: ModelConfig, read: Read, dtype: torch.dtype, shard_bytes: int = 1 << 30
+) -> Iterator[tuple[str, int]]:
+    """Write a checkpoint that ``AutoModelForCausalLM.from_pretrained`` reads, one shard in memory at a time.
+
+    Args:
+        path: must not exist; appears when everything is written.
+        read: where the weights come from.
+        shard_bytes: a new file begins above this.
+
+    Yields:
+        (name, bytes) of each tensor written, for progress.
+
+    Raises:
+        ValueError: the destination exists.
+        OSError: of the disk; nothing is left behind.
+    """
+    from safetensors.torch import save_file
+
+    if path.exists():
+        raise ValueError(f"{path} exists already; name a new folder")
+    temporary = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        shards: list[dict[str, int]] = [{}]
+        pending: dict[str, Tensor] = {}
+        for name, values in _assembled(config, read, dtype):
+            size = values.numel() * values.element_size()
+            if pending and sum(shards[-1].values()) + size > shard_bytes:
+                save_file(pending, temporary / str(len(shards)), metadata={"format": "pt"})
+                pending = {}
+                shards.append({})
+            pending[name] = values
+            shards[-1][name] = size
+            yield name, size
+        save_file(pending, temporary / str(len(shards)), metadata={"format": "pt"})
+        _finish(temporary, shards)
+        hf_config = config_to_hf(config, str(dtype).removeprefix("torch."))
+        (temporary / "config.json").write_text(json.dumps(hf_config, indent=2))
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _assembled(config: ModelConfig, read: Read, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Their tensors one by one; a fused one is filled from its parts, which follow each other in our order."""
+    shapes = their_shapes(config)
+    missing = {name: sum(part_of(config, t.name).name == name for t in tensors(config)) for name in shapes}
+    open_: dict[str, Tensor] = {}
+    for tensor in tensors(config):
+        part, whole = part_of(config, tensor.name), Box.whole(tensor.shape)
+        values = read(tensor.name, whole).to(dtype)
+        target = open_.setdefault(part.name, torch.empty(shapes[part.name], dtype=dtype))
+        place = part.box(whole)
+        target[tuple(slice(a, b) for a, b in zip(place.start, place.stop, strict=True))] = (
+            values.T if part.transposed else values
+        )
+        missing[part.name] -= 1
+        if not missing[part.name]:
+            yield part.name, open_.pop(part.name)
+
+
+def _finish(folder: Path, shards: list[dict[str, int]]) -> None:
+    """Give the shard files their final names, and the index where there are several."""
+    if len(shards) == 1:
+        (folder / "1").rename(folder / SINGLE)
+        return
+    names = {i: f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)}
+    for i, name in names.items():
+        (folder / str(i)).rename(folder / name)
+    index = {
+        "metadata": {"total_size": sum(size for shard in shards for size in shard.values())},
+        "weight_map": {tensor: names[i] for i, shard in enumerate(shards, 1) for tensor in shard},
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2))

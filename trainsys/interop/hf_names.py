@@ -1,0 +1,153 @@
+"""How our logical tensors lie in Hugging Face checkpoints. Imports no torch.
+
+A tensor of ours may be a transposed or a fused part of one of theirs; either way each box of ours is one box of theirs,
+so that any shard can be read from, or written to, its place without touching the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainsys.config import ModelConfig
+from trainsys.models.geometry import resolve, tensors
+from trainsys.space.box import Box
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one of our tensors lies: rows ``[offset, offset + rows)`` of `name`, or its columns when transposed."""
+
+    name: str
+    transposed: bool = False
+    offset: int = 0
+
+    def box(self, box: Box) -> Box:
+        """A box of ours in their coordinates."""
+        start, stop = list(box.start), list(box.stop)
+        start[0], stop[0] = start[0] + self.offset, stop[0] + self.offset
+        if self.transposed:
+            start.reverse()
+            stop.reverse()
+        return Box(tuple(start), tuple(stop))
+
+
+_LLAMA = {
+    "tok_embeddings.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+}
+_GPT2 = {
+    "tok_embeddings.weight": "transformer.wte.weight",
+    "pos_embeddings.weight": "transformer.wpe.weight",
+    "norm.weight": "transformer.ln_f.weight",
+    "norm.bias": "transformer.ln_f.bias",
+    "output.weight": "lm_head.weight",
+    "ln_1": "ln_1",
+    "ln_2": "ln_2",
+    "attention.wo": "attn.c_proj",
+    "feed_forward.c_fc": "mlp.c_fc",
+    "feed_forward.c_proj": "mlp.c_proj",
+}
+_FUSED = {"attention.wq": 0, "attention.wk": 1, "attention.wv": 2}  # thirds of gpt2's attn.c_attn
+
+
+def part_of(config: ModelConfig, name: str) -> Part:
+    """Where logical tensor `name` lies in a Hugging Face checkpoint of the same architecture."""
+    table, layers = (_LLAMA, "model.layers") if config.family == "llama" else (_GPT2, "transformer.h")
+    match = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
+    if match is None:
+        return Part(table[name])
+    layer, module, kind = match.groups()
+    if config.family == "llama":
+        return Part(f"{layers}.{layer}.{table[module]}.{kind}")
+    matrix = kind == "weight" and not module.startswith("ln_")  # their Conv1D keeps [in, out]
+    if module in _FUSED:
+        return Part(f"{layers}.{layer}.attn.c_attn.{kind}", matrix, _FUSED[module] * config.dim)
+    return Part(f"{layers}.{layer}.{table[module]}.{kind}", matrix)
+
+
+def their_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the Hugging Face checkpoint, fused ones whole."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for tensor in tensors(config):
+        part = part_of(config, tensor.name)
+        stop = part.box(Box.whole(tensor.shape)).stop
+        old = shapes.get(part.name, stop)
+        shapes[part.name] = tuple(max(a, b) for a, b in zip(old, stop, strict=True))
+    return shapes
+
+
+def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """The ``config.json`` of a checkpoint with this architecture."""
+    config = resolve(config)
+    common = {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied, "dtype": dtype}
+    if config.family == "llama":
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": config.dim,
+            "intermediate_size": config.ffn_dim,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads,
+            "num_key_value_heads": config.num_kv_heads,
+            "max_position_embeddings": config.max_seq_len,
+            "rms_norm_eps": config.norm_eps,
+            "rope_theta": config.rope_theta,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            **common,
+        }
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_embd": config.dim,
+        "n_inner": config.ffn_dim,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_positions": config.max_seq_len,
+        "layer_norm_epsilon": config.norm_eps,
+        **common,
+    }
+
+
+def config_from_hf(hf: Mapping[str, Any], dropout: float = 0.0) -> ModelConfig:
+    """Our architecture of a ``config.json``.
+
+    Raises:
+        ValueError: for a model type, or a variant of it, that we do not have.
+    """
+    kind = hf.get("model_type")
+    if kind == "gpt2":
+        return ModelConfig(
+            family="gpt2", vocab_size=hf["vocab_size"], dim=hf["n_embd"], num_layers=hf["n_layer"],
+            num_heads=hf["n_head"], ffn_dim=hf.get("n_inner") or 4 * hf["n_embd"], max_seq_len=hf["n_positions"],
+            norm_eps=hf["layer_norm_epsilon"], tied=hf.get("tie_word_embeddings", True), dropout=dropout,
+        )  # fmt: skip
+    if kind != "llama":
+        raise ValueError(f"config.json has model_type={kind!r}; known: llama, gpt2")
+    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    for key, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
+        if hf.get(key, plain) != plain:
+            raise ValueError(f"config.json has {key}={hf[key]!r}; our llama has {plain!r}")
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise ValueError(f"config.json has rope_type={rope.get('rope_type', rope.get('type'))!r}; ours is 'default'")
+    return ModelConfig(
+        family="llama", vocab_size=hf["vocab_size"], dim=hf["hidden_size"], num_layers=hf["num_hidden_layers"],
+        num_heads=hf["num_attention_heads"], num_kv_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
+        ffn_dim=hf["intermediate_size"], max_seq_len=hf["max_position_embeddings"],
+        rope_theta=float(rope.get("rope_theta", hf.get("rope_theta", 10000.0))), norm_eps=hf["rms_norm_eps"],
+        tied=hf.get("tie_word_embeddings", False),
+    )  # fmt: skip
