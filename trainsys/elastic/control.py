@@ -50,7 +50,10 @@ class ControlClient:
 
     def send(self, message: Any) -> None:
         with self._send_lock:
-            self._connection.send(message)
+            try:
+                self._connection.send(message)
+            except OSError:
+                pass  # the manager is gone; the reader ends this process, or its Quit is already in the inbox
 
     def receive(self) -> Any:
         """The next message; blocks."""
@@ -80,13 +83,12 @@ class ControlClient:
                 self._inbox.put(message)
                 if isinstance(message, Fault):
                     self._on_fault(message.epoch)
+                if isinstance(message, Quit):
+                    return  # the manager may go at once; the main thread leaves by itself
         except (EOFError, OSError):
             os._exit(1)  # the manager is gone: nobody can commit any more, and no orphan may stay
 
     def _beat(self, beat_s: float) -> None:
         while True:
-            try:
-                self.send(StopWanted() if self.stop_wanted else Beat())
-            except OSError:
-                return
+            self.send(StopWanted() if self.stop_wanted else Beat())
             time.sleep(beat_s)

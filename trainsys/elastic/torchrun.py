@@ -2,7 +2,8 @@
 
 torchrun owns the processes and tears all of them down when one dies, so a death ends the job here; with
 ``--max-restarts`` torchrun starts it again and it resumes from the newest checkpoint. The manager runs in a process
-that rank 0 starts; the others learn its address through torchrun's own store.
+that rank 0 starts; the others learn its address through torchrun's own store. Process groups connect through the
+manager's store, which is new in every attempt, so a restart never meets the addresses of the dead.
 """
 
 from __future__ import annotations
@@ -11,78 +12,145 @@ import base64
 import os
 import pickle
 import signal
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
 
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import Store, TCPStore
 
 from trainsys.config import RunConfig
 from trainsys.elastic.agent import forkserver
 from trainsys.elastic.endpoint import Endpoint, Rendezvous
 from trainsys.elastic.manager import ElasticError, Manager
-from trainsys.elastic.manifest import find_checkpoint
-from trainsys.elastic.record import Observer
+from trainsys.elastic.manifest import Found, find_checkpoint
+from trainsys.elastic.recorder import Recorder
 from trainsys.elastic.worker import serve
 
-MakeObserver = Callable[[RunConfig], Observer]
+
+@dataclass(frozen=True)
+class Place:
+    """What torchrun tells this process."""
+
+    rank: int
+    world_size: int
+    node: int
+    master: tuple[str, int]
+    attempt: str
+    agent_hosts_store: bool
+
+    @staticmethod
+    def here() -> Place:
+        env = os.environ
+        return Place(
+            int(env["RANK"]),
+            int(env["WORLD_SIZE"]),
+            int(env.get("GROUP_RANK", "0")),
+            (env["MASTER_ADDR"], int(env["MASTER_PORT"])),
+            f"{env['TORCHELASTIC_RUN_ID']}/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}",
+            env.get("TORCHELASTIC_USE_AGENT_STORE", "True") == "True",
+        )
+
+    def store(self) -> Store:
+        """torchrun's store; where its agent hosts none (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1), rank 0 does."""
+        hosts = self.rank == 0 and not self.agent_hosts_store
+        return TCPStore(*self.master, is_master=hosts, wait_for_workers=False, timeout=timedelta(seconds=120))
 
 
 def in_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and "LOCAL_RANK" in os.environ
 
 
-def join_torchrun(config: RunConfig, make_observer: MakeObserver) -> int:
+def join_torchrun(config: RunConfig) -> int:
     """This process's part of the job: its rank, and on rank 0 the manager too. Returns the exit code.
 
+    After a failure the process ends inside this call: destructors of torn process groups would wait for dead peers.
+
     Raises:
-        ValueError: torchrun's world size is not the cluster's.
+        ValueError: torchrun's world size is not the cluster's, or a checkpoint of another model is in the way.
     """
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    place = Place.here()
     ranks = config.cluster.nodes * config.cluster.ranks_per_node
-    if ranks != world_size:
+    if ranks != place.world_size:
         raise ValueError(
-            f"torchrun started {world_size} ranks but cluster.nodes*ranks_per_node={ranks}; "
+            f"torchrun started {place.world_size} ranks but cluster.nodes*ranks_per_node={ranks}; "
             f"set cluster.nodes and cluster.ranks_per_node, or --nproc-per-node {ranks}"
         )
-    shared = TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,
-        timeout=timedelta(seconds=120),
-    )  # fmt: skip
-    key = f"trainsys/{os.environ['TORCHELASTIC_RUN_ID']}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    shared, key = place.store(), f"trainsys/{place.attempt}"
     manager = None
-    if rank == 0:
-        context = forkserver()
-        ours, theirs = context.Pipe()
-        manager = context.Process(
-            target=manage, args=(config, world_size, os.environ["MASTER_ADDR"], make_observer, theirs)
-        )
-        manager.start()
-        shared.set(key, base64.b64encode(pickle.dumps(ours.recv())).decode())
-    rendezvous: Rendezvous = pickle.loads(base64.b64decode(shared.get(key)))
-    node = int(os.environ.get("GROUP_RANK", "0"))
-    code = serve(config, rank, node, rendezvous, stop_on=(signal.SIGTERM, signal.SIGINT))
+    if place.rank == 0:
+        found = find_checkpoint(config) if config.checkpoint.resume else Found("", 0, ())
+        rendezvous: Rendezvous | None = None
+        if found.step >= config.train.steps:
+            print(f"all {config.train.steps} steps are already in {found.path}; raise train.steps to go on", flush=True)
+        else:
+            context = forkserver()
+            ours, theirs = context.Pipe()
+            manager = context.Process(target=manage, args=(config, place.world_size, place.master[0], found, theirs))
+            manager.start()
+            theirs.close()
+            rendezvous = _answer(ours)
+        shared.set(key, base64.b64encode(pickle.dumps(rendezvous)).decode())
+    rendezvous = pickle.loads(base64.b64decode(shared.get(key)))
+    if rendezvous is None:
+        return 0
+    code = serve(config, place.rank, place.node, rendezvous, stop_on=(signal.SIGTERM, signal.SIGINT))
     if manager is not None:
         manager.join(timeout=30)
-    return code
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return 0
 
 
-def manage(config: RunConfig, world_size: int, host: str, make_observer: MakeObserver, started: Connection) -> None:
-    """Body of the manager's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    found = find_checkpoint(config) if config.checkpoint.resume else None
-    endpoint = Endpoint(host, 0)
-    started.send(endpoint.rendezvous)
-    path, step = (found.path, found.step) if found else ("", 0)
-    manager = Manager(config, world_size, endpoint, Torchrun(), make_observer(config), path, step, elastic=False)
+def _answer(link: Connection) -> Rendezvous:
+    """Where the manager listens; ValueError with its reason when it could not."""
+    answer = link.recv()
+    if isinstance(answer, str):
+        raise ValueError(answer)
+    assert isinstance(answer, Rendezvous)
+    return answer
+
+
+def manage(config: RunConfig, world_size: int, host: str, found: Found, rank_0: Connection) -> None:
+    """Body of the manager's process.
+
+    Args:
+        found: checkpoint to resume from.
+        rank_0: told the address; its end closes when rank 0 ends.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # torchrun signals the ranks; they tell the manager
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
     try:
-        manager.run()
-    except ElasticError as error:
-        print(f"trainsys: {error}", flush=True)
+        endpoint = Endpoint(host, config.elastic.port)
+    except ValueError as error:
+        rank_0.send(str(error))
+        return
+    rank_0.send(endpoint.rendezvous)
+    for reason in found.rejected:
+        console.print(f"{reason}; using {found.path.rpartition('/')[2] or 'no checkpoint'}", markup=False)
+    if found.path:
+        console.print(f"resuming from {found.path} at step {found.step}", markup=False)
+    with Recorder(config, config.run_dir, console, found.step) as recorder:
+        manager = Manager(
+            config, world_size, endpoint, Torchrun(rank_0), recorder, found.path, found.step, elastic=False
+        )
+        try:
+            manager.run()
+        except ElasticError as error:
+            print(f"trainsys: {error}", file=sys.stderr, flush=True)
 
 
 class Torchrun:
     """A launcher that cannot start or fence anything: torchrun does."""
+
+    def __init__(self, rank_0: Connection) -> None:
+        self._rank_0 = rank_0
 
     def spawn(self, rank: int, node: int) -> None:
         raise AssertionError("torchrun starts the ranks")
@@ -91,4 +159,5 @@ class Torchrun:
         return None
 
     def died_early(self) -> Sequence[int]:
-        return ()
+        """Rank 0 once its process has ended: without it nobody would wait for this manager."""
+        return (0,) if self._rank_0.poll() else ()

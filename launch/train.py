@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+"""Train under torchrun; without torchrun the same as `trainsys train`.
+
+    torchrun --nproc-per-node 4 launch/train.py configs/run/tiny.yaml train.steps=100 run_dir=runs/torchrun
+
+torchrun owns the processes: when one dies it ends all of them. With ``--max-restarts N`` it starts them again, and they
+resume from the newest checkpoint (``checkpoint.every=…``). To survive a death without a restart, use `trainsys train`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from trainsys.cli.main import main
+from trainsys.config import load
+from trainsys.elastic.torchrun import in_torchrun, join_torchrun
+from trainsys.planner.check import check_parallel
+
+
+def join(args: list[str]) -> int:
+    """One rank of the job. Bad input is one line, from rank 0."""
+    try:
+        config = load(args)
+        check_parallel(config, config.cluster.nodes * config.cluster.ranks_per_node)
+        return join_torchrun(config)
+    except ValueError as error:
+        if os.environ["RANK"] == "0":
+            print(f"trainsys: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(join(sys.argv[1:]) if in_torchrun() else main(["train", *sys.argv[1:]]))
