@@ -134,7 +134,7 @@ def apply_recompute(model: Decoder) -> None:
     """Keep only each layer's input; run the layer again in the backward (Chen et al. 2016)."""
     for layer in model.layers.values():
         plain = layer.forward
-        layer.forward = _checkpointed(plain)  # type: ignore[method-assign]
+        layer.forward = _checkpointed(plain)
 
 
 def _checkpointed(plain: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
