@@ -12,7 +12,8 @@ name others to start from under ``base:`` (paths relative to itself); one file i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -173,6 +174,9 @@ def load(args: Sequence[str]) -> RunConfig:
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from trainsys.bounds import check_bounds
 
     files = [a for a in args if "=" not in a]
     overrides = [a for a in args if "=" in a]
@@ -186,7 +190,10 @@ def load(args: Sequence[str]) -> RunConfig:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ValueError(_one_line(error)) from None
+    except YAMLError as error:
+        raise ValueError(f"overrides {' '.join(overrides)}: {' '.join(str(error).split())}") from None
     assert isinstance(config, RunConfig)
+    check_bounds(config)
     return config
 
 
@@ -226,6 +233,30 @@ def _with_bases(path: Path, seen: tuple[Path, ...] = ()) -> list[Any]:
 
 def _one_line(error: Exception) -> str:
     """OmegaConf's message with the full key in front and without its internal lines."""
+    from omegaconf.errors import ConfigKeyError
+
     key = getattr(error, "full_key", None)
+    if key and isinstance(error, ConfigKeyError):
+        return f"{key} is unknown{_suggestion(key)}"
     first = str(error).splitlines()[0]
     return f"{key}: {first}" if key else first
+
+
+def _suggestion(key: str) -> str:
+    """``; did you mean train.steps?``, or what its section has."""
+    known = list(_keys(RunConfig()))
+    section, _, last = key.rpartition(".")
+    siblings = [k for k in known if k.rpartition(".")[0] == section]
+    near = difflib.get_close_matches(key, known, 1, 0.75) or [k for k in known if k.endswith(f".{last}")][:1]
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; {section or 'the top level'} has {', '.join(k.rpartition('.')[2] for k in siblings)}" if siblings else ""
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a config, sections included."""
+    for part in dataclasses.fields(config):
+        value = getattr(config, part.name)
+        yield prefix + part.name
+        if dataclasses.is_dataclass(value):
+            yield from _keys(value, f"{prefix}{part.name}.")

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 
 from trainsys.comm.communicator import Communicator
+from trainsys.comm.objects import broadcast_object, gather_objects
 from trainsys.config import RunConfig
 from trainsys.models.geometry import resolve, split_layers, tensors
 from trainsys.parallel.engine import DTYPES, Engine, num_microbatches, wanted_groups
 from trainsys.parallel.stage import Batch
 from trainsys.parallel.state import initial_state, master_dtype
-from trainsys.parallel.step import Report, decide
+from trainsys.parallel.step import decide
 from trainsys.schedule.routes import Routes
 from trainsys.space.build import build_layout
+from trainsys.space.layout import Layout, Piece
 from trainsys.space.tensor import Space
 
 
@@ -30,22 +32,25 @@ def tokens_of(config: RunConfig, step: int, microbatch: int) -> tuple[torch.Tens
 
 
 def train(rank: int, world_size: int, store: Any, configs: Sequence[RunConfig], steps: int) -> list[dict[str, Any]]:
-    """Train `steps` steps under each config; returns losses and, gathered by name, this rank's final masters."""
-    return [_train_one(rank, world_size, store, config, steps, i) for i, config in enumerate(configs)]
+    """Train `steps` steps under each config; see `train_one` for what comes back."""
+    return [train_one(rank, world_size, store, config, steps, i) for i, config in enumerate(configs)]
 
 
-def _train_one(
-    rank: int, world_size: int, store: Any, config: RunConfig, steps: int, generation: int
-) -> dict[str, Any]:
-    parallel = config.parallel
-    space = Space(tensors(resolve(config.model)))
-    layers = parallel.stage_layers or split_layers(config.model.num_layers, parallel.pp)
-    layout = build_layout(parallel, layers, range(world_size), config.elastic.chunk, lambda r: r // 2)
+def train_one(rank: int, world_size: int, store: Any, config: RunConfig, steps: int, generation: int) -> dict[str, Any]:
+    """One run from fresh state.
+
+    Returns:
+        losses: (loss, gradient norm) of each step, as hex; empty on a rank that the layout leaves out.
+        pieces, second: owned piece -> final master, second moment.
+        mirrors: piece kept for a peer -> (master, second moment) as computed here.
+    """
+    space, layout = layout_of(config, world_size)
     if rank not in layout.ranks:
-        return {"losses": [], "pieces": {}}
+        return {"losses": [], "pieces": {}, "second": {}, "mirrors": {}, "second_mirrors": {}}
     comm = Communicator(store, rank, "gloo", 30.0)
     routes = Routes.balanced(num_microbatches(config), layout.replicas)
     comm.reconfigure(generation, wanted_groups(space, layout, routes))
+    mesh = comm.group(layout.ranks) if len(layout.ranks) > 1 else None
     device, dtype = torch.device("cpu"), DTYPES[config.train.dtype]
     model = resolve(config.model)
     state = initial_state(space, layout, rank, model, config.train.seed, master_dtype(dtype), device)
@@ -54,25 +59,25 @@ def _train_one(
     losses = []
     for step in range(steps):
         batch = Batch(step, {mb: tokens_of(config, step, mb) for mb in engine.microbatches()})
-        report = engine.compute(batch)
-        decision = decide(config, _all_reports(comm, layout.ranks, rank, store, report, f"{generation}/{step}"))
+        reports = gather_objects(mesh, engine.compute(batch))
+        decision = broadcast_object(mesh, None if reports is None else decide(config, reports))
         engine.apply(decision)
-        if layout.zero:
-            engine.materialize()
-        else:
-            engine.materialize()
+        engine.materialize()
         losses.append((decision.loss.hex(), decision.grad_norm.hex()))
     comm.close()
-    pieces = {p: state.view("master", p).clone().numpy() for p in layout.owned(space, rank)}
-    mirrors = {p: state.view("exp_avg_sq", p).clone().numpy() for p in layout.mirrored(space, rank)}
-    second = {p: state.view("exp_avg_sq", p).clone().numpy() for p in layout.owned(space, rank)}
-    return {"losses": losses, "pieces": pieces, "mirrors": mirrors, "second": second}
+
+    def values(slot: str, pieces: Sequence[Piece]) -> dict[Piece, np.ndarray]:
+        return {p: state.view(slot, p).clone().numpy() for p in pieces}
+
+    owned, mirrored = layout.owned(space, rank), layout.mirrored(space, rank)
+    return {
+        "losses": losses, "pieces": values("master", owned), "second": values("exp_avg_sq", owned),
+        "mirrors": values("master", mirrored), "second_mirrors": values("exp_avg_sq", mirrored),
+    }  # fmt: skip
 
 
-def _all_reports(
-    comm: Communicator, members: Sequence[int], rank: int, store: Any, report: Report, key: str
-) -> list[Report]:
-    import pickle
-
-    store.set(f"{key}/{rank}", pickle.dumps(report))
-    return [pickle.loads(store.get(f"{key}/{r}")) for r in members]
+def layout_of(config: RunConfig, world_size: int) -> tuple[Space, Layout]:
+    parallel = config.parallel
+    layers = parallel.stage_layers or split_layers(config.model.num_layers, parallel.pp)
+    layout = build_layout(parallel, layers, range(world_size), config.elastic.chunk, lambda r: r // 2)
+    return Space(tensors(resolve(config.model))), layout

@@ -32,11 +32,12 @@ def run(argv: list[str]) -> int:
 
     config = load(args.config)
     check_parallel(config, config.cluster.nodes * config.cluster.ranks_per_node)
-    from trainsys.cli.prepare import check_data
+    from trainsys.cli.prepare import check_data, check_machine
     from trainsys.elastic.drill import planned_faults, run_drill
     from trainsys.elastic.report import FILES, summary, write_report
 
     planned_faults(config)
+    check_machine(config)
     console = screen(stderr=args.json)
     check_data(config, console)
     done = run_drill(config, console)

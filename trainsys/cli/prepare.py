@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainsys.config import RunConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def check_machine(config: RunConfig) -> None:
+    """Whether this machine has what the run needs: its port, a device, folders that can be written.
+
+    Raises:
+        ValueError: one line with the knob to turn.
+    """
+    ranks = config.cluster.nodes * config.cluster.ranks_per_node
+    if config.elastic.min_ranks > ranks:
+        raise ValueError(
+            f"elastic.min_ranks={config.elastic.min_ranks} but the cluster has {ranks} ranks; lower elastic.min_ranks"
+        )
+    _check_folder(Path(config.run_dir), "run_dir")
+    if config.checkpoint.dir:
+        _check_folder(Path(config.checkpoint.dir), "checkpoint.dir")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", config.elastic.port))
+        except OSError as error:
+            used = f"elastic.port={config.elastic.port} cannot be used: {error.strerror}"
+            raise ValueError(f"{used}; set elastic.port=0 for a free one") from None
+    if config.cluster.device.backend == "nccl":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("cluster.device.backend=nccl but this machine has no GPU; set cluster.device.backend=gloo")
+
+
+def _check_folder(path: Path, key: str) -> None:
+    """Whether files can be made in `path`, which need not exist yet."""
+    nearest = path.absolute()
+    while not (nearest.exists() or nearest.is_symlink()):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise ValueError(f"{key}={path}: {nearest} is a file; set {key} to a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{key}={path}: {nearest} cannot be written; set another {key}")
 
 
 def check_data(config: RunConfig, console: Console) -> None:

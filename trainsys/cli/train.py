@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainsys.cli.arguments import Parser, screen
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trainsys.config import RunConfig
+    from trainsys.elastic.manifest import Found
 
 EXAMPLES = """\
   trainsys train configs/run/tiny.yaml
@@ -28,16 +38,15 @@ def run(argv: list[str]) -> int:
 
     config = load(args.config)
     check_parallel(config, config.cluster.nodes * config.cluster.ranks_per_node)
-    from trainsys.cli.prepare import check_data
-    from trainsys.elastic.agent import run_local
-    from trainsys.elastic.checkpoint import Found, find_checkpoint
-    from trainsys.elastic.recorder import Recorder
+    from trainsys.cli.prepare import check_data, check_machine
+    from trainsys.elastic.manifest import Found, checkpoint_dir, find_checkpoint, saved_steps
 
+    check_machine(config)
+    found = find_checkpoint(config) if config.checkpoint.resume else Found()
     console = screen(stderr=args.json)
     check_data(config, console)
-    found = find_checkpoint(config) if config.checkpoint.resume else Found("", 0, ())
     for reason in found.rejected:
-        console.print(f"{reason}; using {found.path.rpartition('/')[2] or 'no checkpoint'}", markup=False)
+        console.print(f"{reason}; using {Path(found.path).name}", markup=False)
     if found.step >= config.train.steps:
         console.print(
             f"all {config.train.steps} steps are already in {found.path}; raise train.steps to go on", markup=False
@@ -45,13 +54,31 @@ def run(argv: list[str]) -> int:
         return 0
     if found.path:
         console.print(f"resuming from {found.path} at step {found.step}", markup=False)
+        if found.planned_steps != config.train.steps:
+            console.print(
+                f"train.steps={config.train.steps} was {found.planned_steps} when that checkpoint was made: the "
+                "learning rate follows the new one from here on",
+                markup=False,
+            )
+    elif saved_steps(config):
+        console.print(
+            f"starting over; the first checkpoint will replace those in {checkpoint_dir(config)}", markup=False
+        )
     if config.faults.schedule or config.faults.kills:
         console.print("faults are not carried out by train; use trainsys drill", markup=False)
+    return _train(config, found, console, args.json)
+
+
+def _train(config: RunConfig, found: Found, console: Console, as_json: bool) -> int:
+    from trainsys.elastic.agent import run_local
+    from trainsys.elastic.recorder import Recorder
+
     with Recorder(config, config.run_dir, console, found.step) as recorder:
         run_local(config, recorder, resume=found.path, start_step=found.step)
     stopped = recorder.next_step < config.train.steps
     last = recorder.decisions[-1] if recorder.decisions else None
     kept = next((path for _, path, error in reversed(recorder.saves) if not error), found.path)
+    unsaved = bool(recorder.saves) and bool(recorder.saves[-1][2])
     outcome = {
         "steps": recorder.next_step,
         "start_step": found.step,
@@ -66,14 +93,18 @@ def run(argv: list[str]) -> int:
     where = f"checkpoint in {kept}" if kept else "without a checkpoint"
     if stopped:
         console.print(
-            f"stopped after step {recorder.next_step} of {config.train.steps}; {where}; run again to go on",
+            f"stopped after step {recorder.next_step} of {config.train.steps}; {where}; "
+            f"go on with: trainsys train {shlex.quote(str(Path(config.run_dir) / 'config.yaml'))}",
             markup=False,
         )
     else:
         console.print(f"trained {recorder.next_step} steps; {where}; record in {config.run_dir}", markup=False)
-    if args.json:
+    if as_json:
         print(json.dumps(outcome))
-    return 0
+    if unsaved:
+        since = f"the last whole one is {kept}" if kept else "there is none before it"
+        print(f"trainsys: {recorder.saves[-1][2]}; {since}", file=sys.stderr)
+    return 1 if unsaved else 0
 
 
 def _rate(step_s: list[float], tokens: int) -> float | None:

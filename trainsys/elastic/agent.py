@@ -6,6 +6,7 @@ import multiprocessing as mp
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from trainsys.elastic.record import Observer
 from trainsys.elastic.worker import rank_main
 
 HOST = "127.0.0.1"
+GRACE_S = 5.0  # for ranks that were told to leave
 PRELOAD = ["trainsys.elastic.preload"]
 
 
@@ -51,10 +53,12 @@ class LocalCluster:
     def died_early(self) -> Sequence[int]:
         return [rank for rank, process in self._processes.items() if process.exitcode not in (None, 0)]
 
-    def close(self) -> None:
-        """Wait for every process that is leaving, end those that are not."""
+    def close(self, grace_s: float) -> None:
+        """Wait up to `grace_s` seconds for the processes to leave, then end those that are still there."""
+        deadline = time.monotonic() + grace_s
         for process in self._processes.values():
-            process.join(timeout=5)
+            process.join(timeout=max(0.0, deadline - time.monotonic()))
+        for process in self._processes.values():
             if process.exitcode is None:
                 process.kill()
                 process.join()
@@ -80,13 +84,17 @@ def run_local(
     world_size = config.cluster.nodes * config.cluster.ranks_per_node
     joins = [e.step for e in faults if e.kind == "join"]
     manager = Manager(config, world_size, endpoint, cluster, observer, resume, start_step, joins)
+    grace_s = 0.0
     try:
         with stopping_on_signals(manager.request_stop):
             for rank in range(world_size):
                 cluster.spawn(rank, rank // config.cluster.ranks_per_node)
-            manager.run()
+            try:
+                manager.run()
+            finally:
+                grace_s = GRACE_S if manager.ended else 0.0  # interrupted: nobody was told to leave
     finally:
-        cluster.close()
+        cluster.close(grace_s)
         endpoint.close()
 
 

@@ -1,18 +1,12 @@
 """Checkpoints: torch DCP, one folder per step, complete or absent.
 
 Every logical tensor is saved as ``<slot>.<name>`` with its global shape, in whatever boxes the layout stored it, so any
-layout (and any DCP reader) can load it. A folder is written under a temporary name, checksummed and renamed; a reader
-therefore sees whole checkpoints only, and `find_checkpoint` still verifies them and falls back to the one before.
+layout (and any DCP reader) can load it. `trainsys.elastic.manifest` says where, and what makes a folder whole.
 """
 
 from __future__ import annotations
 
 import errno
-import json
-import os
-import shutil
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +26,18 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from trainsys.comm.group import Group
 from trainsys.comm.objects import broadcast_object, gather_objects
-from trainsys.config import RunConfig, to_dict
+from trainsys.config import RunConfig
+from trainsys.elastic.manifest import complete, folder_of, partial_of, remove_partial
 from trainsys.parallel.state import FlatState
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import SLOTS, Space
 from trainsys.space.transition import Place, piece_places, storage_places
 
-MANIFEST = "trainsys.json"
+_FULL = {errno.ENOSPC: "no space left on the disk", errno.EDQUOT: "the disk quota is used up"}
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written; nothing half-written is left."""
-
-
-def checkpoint_dir(config: RunConfig) -> Path:
-    return Path(config.checkpoint.dir) if config.checkpoint.dir else Path(config.run_dir) / "checkpoints"
 
 
 # -- save ------------------------------------------------------------------------------------------------------------
@@ -64,11 +55,11 @@ def save_state(
         CheckpointError: on every rank, when any of them could not write.
         CommError: a peer died; the temporary folder is removed by the next save.
     """
-    final = checkpoint_dir(config) / f"step-{step:08d}"
-    temporary = final.with_name(f".{final.name}.partial")
+    final = folder_of(config, step)
+    temporary = partial_of(final)
     lead = rank == layout.ranks[0]
     if lead:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_partial(config)
     planner = _SavePlanner(space, state, _writes(space, layout, rank))
     writer = FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True)
     planner.set_up_planner({}, None, lead)
@@ -89,9 +80,9 @@ def save_state(
         assert outcomes is not None
         error = next((e for e, _ in outcomes if e), "")
         error = error or _attempt(lambda: writer.finish(metadata, [r for _, r in outcomes]), temporary)
-        error = error or _attempt(lambda: _complete(config, temporary, final, step), temporary)
+        error = error or _attempt(lambda: complete(config, step), temporary)
         if error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove_partial(config)
     error = broadcast_object(group, error)
     if error:
         raise CheckpointError(f"checkpoint of step {step} not saved: {error}")
@@ -155,86 +146,17 @@ def _attempt(action: Any, folder: Path) -> str:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__
-        if (isinstance(cause, OSError) and cause.errno == errno.ENOSPC) or "No space left" in str(error):
-            return f"no space left on the disk of {folder.parent}; free some or set checkpoint.dir=…"
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number == errno.EFBIG:
+            return f"a file grew over this process's limit in {folder.parent}; raise ulimit -f or set checkpoint.dir=…"
+        if number in _FULL or "No space left" in str(error):
+            text = _FULL[number if number in _FULL else errno.ENOSPC]
+            return f"{text} of {folder.parent}; free some or set checkpoint.dir=…"
         return " ".join(str(cause or error).split())[:300]
     return ""
 
 
-def _complete(config: RunConfig, temporary: Path, final: Path, step: int) -> None:
-    """Checksums and progress beside the data, then the rename that makes the checkpoint exist."""
-    files = {f.name: [f.stat().st_size, _crc(f)] for f in sorted(temporary.iterdir())}
-    manifest = {
-        "step": step,
-        "position": step * config.batch.global_size,
-        "seed": config.train.seed,
-        "model": to_dict(config.model),
-        "batch": to_dict(config.batch),
-        "files": files,
-    }
-    with (temporary / MANIFEST).open("w") as stream:
-        json.dump(manifest, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
-    for old in sorted(final.parent.glob("step-*"))[: -max(1, config.checkpoint.keep)]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _crc(path: Path) -> int:
-    value = 0
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            value = zlib.crc32(block, value)
-    return value
-
-
-# -- find and load ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Found:
-    """The newest whole checkpoint (path empty: none) and what is wrong with newer ones."""
-
-    path: str
-    step: int
-    rejected: tuple[str, ...]
-
-
-def find_checkpoint(config: RunConfig) -> Found:
-    """Newest checkpoint whose files are all there with the right sizes and checksums.
-
-    Raises:
-        ValueError: when it is of another model or batch, naming the first key that differs.
-    """
-    rejected = []
-    for folder in sorted(checkpoint_dir(config).glob("step-*"), reverse=True):
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            for name, (size, crc) in manifest["files"].items():
-                if (folder / name).stat().st_size != size or _crc(folder / name) != crc:
-                    raise ValueError(f"{name} is damaged")
-        except (OSError, ValueError, KeyError) as error:
-            rejected.append(f"{folder.name}: {' '.join(str(error).split())}")
-            continue
-        _check_same(config, folder, manifest)
-        return Found(str(folder), int(manifest["step"]), tuple(rejected))
-    return Found("", 0, tuple(rejected))
-
-
-def _check_same(config: RunConfig, folder: Path, manifest: dict[str, Any]) -> None:
-    for section in ("model", "batch"):
-        ours, theirs = to_dict(getattr(config, section)), manifest[section]
-        for key, value in ours.items():
-            if theirs.get(key) != value:
-                raise ValueError(
-                    f"checkpoint {folder} was made with {section}.{key}={theirs.get(key)}, this run has {value}; "
-                    "set checkpoint.resume=false or another run_dir"
-                )
-    if manifest["seed"] != config.train.seed:
-        raise ValueError(f"checkpoint {folder} was made with train.seed={manifest['seed']}, not {config.train.seed}")
+# -- load ------------------------------------------------------------------------------------------------------------
 
 
 def load_state(

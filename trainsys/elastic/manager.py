@@ -200,6 +200,11 @@ class Manager:
         if self.stop_requested and self.phase is Phase.STARTING:
             self._finish("stopped before the first step")
 
+    @property
+    def ended(self) -> bool:
+        """Whether every rank was told to leave after it had joined."""
+        return self.phase is Phase.DONE and self.layout is not None
+
     def request_stop(self) -> None:
         """End at the next step boundary, with a checkpoint; may be called from a signal handler."""
         self.stop_requested = True
@@ -312,7 +317,8 @@ class Manager:
         """All staged: compare the evidence, then switch."""
         assert self.target is not None and self._change is not None
         try:
-            check_census(self.space, {r: s.census for r, s in self._staged.items()}, self.layout is not None)
+            evidence = {r: s.census for r, s in self._staged.items()}
+            check_census(self.space, evidence, self.layout is not None, self.step)
         except ValueError as error:
             self.abort(str(error))
         stop = self._stopping()

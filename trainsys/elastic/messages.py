@@ -62,8 +62,8 @@ class Census:
         before: (tensor, slot) -> hash of the elements this rank vouches for in the source.
         after: (tensor, slot) -> hash of the elements this rank owns in the destination.
         elements: tensor -> owned elements in the destination.
-        replicas: (tensor, shard, start) -> hash of each other copy held, compared with the owner's.
-        step: optimizer steps that the state has seen.
+        owned, copies: (tensor, shard, start) -> hash of the owner's piece, and of each other copy, in the destination.
+        step: optimizer steps that the source state has seen; None: the rank holds none.
     """
 
     before: dict[tuple[int, str], int] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Census:
     elements: dict[int, int] = field(default_factory=dict)
     owned: dict[tuple[int, int, int], int] = field(default_factory=dict)
     copies: dict[tuple[int, int, int], int] = field(default_factory=dict)
-    step: int = 0
+    step: int | None = None
 
 
 @dataclass(frozen=True)

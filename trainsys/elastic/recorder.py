@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trainsys.config import RunConfig, save
+from trainsys.elastic.files import Board, JsonLines, keep_before
 from trainsys.elastic.messages import Proposal
 from trainsys.elastic.progress import Progress, Screen
 from trainsys.elastic.record import Change
@@ -27,16 +28,6 @@ from trainsys.schedule.simulate import Event
 from trainsys.space.layout import Layout
 
 GIB = 2**30
-_TAGS = {
-    "loss": "loss",
-    "grad_norm": "grad_norm",
-    "lr": "lr",
-    "tokens_per_s": "throughput/tokens_per_s",
-    "step_s": "time/step(s)",
-    "memory_gib": "memory/max_rss(GiB)",
-    "epoch": "elastic/epoch",
-    "ranks": "elastic/ranks",
-}
 
 
 @dataclass
@@ -67,8 +58,6 @@ class Recorder:
     def __init__(
         self, config: RunConfig, run_dir: Path | str, console: Screen | None = None, start_step: int = 0
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.config, self.run_dir = config, Path(run_dir)
         self.decisions: list[Decision] = []
         self.samples: list[tuple[int, ...]] = []
@@ -87,11 +76,12 @@ class Recorder:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.run_dir / "faults", ignore_errors=True)  # notes of an earlier life; ranks count from 0 again
         save(config, self.run_dir / "config.yaml")
-        _keep_before(self.run_dir / "metrics.jsonl", start_step)
-        self._metrics = (self.run_dir / "metrics.jsonl").open("a")
-        self._history = (self.run_dir / "history.jsonl").open("a" if start_step else "w")
-        self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=start_step)
         self._progress = Progress(console, start_step, config.train.steps, config.train.log_every)
+        say = self._progress.say
+        keep_before(self.run_dir / "metrics.jsonl", start_step)
+        self._metrics = JsonLines(self.run_dir / "metrics.jsonl", True, say)
+        self._history = JsonLines(self.run_dir / "history.jsonl", start_step > 0, say)
+        self._board = Board(self.run_dir / "tensorboard", start_step, say)
         self._note("start", step=start_step)
 
     @property
@@ -163,10 +153,11 @@ class Recorder:
         for pending in self._pending:
             self._tell(pending, None, pending.change_done)
         self._pending = []
-        self._progress.close()
         self._note("end", step=self._step)
-        for stream in (self._metrics, self._history, self._board):
-            stream.close()
+        self._metrics.close()
+        self._history.close()
+        self._board.close()
+        self._progress.close()
 
     def __enter__(self) -> Recorder:
         return self
@@ -214,19 +205,15 @@ class Recorder:
             "memory_gib": memory_gib,
             "skipped": decision.skipped,
         }
-        self._metrics.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._metrics.flush()
-        for key, tag in _TAGS.items():
-            if line[key] is not None:
-                self._board.add_scalar(tag, line[key], decision.step)
+        self._metrics.add(line)
+        self._board.add(line)
         if decision.skipped:
             self._progress.say(f"step {decision.step} skipped: its gradient was not finite")
         self._progress.step(line)
 
     def _note(self, event: str, **fields: Any) -> None:
         line = {"event": event, "t_s": round(time.monotonic() - self._began, 4), "unix_s": time.time(), **fields}
-        self._history.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._history.flush()
+        self._history.add(line)
 
 
 def _joined(first: Change | None, then: Change) -> Change:
@@ -235,17 +222,3 @@ def _joined(first: Change | None, then: Change) -> Change:
         return then
     moved, seconds = first.bytes_moved + then.bytes_moved, first.transfer_s + then.transfer_s
     return replace(then, before=first.before, bytes_moved=moved, transfer_s=seconds)
-
-
-def _keep_before(path: Path, step: int) -> None:
-    """Drop the lines of `step` and later, and a torn last line."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] < step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    path.write_text("".join(kept))

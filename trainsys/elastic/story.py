@@ -62,18 +62,25 @@ def tell_join(ranks: list[int], change: Change) -> str:
 
 
 def tell_shape(before: Layout | None, after: Layout | None) -> str:
-    """How the layout changed, stage by stage where the stages are the same: ``dp 2→1 at stage 1``."""
+    """How the layout changed; where every stage kept its layers, stage by stage: ``dp 2→1 at stage 1``."""
     assert after is not None
     if before is None:
         return f"layout {after}"
-    if before.pp != after.pp or before.tp != after.tp:
-        return f"{before} → {after}"
+    if [(s.first, s.stop) for s in before.stages] != [(s.first, s.stop) for s in after.stages] or before.tp != after.tp:
+        return f"{_with_layers(before, after)} → {_with_layers(after, before)}"
     moves = [
         f"dp {old}→{new} at stage {stage}"
         for stage, (old, new) in enumerate(zip(before.replicas, after.replicas, strict=True))
         if old != new
     ]
     return ", ".join(moves) or f"the layout stays {after}"
+
+
+def _with_layers(layout: Layout, other: Layout) -> str:
+    """The layout, and the layers of each stage where it differs from `other` in them alone."""
+    if layout.pp != other.pp:
+        return str(layout)
+    return f"{layout} ({'+'.join(map(str, layout.layers(layout.stages[-1].stop - 1)))} layers)"
 
 
 def _moved(change: Change) -> str:

@@ -22,9 +22,9 @@ from torch._C._distributed_c10d import Store, TCPStore
 
 from trainsys.config import RunConfig
 from trainsys.elastic.agent import forkserver
-from trainsys.elastic.checkpoint import Found, find_checkpoint
 from trainsys.elastic.endpoint import Endpoint, Rendezvous
 from trainsys.elastic.manager import ElasticError, Manager
+from trainsys.elastic.manifest import Found, find_checkpoint
 from trainsys.elastic.recorder import Recorder
 from trainsys.elastic.worker import serve
 

@@ -8,12 +8,15 @@ train()  compute → propose → verdict → apply, step after step
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NoReturn
 
@@ -112,6 +115,7 @@ class Worker:
         """Build the destination beside the source, and switch when the manager commits."""
         started = time.monotonic()
         at, self.injector.step, self.control.epoch = self.injector.at, order.step, order.epoch
+        self.engine = None  # its parameters and gradients are never needed again: room for the state to come
         at("plan")
         config = self._config(order)
         routes = Routes.balanced(num_microbatches(config), order.dst.replicas)
@@ -122,10 +126,10 @@ class Worker:
         at("transfer")
         new, received = self._stage(order, everyone)
         at("verify")
-        census = take_census(self.space, self.rank, order.src, order.alive, self.state, order.dst, new, order.step)
+        census = take_census(self.space, self.rank, order.src, order.alive, self.state, order.dst, new, self.step)
         self.control.send(Staged(order.epoch, census, received, time.monotonic() - started))
         commit = self.control.expect(CommitEpoch)
-        self.state, self.layout, self.step, self.engine = new, order.dst, order.step, None
+        self.state, self.layout, self.step = new, order.dst, order.step
         at("commit")
         if self.rank in order.dst.ranks:
             engine = Engine(config, self.space, order.dst, self.rank, self.comm, new, self.device, at)
@@ -263,4 +267,13 @@ def rank_main(
     """Entry point of a rank process under the local agent."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the agent decides; ranks leave at a step boundary
+    threading.Thread(target=_leave_with_agent, daemon=True, name="agent").start()
     os._exit(serve(config, rank, node, rendezvous, faults))  # without destructors: they would wait for peers
+
+
+def _leave_with_agent() -> None:
+    """End this process when the agent's ends, even before there is a control connection."""
+    agent = multiprocessing.parent_process()
+    assert agent is not None
+    wait([agent.sentinel])
+    os._exit(1)

@@ -174,7 +174,7 @@ class Engine:
             if partial_over_tp(self.space.tensors[piece.tensor].name, self.space.tensors[piece.tensor].split, self.tp)
         ]
         if partial:
-            summed = self.tp.all_reduce(torch.cat(partial))
+            summed = self.tp.sum_in_rank_order(torch.cat(partial))
             for values, total in zip(partial, summed.split([v.numel() for v in partial]), strict=True):
                 values.copy_(total)
 

@@ -46,13 +46,24 @@ class TensorParallel:
             pg.allreduce([x]).wait()
         return x
 
-    def gather_sequence(self, x: Tensor) -> Tensor:
-        """[B, S/tp, D] on each rank -> [B, S, D]."""
+    def all_gather(self, x: Tensor) -> list[Tensor]:
+        """Everybody's `x`, all of one shape, in rank order."""
         parts = [torch.empty_like(x) for _ in range(self.size)]
         parts[self.index] = x.contiguous()
         peers = [(r, i) for i, r in enumerate(self.group.ranks) if i != self.index]
         exchange(self.group, [(r, parts[self.index], 0) for r, _ in peers], [(r, parts[i], 0) for r, i in peers])
-        return torch.cat(parts, dim=1)
+        return parts
+
+    def sum_in_rank_order(self, x: Tensor) -> Tensor:
+        """Sum over the group for small tensors, with the bits of an element independent of its place in `x`.
+
+        An all-reduce of three or more ranks begins each part of the tensor at another rank.
+        """
+        return _sum_in_order(self.all_gather(x))
+
+    def gather_sequence(self, x: Tensor) -> Tensor:
+        """[B, S/tp, D] on each rank -> [B, S, D]."""
+        return torch.cat(self.all_gather(x), dim=1)
 
     def scatter_sequence(self, x: Tensor) -> Tensor:
         """Partial sums [B, S, D] -> summed [B, S/tp, D]; added in rank order, so every layout of dp agrees."""
@@ -61,13 +72,17 @@ class TensorParallel:
         received[self.index] = slices[self.index]
         peers = [(r, i) for i, r in enumerate(self.group.ranks) if i != self.index]
         exchange(self.group, [(r, slices[i], 0) for r, i in peers], [(r, received[i], 0) for r, i in peers])
-        total = received[0].clone()
-        for part in received[1:]:
-            total += part
-        return total
+        return _sum_in_order(received)
 
     def slice_sequence(self, x: Tensor) -> Tensor:
         return x.chunk(self.size, dim=1)[self.index].contiguous()
+
+
+def _sum_in_order(parts: list[Tensor]) -> Tensor:
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
 
 
 class _Enter(torch.autograd.Function):

@@ -1,0 +1,81 @@
+"""Every layout trains the same model: float64 runs against one process, to 1e-10 (the rounding of other orders)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.parallel.runs import assert_close, run_all, run_config
+from trainsys.testing import RankPool
+
+TOLERANCE = 1e-10
+
+
+def factorisations(num_ranks: int) -> Iterator[tuple[int, int, int]]:
+    for dp in range(1, num_ranks + 1):
+        for tp in range(1, num_ranks // dp + 1):
+            if num_ranks % (dp * tp) == 0:
+                yield dp, tp, num_ranks // (dp * tp)
+
+
+def meshes(num_ranks: int) -> list[dict[str, Any]]:
+    """Every factorisation, under both ZeRO stages and, where there is a pipeline, both schedules."""
+    return [
+        {"dp": dp, "tp": tp, "pp": pp, "zero": zero, "schedule": schedule}
+        for dp, tp, pp in factorisations(num_ranks)
+        for zero in (0, 1)
+        for schedule in (("1f1b", "gpipe") if pp > 1 else ("1f1b",))
+    ]
+
+
+def compare(ranks: RankPool, num_ranks: int, model: dict[str, Any], grids: list[dict[str, Any]]) -> None:
+    (expected,) = run_all(ranks, 1, [run_config("float64", model)])
+    assert float.fromhex(expected.losses[-1][0]) != float.fromhex(expected.losses[0][0])
+    for got in run_all(ranks, num_ranks, [run_config("float64", model, **grid) for grid in grids]):
+        assert_close(got, expected, TOLERANCE)
+
+
+@pytest.mark.parametrize(("num_ranks", "pp"), [(n, pp) for n in (1, 2, 4, 8) for pp in (1, 2, 4, 8) if pp <= n])
+def test_every_factorisation(ranks: RankPool, num_ranks: int, pp: int) -> None:
+    compare(ranks, num_ranks, {"num_layers": max(2, pp)}, [g for g in meshes(num_ranks) if g["pp"] == pp])
+
+
+def test_factorisations_are_complete() -> None:
+    assert [len(list(factorisations(n))) for n in (1, 2, 4, 8)] == [1, 3, 6, 10]
+
+
+def test_uneven_layers(ranks: RankPool) -> None:
+    grids = [
+        {"pp": 4, "stage_layers": (1, 2, 1, 1)},
+        {"pp": 2, "tp": 2, "stage_layers": (1, 4), "zero": 1},
+        {"pp": 3, "schedule": "gpipe"},
+        {"pp": 2, "dp": 2, "stage_layers": (4, 1), "zero": 1},
+    ]
+    compare(ranks, 4, {"num_layers": 5}, grids)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"tied": True, "num_kv_heads": 4}, {"family": "gpt2", "tied": True, "dropout": 0.1}, {"family": "gpt2"}],
+    ids=["llama tied gqa", "gpt2 tied dropout", "gpt2"],
+)
+def test_sequence_parallel_and_tied(ranks: RankPool, model: dict[str, Any]) -> None:
+    grids = [
+        {"tp": 4},
+        {"tp": 4, "sequence_parallel": True, "zero": 1},
+        {"tp": 2, "dp": 2, "sequence_parallel": True, "recompute": "full"},
+        {"tp": 2, "pp": 2, "sequence_parallel": True, "zero": 1},
+    ]
+    compare(ranks, 4, model, grids)
+
+
+def test_fast_reduction(ranks: RankPool) -> None:
+    """One running sum and an all-reduce: other bits, the same numbers."""
+    grids = [
+        {"dp": 4, "reduction": "fast"},
+        {"dp": 2, "tp": 2, "zero": 1, "reduction": "fast"},
+        {"dp": 2, "pp": 2, "reduction": "fast"},
+    ]
+    compare(ranks, 4, {"tied": True}, grids)

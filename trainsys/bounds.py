@@ -1,0 +1,72 @@
+"""Values that no run can use, whatever the model and the cluster: one table, checked whenever a config is loaded."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+_BELOW_1 = 1 - 2**-53  # the largest float64 below 1
+_TINY = 5e-324  # the smallest above 0
+_MOST = 1.7976931348623157e308  # finite
+_WHOLE = 2**63 - 1
+
+BOUNDS: dict[str, tuple[float, float, str]] = {
+    "model.rope_theta": (_TINY, _MOST, "must be positive"),
+    "model.norm_eps": (_TINY, _MOST, "must be positive"),
+    "cluster.nodes": (1, _WHOLE, "must be at least 1"),
+    "cluster.ranks_per_node": (1, _WHOLE, "must be at least 1"),
+    "cluster.device.tflops": (0, _MOST, "must be positive, or 0 to measure it"),
+    "cluster.device.memory_gib": (_TINY, _MOST, "must be positive"),
+    "cluster.device.efficiency": (_TINY, 1, "must lie in (0, 1]"),
+    "cluster.device.memory_gbps": (_TINY, _MOST, "must be positive"),
+    "cluster.intra_node.gbps": (_TINY, _MOST, "must be positive"),
+    "cluster.intra_node.latency_s": (0, _MOST, "must not be negative"),
+    "cluster.inter_node.gbps": (_TINY, _MOST, "must be positive"),
+    "cluster.inter_node.latency_s": (0, _MOST, "must not be negative"),
+    "optim.lr": (_TINY, _MOST, "must be positive"),
+    "optim.min_lr": (0, _MOST, "must not be negative"),
+    "optim.warmup_steps": (0, _WHOLE, "must not be negative"),
+    "optim.eps": (_TINY, _MOST, "must be positive"),
+    "optim.weight_decay": (0, _MOST, "must not be negative"),
+    "optim.clip": (0, _MOST, "must be positive, or 0 for no clipping"),
+    "train.steps": (1, _WHOLE, "must be at least 1"),
+    "train.seed": (0, _WHOLE, "must not be negative"),
+    "train.log_every": (1, _WHOLE, "must be at least 1"),
+    "train.trace_steps": (0, _WHOLE, "must not be negative"),
+    "checkpoint.every": (0, _WHOLE, "must be at least 1, or 0 for a checkpoint at the end only"),
+    "checkpoint.keep": (1, _WHOLE, "must be at least 1"),
+    "elastic.heartbeat_limit_s": (0.05, _MOST, "must be at least 0.05 s, or healthy ranks count as dead"),
+    "elastic.min_ranks": (1, _WHOLE, "must be at least 1"),
+    "elastic.spare_delay_s": (-_MOST, _MOST, "must be finite"),
+    "elastic.comm_timeout_s": (_TINY, _MOST, "must be positive"),
+    "elastic.chunk": (1, _WHOLE, "must be at least 1"),
+    "elastic.port": (0, 65535, "must lie in 0 to 65535 (0: any free port)"),
+    "faults.kills": (0, _WHOLE, "must not be negative"),
+    "faults.rejoin_after": (0, _WHOLE, "must be at least 1, or 0 for never"),
+}
+CHOICES: dict[str, tuple[str, ...]] = {"cluster.device.backend": ("gloo", "nccl")}
+
+
+def check_bounds(config: Any) -> None:
+    """Check a `trainsys.config.RunConfig`.
+
+    Raises:
+        ValueError: one line with the key, its value and what it may be.
+    """
+    for key, (low, high, rule) in BOUNDS.items():
+        value = attrgetter(key)(config)
+        if not low <= value <= high:  # NaN is in no interval
+            raise ValueError(f"{key}={value:g} {rule}" if isinstance(value, float) else f"{key}={value} {rule}")
+    for key, choices in CHOICES.items():
+        value = attrgetter(key)(config)
+        if value not in choices:
+            raise ValueError(f"{key}={value} is unknown; set one of {', '.join(choices)}")
+    betas = config.optim.betas
+    if len(betas) != 2 or not all(0 <= beta <= _BELOW_1 for beta in betas):
+        raise ValueError(f"optim.betas={list(betas)} must be two numbers in [0, 1)")
+    if config.optim.min_lr > config.optim.lr:
+        raise ValueError(
+            f"optim.min_lr={config.optim.min_lr:g} is above optim.lr={config.optim.lr:g}; lower optim.min_lr"
+        )
+    if not config.run_dir:
+        raise ValueError("run_dir is empty; set it to a folder")

@@ -1,0 +1,195 @@
+"""Checkpoint folders: named by step, complete or absent, checksummed.
+
+A checkpoint is written under a hidden name (``.step-….partial``) and renamed once its manifest stands, so a reader sees
+whole checkpoints only; `find_checkpoint` still verifies every byte and falls back to the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainsys.config import RunConfig, to_dict
+from trainsys.models.geometry import resolve
+
+MANIFEST = "trainsys.json"
+_DIGITS = 8
+
+
+def checkpoint_dir(config: RunConfig) -> Path:
+    return Path(config.checkpoint.dir) if config.checkpoint.dir else Path(config.run_dir) / "checkpoints"
+
+
+def folder_of(config: RunConfig, step: int) -> Path:
+    """Where the checkpoint of `step` optimizer steps goes."""
+    return checkpoint_dir(config) / f"step-{step:0{_DIGITS}}"
+
+
+def partial_of(folder: Path) -> Path:
+    """Where it is written until it is complete."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def saved_steps(config: RunConfig) -> dict[int, Path]:
+    """Finished checkpoints, whole or not, by step, the newest first."""
+    found = {}
+    for folder in checkpoint_dir(config).glob("step-*"):
+        digits = folder.name.removeprefix("step-")
+        if digits.isdecimal() and folder.is_dir():
+            found[int(digits)] = folder
+    return dict(sorted(found.items(), reverse=True))
+
+
+# -- write -----------------------------------------------------------------------------------------------------------
+
+
+def remove_partial(config: RunConfig) -> None:
+    """Remove what interrupted saves left."""
+    for folder in checkpoint_dir(config).glob(".step-*.partial"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def complete(config: RunConfig, step: int) -> None:
+    """Checksums and progress beside the data, then the rename that makes the checkpoint exist.
+
+    Keeps the newest ``checkpoint.keep``. Those of later steps belong to a history that was given up (damaged, or the
+    run started over) and go too.
+
+    Raises:
+        OSError: the partial folder is still there.
+    """
+    final = folder_of(config, step)
+    temporary = partial_of(final)
+    manifest = {
+        "step": step,
+        "position": step * config.batch.global_size,
+        "seed": config.train.seed,
+        "steps": config.train.steps,
+        "model": to_dict(resolve(config.model)),
+        "batch": to_dict(config.batch),
+        "dtype": config.train.dtype,
+        "files": {f.name: [f.stat().st_size, _crc(f)] for f in sorted(temporary.iterdir())},
+    }
+    with (temporary / MANIFEST).open("w") as stream:
+        json.dump({**manifest, "crc": _crc_of(manifest)}, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    if final.exists():
+        final.rename(partial_of(final.with_name(f"{final.name}.old")))
+    temporary.rename(final)
+    _sync(final.parent)
+    remove_partial(config)
+    steps = saved_steps(config)
+    kept = sorted((s for s in steps if s <= step), reverse=True)[: config.checkpoint.keep]
+    for s, folder in steps.items():
+        if s not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _crc(path: Path) -> int:
+    value = 0
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _crc_of(manifest: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
+
+
+# -- find ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest whole checkpoint (path empty: none).
+
+    Attributes:
+        step: optimizer steps in it.
+        rejected: what is wrong with newer ones.
+        planned_steps: ``train.steps`` of the run that wrote it; 0: no checkpoint.
+    """
+
+    path: str = ""
+    step: int = 0
+    rejected: tuple[str, ...] = ()
+    planned_steps: int = 0
+
+
+def find_checkpoint(config: RunConfig) -> Found:
+    """Newest checkpoint whose files are all there with the right sizes and checksums.
+
+    Raises:
+        ValueError: all are damaged, or the newest whole one is of another model, batch or seed; names the first key
+            that differs.
+    """
+    rejected = []
+    for step, folder in saved_steps(config).items():
+        try:
+            manifest = _verified(folder, step)
+        except (OSError, ValueError) as error:
+            reason = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else str(error)
+            rejected.append(f"{folder.name}: {' '.join(reason.split())}")
+            continue
+        _check_same(config, folder, manifest)
+        return Found(str(folder), step, tuple(rejected), int(manifest["steps"]))
+    if rejected:
+        raise ValueError(
+            f"no checkpoint in {checkpoint_dir(config)} is whole ({'; '.join(rejected)}); restore one, or set "
+            "checkpoint.resume=false to start over from step 0"
+        )
+    return Found()
+
+
+def _verified(folder: Path, step: int) -> dict[str, Any]:
+    """The manifest of a whole checkpoint. Raises OSError or ValueError otherwise."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        whole = manifest.pop("crc") == _crc_of(manifest) and manifest["step"] == step
+    except (ValueError, AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{MANIFEST} is damaged")
+    for name, (size, crc) in manifest["files"].items():
+        if (folder / name).stat().st_size != size:
+            raise ValueError(f"{name} has {(folder / name).stat().st_size} of {size} bytes")
+        if _crc(folder / name) != crc:
+            raise ValueError(f"{name} is damaged")
+    found: dict[str, Any] = manifest
+    return found
+
+
+def _check_same(config: RunConfig, folder: Path, manifest: dict[str, Any]) -> None:
+    """Whether the run that wrote `manifest` computes the same numbers as `config`. Raises ValueError."""
+    ours = {
+        **{f"model.{key}": value for key, value in to_dict(resolve(config.model)).items()},
+        **{f"batch.{key}": value for key, value in to_dict(config.batch).items()},
+        "train.seed": config.train.seed,
+        "train.dtype": config.train.dtype,
+    }
+    theirs = {
+        **{f"{section}.{key}": value for section in ("model", "batch") for key, value in manifest[section].items()},
+        "train.seed": manifest["seed"],
+        "train.dtype": manifest["dtype"],
+    }
+    for key, value in ours.items():
+        if theirs.get(key) != value:
+            raise ValueError(
+                f"checkpoint {folder} was made with {key}={theirs.get(key)}, this run has {value}; set "
+                f"{key}={theirs.get(key)}, checkpoint.resume=false or another run_dir"
+            )
