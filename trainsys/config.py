@@ -26,46 +26,46 @@ class ModelConfig:
     """Architecture of the model. Sizes count elements; ``num_kv_heads``/``ffn_dim`` of 0 mean "derive it"."""
 
     family: str = "llama"  # a name registered in trainsys.models
-    vocab_size: int = 2048
-    dim: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
+    vocab_size: int = 2048  # rows of the embedding; with data.tokenizer=bpe also the size of its vocabulary
+    dim: int = 128  # features of the residual stream
+    num_layers: int = 4  # transformer layers
+    num_heads: int = 4  # attention heads; dim is divided among them
     num_kv_heads: int = 0  # 0: num_heads (no GQA)
     ffn_dim: int = 0  # 0: 4·dim for gpt2, 8/3·dim rounded up to 32 for llama
-    max_seq_len: int = 128
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-5
+    max_seq_len: int = 128  # longest sequence; positions that gpt2 learns
+    rope_theta: float = 10000.0  # base of the rotary frequencies (llama)
+    norm_eps: float = 1e-5  # added to the variance in every norm
     tied: bool = False  # output head shares the embedding's weight
-    dropout: float = 0.0
+    dropout: float = 0.0  # probability (gpt2)
 
 
 @dataclass(frozen=True)
 class DeviceConfig:
     """One accelerator (or CPU rank). Rates are peaks; ``efficiency`` is the share a real step reaches (fitted)."""
 
-    name: str = "cpu"
+    name: str = "cpu"  # shown in plans
     tflops: float = 0.0  # dense peak at the training dtype; 0: measured with one GEMM on this machine
-    memory_gib: float = 2.0
-    efficiency: float = 0.5
+    memory_gib: float = 2.0  # what a layout may use of one device, GiB
+    efficiency: float = 0.5  # share of the peak that a training step reaches, in (0, 1]; fitted
     memory_gbps: float = 10.0  # device memory bandwidth, GB/s
-    backend: str = "gloo"
+    backend: str = "gloo"  # of the process groups: gloo or nccl
 
 
 @dataclass(frozen=True)
 class LinkConfig:
     """α-β model of a link: time(bytes) = latency_s + bytes / (gbps · 1e9). GB/s are 1e9 bytes per second."""
 
-    gbps: float = 1.0
-    latency_s: float = 2e-4
+    gbps: float = 1.0  # bandwidth per direction, GB/s
+    latency_s: float = 2e-4  # seconds until the first byte arrives
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
     """What the cluster is: ``nodes`` × ``ranks_per_node`` equal devices and two kinds of links."""
 
-    name: str = "local"
-    nodes: int = 2
-    ranks_per_node: int = 2
+    name: str = "local"  # shown in plans
+    nodes: int = 2  # machines
+    ranks_per_node: int = 2  # devices of each
     device: DeviceConfig = field(default_factory=DeviceConfig)
     intra_node: LinkConfig = field(default_factory=LinkConfig)
     inter_node: LinkConfig = field(default_factory=LinkConfig)
@@ -77,66 +77,66 @@ class DataConfig:
     path: str = "stdlib"  # "stdlib" (the Python sources on this machine), or a .txt/.jsonl/.bin file or a folder
     tokenizer: str = "bpe"  # "bpe" (byte-level, trained once and cached), "bytes", or a tokenizer.json
     max_bytes: int = 8_000_000  # of text read from path
-    cache_dir: str = "~/.cache/trainsys"
+    cache_dir: str = "~/.cache/trainsys"  # of tokenised text and trained tokenizers
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    global_size: int = 16  # sequences per step
+    global_size: int = 16  # sequences per step, whatever the layout
     microbatch_size: int = 2  # sequences per microbatch; fixed for the run, so that numbers do not depend on layout
-    seq_len: int = 128
+    seq_len: int = 128  # tokens per sequence
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
     """The layout in one line. ``stage_layers``/``stage_replicas`` make it ragged; empty means uniform."""
 
-    dp: int = 1
-    tp: int = 1
-    pp: int = 1
-    zero: int = 0
-    sequence_parallel: bool = False
-    schedule: str = "1f1b"
-    recompute: Literal["none", "full"] = "none"
-    reduction: Literal["canonical", "fast"] = "canonical"
-    stage_layers: tuple[int, ...] = ()
-    stage_replicas: tuple[int, ...] = ()
+    dp: int = 1  # replicas of every stage
+    tp: int = 1  # ranks that share one replica of a stage, splitting its matrices
+    pp: int = 1  # pipeline stages
+    zero: int = 0  # 0: optimizer state on every replica; 1: sharded over the replicas
+    sequence_parallel: bool = False  # shard norms and dropout over the sequence inside tp (not context parallelism)
+    schedule: str = "1f1b"  # a name registered in trainsys.schedule: gpipe, 1f1b
+    recompute: Literal["none", "full"] = "none"  # full: keep only each layer's input and compute it again
+    reduction: Literal["canonical", "fast"] = "canonical"  # canonical: the same bits on every dp, pp, zero and schedule
+    stage_layers: tuple[int, ...] = ()  # layers of each stage; empty: as even as possible
+    stage_replicas: tuple[int, ...] = ()  # replicas of each stage; empty: dp everywhere
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr: float = 1e-3
-    min_lr: float = 1e-4
-    warmup_steps: int = 10
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    lr: float = 1e-3  # after the warm-up
+    min_lr: float = 1e-4  # where the cosine ends, at the last step
+    warmup_steps: int = 10  # steps of linear warm-up
+    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
+    eps: float = 1e-8  # of AdamW
+    weight_decay: float = 0.1  # of AdamW, on every parameter
     clip: float = 1.0  # global gradient norm; 0 switches clipping off
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 50
-    seed: int = 0
-    dtype: DType = "float32"
-    log_every: int = 1
+    steps: int = 50  # optimizer steps of the whole run, those before a resume included
+    seed: int = 0  # of initial values, data order and dropout
+    dtype: DType = "float32"  # of parameters and activations; masters and moments are float32, or float64 with it
+    log_every: int = 1  # steps between lines on the screen
     trace_steps: int = 2  # last steps kept in trace.json
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     every: int = 0  # steps; 0: only at the end and on SIGTERM
-    keep: int = 2
+    keep: int = 2  # newest checkpoints that stay
     dir: str = ""  # empty: <run_dir>/checkpoints
-    resume: bool = True
+    resume: bool = True  # go on from the newest whole checkpoint, if there is one
 
 
 @dataclass(frozen=True)
 class ElasticConfig:
-    heartbeat_limit_s: float = 1.0
-    min_ranks: int = 1
+    heartbeat_limit_s: float = 1.0  # a rank silent for longer is taken for hung, and killed
+    min_ranks: int = 1  # with fewer living ranks training ends
     spare_delay_s: float = -1.0  # after a death start a fresh rank this much later; negative: never
-    comm_timeout_s: float = 60.0
+    comm_timeout_s: float = 60.0  # after which a blocked operation fails by itself
     chunk: int = 16384  # elements per unit of ZeRO ownership and of the gradient norm; fixed for the run
     port: int = 0  # of the agent's store; 0: any free port
 
@@ -145,9 +145,9 @@ class ElasticConfig:
 class FaultsConfig:
     """Faults are data. ``schedule``: "kill@17:2:backward,stop@30:0,join@40"; or ``kills`` random ones from ``seed``."""
 
-    schedule: str = ""
-    seed: int = 0
-    kills: int = 0
+    schedule: str = ""  # faults by step, rank and phase
+    seed: int = 0  # of the random kills
+    kills: int = 0  # random kills
     rejoin_after: int = 0  # steps after a random kill at which a fresh rank joins; 0: never
 
 
@@ -163,7 +163,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     elastic: ElasticConfig = field(default_factory=ElasticConfig)
     faults: FaultsConfig = field(default_factory=FaultsConfig)
-    run_dir: str = "runs/default"
+    run_dir: str = "runs/default"  # folder of everything that the run writes
 
 
 def load(args: Sequence[str]) -> RunConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 
 from trainsys.cli.arguments import Parser
@@ -28,9 +29,6 @@ def run(argv: list[str]) -> int:
         raise ValueError(f"benchmarks need a checkout of the repository; there is no {folder}")
     if args.name not in names:
         raise ValueError(f"unknown benchmark {args.name!r}; there are {', '.join(names) or 'none'}")
-    spec = importlib.util.spec_from_file_location(f"benchmarks.{args.name}", folder / f"{args.name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(folder.parent))  # rank processes import the benchmark by its name
+    module = importlib.import_module(f"benchmarks.{args.name}")
     return int(module.main(argv[1:]) or 0)
