@@ -85,7 +85,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("trainsys bench faults", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stop", action="store_true", help="SIGSTOP instead of SIGKILL: a hang, found by its heartbeat")
+    parser.add_argument(
+        "--stop", action="store_true", help="SIGSTOP instead of SIGKILL: a hang, found by its heartbeat"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     rows = []
