@@ -13,6 +13,7 @@ VERBS = {
     "train": "train a config on a local cluster; resumes by itself",
     "drill": "train under a fault schedule and prove that nothing was lost",
     "simulate": "draw the timeline of one planned step",
+    "reshard": "write a checkpoint as a Hugging Face folder",
     "bench": "run one benchmark against its peers",
 }
 USAGE = """usage: trainsys VERB [arguments]     (trainsys VERB --help tells more)
