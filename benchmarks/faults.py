@@ -85,7 +85,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("trainsys bench faults", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stop", action="store_true", help="SIGSTOP instead of SIGKILL: a hang, found by its heartbeat")
+    parser.add_argument(
+        "--stop", action="store_true", help="SIGSTOP instead of SIGKILL: a hang, found by its heartbeat"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     rows = []
@@ -107,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
                 **judge(recorder, references[layout], 12),
             })  # fmt: skip
             if not args.json:
-                print("{layout:14} {fault:26} detected {detect_s:.3f} s  redone {recover_s:.3f} s (step {step_s:.3f} s)  "
+                print("{layout:14} {fault:24} seen {detect_s:.3f} s  redone {recover_s:.3f} s  step {step_s:.3f} s  "
                       "steps lost {steps_lost}  samples lost {samples_lost}, repeated {samples_repeated}  "
                       "bit-equal {bit_equal_loss}".format(**rows[-1]), flush=True)  # fmt: skip
     struck = [r for r in rows if r["struck"]]

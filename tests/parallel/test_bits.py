@@ -45,11 +45,11 @@ def test_tensor_parallel_family(ranks: RankPool, tp: int, sequence_parallel: boo
         {"num_layers": 2, "family": "gpt2", "tied": True, "dropout": 0.1},
         {"tp": tp, "sequence_parallel": sequence_parallel},
     )
-    (expected,) = run_all(ranks, tp, [run_config("float32", model, **fixed)])
+    (expected,) = run_all(ranks, tp, [run_config("float32", model, **fixed)], steps=3)
     grids: list[dict[str, Any]] = [{"dp": 2, "zero": 1}, {"dp": 2}, {"pp": 2, "schedule": "gpipe"}]
-    if tp == 2:
+    if tp == 2 and not sequence_parallel:
         grids += [{"dp": 2, "pp": 2, "zero": 1}, {"pp": 2, "stage_replicas": (1, 3)}, {"dp": 4}]
-    for got in run_all(ranks, 8, [run_config("float32", model, **grid, **fixed) for grid in grids]):
+    for got in run_all(ranks, 8, [run_config("float32", model, **grid, **fixed) for grid in grids], steps=3):
         assert_same_bits(got, expected)
 
 

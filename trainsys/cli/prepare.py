@@ -24,9 +24,9 @@ def check_machine(config: RunConfig) -> None:
         raise ValueError(
             f"elastic.min_ranks={config.elastic.min_ranks} but the cluster has {ranks} ranks; lower elastic.min_ranks"
         )
-    _check_folder(Path(config.run_dir), "run_dir")
+    check_folder(Path(config.run_dir), "run_dir")
     if config.checkpoint.dir:
-        _check_folder(Path(config.checkpoint.dir), "checkpoint.dir")
+        check_folder(Path(config.checkpoint.dir), "checkpoint.dir")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -41,8 +41,8 @@ def check_machine(config: RunConfig) -> None:
             raise ValueError("cluster.device.backend=nccl but this machine has no GPU; set cluster.device.backend=gloo")
 
 
-def _check_folder(path: Path, key: str) -> None:
-    """Whether files can be made in `path`, which need not exist yet."""
+def check_folder(path: Path, key: str) -> None:
+    """Whether files can be made in `path`, which need not exist yet; ValueError names `key`."""
     nearest = path.absolute()
     while not (nearest.exists() or nearest.is_symlink()):
         nearest = nearest.parent

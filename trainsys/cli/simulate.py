@@ -30,15 +30,18 @@ def run(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     from pathlib import Path
 
+    from trainsys.cli.prepare import check_folder
     from trainsys.config import load
-    from trainsys.planner.check import check_layout
+    from trainsys.planner.check import check_batch, check_layout
     from trainsys.planner.timeline import timeline
     from trainsys.schedule.timeline import chrome_trace, draw
 
     config = load(args.config)
+    check_batch(config)
     check_layout(config)
     result = timeline(config)
     out = Path(args.out or config.run_dir)
+    check_folder(out, "--out" if args.out else "run_dir")
     out.mkdir(parents=True, exist_ok=True)
     groups = {"predicted": result.run.events}
     (out / "trace.json").write_text(json.dumps(chrome_trace(groups)))

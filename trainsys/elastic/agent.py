@@ -79,23 +79,30 @@ def run_local(
         ElasticError: training could not go on.
         ValueError: the port is busy.
     """
-    endpoint = Endpoint(HOST, config.elastic.port)
-    cluster = LocalCluster(config, endpoint, faults)
-    world_size = config.cluster.nodes * config.cluster.ranks_per_node
-    joins = [e.step for e in faults if e.kind == "join"]
-    manager = Manager(config, world_size, endpoint, cluster, observer, resume, start_step, joins)
-    grace_s = 0.0
-    try:
-        with stopping_on_signals(manager.request_stop):
+    manager: Manager | None = None
+    asked = False
+
+    def stop() -> None:
+        nonlocal asked
+        asked = True
+        if manager is not None:
+            manager.request_stop()
+
+    with stopping_on_signals(stop):
+        endpoint = Endpoint(HOST, config.elastic.port)
+        cluster = LocalCluster(config, endpoint, faults)
+        try:
+            world_size = config.cluster.nodes * config.cluster.ranks_per_node
+            joins = [e.step for e in faults if e.kind == "join"]
+            manager = Manager(config, world_size, endpoint, cluster, observer, resume, start_step, joins)
+            manager.stop_requested = asked
             for rank in range(world_size):
                 cluster.spawn(rank, rank // config.cluster.ranks_per_node)
-            try:
-                manager.run()
-            finally:
-                grace_s = GRACE_S if manager.ended else 0.0  # interrupted: nobody was told to leave
-    finally:
-        cluster.close(grace_s)
-        endpoint.close()
+            manager.run()
+        finally:
+            told = manager is not None and manager.ended
+            cluster.close(GRACE_S if told else 0.0)  # interrupted: nobody was told to leave
+            endpoint.close()
 
 
 @contextmanager

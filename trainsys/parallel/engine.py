@@ -175,7 +175,7 @@ class Engine:
         ]
         if partial:
             summed = self.tp.sum_in_rank_order(torch.cat(partial))
-            for values, total in zip(partial, summed.split([v.numel() for v in partial]), strict=True):
+            for values, total in zip(partial, torch.split(summed, [v.numel() for v in partial]), strict=True):
                 values.copy_(total)
 
     def _squares(self, flats: list[Tensor]) -> dict[tuple[int, int, int], float]:

@@ -6,14 +6,14 @@ simply add up whatever the layout.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainsys.parallel.tensor import TensorParallel
+from trainsys.parallel.tensor import TensorParallel, apply
 
 
 def microbatch_loss(logits: Tensor, targets: Tensor, total_tokens: int, tp: TensorParallel | None) -> Tensor:
@@ -33,7 +33,7 @@ def microbatch_loss(logits: Tensor, targets: Tensor, total_tokens: int, tp: Tens
     if tp is None or tp.size == 1:
         total = F.cross_entropy(flat, wanted, reduction="sum")
     else:
-        total = cast(Tensor, _VocabParallelCrossEntropy.apply(flat, wanted, tp))
+        total = apply(_VocabParallelCrossEntropy, flat, wanted, tp)
     return total / total_tokens
 
 

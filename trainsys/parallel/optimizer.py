@@ -1,7 +1,7 @@
 """AdamW on a rank's flat state.
 
 Written with one rounding per operation (no fused multiply-add, no `addcmul`): torch's vector loop and its scalar tail
-would otherwise round differently, and the bits of an element would depend on where in the buffer it lies.
+may otherwise round differently, and the bits of an element then depend on where in the buffer it lies.
 """
 
 from __future__ import annotations

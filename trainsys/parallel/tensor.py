@@ -126,12 +126,17 @@ class _SliceSequence(torch.autograd.Function):
         return ctx.tp.gather_sequence(grad), None
 
 
+def apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
+    result: Tensor = cast(Any, function).apply(*args)
+    return result
+
+
 def enter(x: Tensor, tp: TensorParallel) -> Tensor:
-    return cast(Tensor, _Enter.apply(x, tp))
+    return apply(_Enter, x, tp)
 
 
 def leave(x: Tensor, tp: TensorParallel) -> Tensor:
-    return cast(Tensor, _Leave.apply(x, tp))
+    return apply(_Leave, x, tp)
 
 
 class RowParallelLinear(nn.Module):
@@ -159,7 +164,7 @@ class VocabParallelEmbedding(nn.Module):
         local = tokens - self.tp.index * self.weight.shape[0]
         outside = (local < 0) | (local >= self.weight.shape[0])
         x = F.embedding(local.masked_fill(outside, 0), self.weight).masked_fill(outside.unsqueeze(-1), 0.0)
-        return cast(Tensor, _SumVocab.apply(x, self.tp))
+        return apply(_SumVocab, x, self.tp)
 
 
 class _SumVocab(torch.autograd.Function):
@@ -191,9 +196,7 @@ def apply_tensor_parallel(model: Decoder, tp: TensorParallel) -> None:
         model.tok_embeddings = VocabParallelEmbedding(model.tok_embeddings, tp)
         if tp.sequence_parallel:
             whole = model.embed
-            model.embed = lambda tokens: cast(  # type: ignore[method-assign]
-                Tensor, _SliceSequence.apply(whole(tokens), tp)
-            )
+            model.embed = lambda tokens: apply(_SliceSequence, whole(tokens), tp)  # type: ignore[method-assign]
     if model.output is not None:
         model.output.register_forward_pre_hook(_entering(tp))
 

@@ -181,9 +181,7 @@ def _outgoing(sources: Index, targets: Index, rank: int, node_of: Callable[[int]
     return moves
 
 
-def _choose(
-    holders: list[tuple[int, Place]], rank: int, node_of: Callable[[int], int], turn: int
-) -> tuple[int, Place]:
+def _choose(holders: list[tuple[int, Place]], rank: int, node_of: Callable[[int], int], turn: int) -> tuple[int, Place]:
     """The source for `rank`: itself, else one on its node, else any; equal ones take turns along its storage."""
     for holder in holders:
         if holder[0] == rank:

@@ -1,0 +1,176 @@
+"""Bad input, from the user's end: one line that names the number and the knob, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny import command, tiny
+from trainsys.cli.main import main
+
+ALL = ("train", "drill", "plan", "simulate")
+RUN = ("train", "drill")
+MESH = ("train", "drill", "simulate")  # verbs that take the layout as it is given
+
+CASES: list[tuple[tuple[str, ...], list[str], list[str]]] = [
+    # keys and types
+    (ALL, ["train.stpes=3"], ["train.stpes", "did you mean train.steps?"]),
+    (ALL, ["trian.steps=3"], ["trian", "did you mean train"]),
+    (ALL, ["steps=3"], ["steps", "did you mean train.steps?"]),
+    (ALL, ["train.steps=many"], ["train.steps", "many"]),
+    (ALL, ["train.steps=[3"], ["train.steps=[3"]),
+    (ALL, ["train=3"], ["train"]),
+    (ALL, ["train.dtype=float16"], ["train.dtype", "float16"]),
+    (ALL, ["parallel.recompute=some"], ["parallel.recompute", "some"]),
+    (ALL, ["no-such.yaml"], ["no-such.yaml does not exist"]),
+    # numbers that no run can use
+    (ALL, ["train.steps=0"], ["train.steps=0", "at least 1"]),
+    (ALL, ["train.seed=-1"], ["train.seed=-1"]),
+    (ALL, ["train.log_every=0"], ["train.log_every=0"]),
+    (ALL, ["optim.lr=-1"], ["optim.lr=-1", "positive"]),
+    (ALL, ["optim.lr=nan"], ["optim.lr=nan"]),
+    (ALL, ["optim.lr=inf"], ["optim.lr=inf"]),
+    (ALL, ["optim.lr=1e-5", "optim.min_lr=1e-4"], ["optim.min_lr=0.0001", "optim.lr=1e-05"]),
+    (ALL, ["optim.betas=[0.9,1.0]"], ["optim.betas=[0.9, 1.0]"]),
+    (ALL, ["optim.clip=-1"], ["optim.clip=-1"]),
+    (ALL, ["elastic.heartbeat_limit_s=0"], ["elastic.heartbeat_limit_s=0", "0.05"]),
+    (ALL, ["elastic.comm_timeout_s=-1"], ["elastic.comm_timeout_s=-1"]),
+    (ALL, ["elastic.chunk=0"], ["elastic.chunk=0"]),
+    (ALL, ["elastic.port=70000"], ["elastic.port=70000", "65535"]),
+    (ALL, ["checkpoint.keep=0"], ["checkpoint.keep=0"]),
+    (ALL, ["checkpoint.every=-5"], ["checkpoint.every=-5"]),
+    (ALL, ["cluster.nodes=0"], ["cluster.nodes=0"]),
+    (ALL, ["cluster.ranks_per_node=-2"], ["cluster.ranks_per_node=-2"]),
+    (ALL, ["cluster.device.memory_gib=0"], ["cluster.device.memory_gib=0"]),
+    (ALL, ["cluster.device.efficiency=1.5"], ["cluster.device.efficiency=1.5"]),
+    (ALL, ["cluster.intra_node.gbps=0"], ["cluster.intra_node.gbps=0"]),
+    (ALL, ["cluster.device.backend=mpi"], ["cluster.device.backend=mpi", "gloo, nccl"]),
+    (ALL, ["batch.microbatch_size=0"], ["batch.microbatch_size=0", "at least 1"]),
+    (ALL, ["batch.global_size=-4"], ["batch.global_size=-4"]),
+    (ALL, ["model.dropout=1"], ["model.dropout=1"]),
+    (ALL, ["model.vocab_size=0"], ["model.vocab_size=0"]),
+    (ALL, ["model.family=bert"], ["bert", "gpt2, llama"]),
+    (ALL, ["run_dir="], ["run_dir"]),
+    (ALL, ["faults.kills=-1"], ["faults.kills=-1"]),
+    # model, batch and layout
+    (ALL, ["model.num_heads=5"], ["dim=32", "num_heads=5", "num_heads=1, 2, 4 or 8"]),
+    (ALL, ["batch.seq_len=64"], ["batch.seq_len=64", "model.max_seq_len=32"]),
+    (ALL, ["batch.microbatch_size=5"], ["batch.global_size=12", "microbatch_size=5", "10 or 15"]),
+    (RUN, ["parallel.dp=3"], ["dp*tp*pp=6", "4 ranks", "parallel.dp=2"]),
+    (MESH, ["parallel.dp=0"], ["parallel.dp=0"]),
+    (MESH, ["parallel.zero=3"], ["parallel.zero=3", "0, 1"]),
+    (MESH, ["parallel.schedule=zigzag"], ["parallel.schedule=zigzag", "1f1b"]),
+    (MESH, ["model.num_heads=2", "parallel.dp=1", "parallel.tp=4", "parallel.pp=1"],
+     ["num_heads=2", "tp=4", "set tp=1 or 2"]),
+    (MESH, ["model.vocab_size=258", "parallel.dp=1", "parallel.tp=4", "parallel.pp=1"],
+     ["vocab_size=258", "tp=4", "256 or 260"]),
+    (MESH, ["model.num_layers=3", "parallel.dp=1", "parallel.pp=4"], ["num_layers=3", "pp=4", "between 1 and 3"]),
+    (MESH, ["parallel.stage_layers=[1,2]"], ["stage_layers=(1, 2)", "num_layers=4"]),
+    (MESH, ["parallel.dp=8", "parallel.pp=1", "cluster.nodes=4"], ["batch.global_size=12", "microbatch_size·dp=1·8"]),
+    (("train", "drill", "plan"), ["cluster.device.memory_gib=0.0001"], ["GiB", "cluster.device.memory_gib=0.0001"]),
+    (RUN, ["elastic.min_ranks=5"], ["elastic.min_ranks=5", "4 ranks"]),
+    # faults
+    (("drill",), ["faults.schedule=kill@3:9"], ["kill@3:9", "ranks are 0 to 3"]),
+    (("drill",), ["faults.schedule=kill@3:1:lunch"], ["lunch", "backward"]),
+    (("drill",), ["faults.schedule=kill@12:1"], ["step 12", "train.steps=12"]),
+    (("drill",), ["faults.schedule=kill@-1:1"], ["kill@-1:1"]),
+    (("drill",), ["faults.schedule=explode@3:1"], ["explode@3:1"]),
+    (("drill",), ["faults.schedule=kill@3:1:send", "parallel.dp=4", "parallel.pp=1"], ["parallel.pp=1"]),
+    (("drill",), ["faults.kills=4"], ["faults.kills=4"]),
+    (("drill",), ["faults.kills=1", "faults.schedule=kill@3:1"], ["faults.kills", "faults.schedule"]),
+    # data
+    (RUN, ["data.path=/no/such.txt"], ["/no/such.txt"]),
+    (RUN, ["data.path={empty}"], ["empty.txt", "empty"]),
+    (RUN, ["data.path={latin}"], ["latin.txt", "0xe9", "UTF-8"]),
+    (RUN, ["data.path={short}"], ["batch.seq_len"]),
+    (RUN, ["data.path={ids}"], ["ids.uint16.bin", "token id 300", "model.vocab_size=256"]),
+    (RUN, ["data.path={odd}"], ["odd.uint16.bin", "3 bytes"]),
+    (RUN, ["data.path={jsonl}"], ["bad.jsonl", "line 2"]),
+    (RUN, ["data.max_bytes=0"], ["data.max_bytes=0"]),
+    (RUN, ["data.path={accents}", "model.vocab_size=128"], ["token id 195", "model.vocab_size=128"]),
+    (RUN, ["data.tokenizer=/no/tokenizer.json"], ["/no/tokenizer.json"]),
+]  # fmt: skip
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "empty.txt").touch()
+    (folder / "latin.txt").write_bytes("café ".encode("latin-1") * 100)
+    (folder / "accents.txt").write_text("café " * 100, encoding="utf-8")
+    (folder / "short.txt").write_text("too short")
+    (folder / "bad.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    (folder / "odd.uint16.bin").write_bytes(b"123")
+    np.array([1, 300, 2] * 100, dtype="<u2").tofile(folder / "ids.uint16.bin")
+    names = ("empty.txt", "latin.txt", "short.txt", "bad.jsonl", "odd.uint16.bin", "ids.uint16.bin", "accents.txt")
+    keys = ("empty", "latin", "short", "jsonl", "odd", "ids", "accents")
+    return {key: str(folder / name) for key, name in zip(keys, names, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("verb", "wrong", "says"),
+    [pytest.param(verb, *case, id=f"{verb} {' '.join(case[0])}") for verbs, *case in CASES for verb in verbs],
+)
+def test_one_line_exit_code_2_and_nothing_written(
+    verb: str, wrong: list[str], says: list[str], files: dict[str, str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    out = {"plan": ["--out", str(tmp_path / "plan.yaml")], "simulate": ["--out", str(tmp_path / "pictures")]}
+    argv = tiny(tmp_path / "run", *(argument.format(**files) for argument in wrong))
+    assert main([verb, *argv, *out.get(verb, [])]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("trainsys"), error
+    assert error.count("\n") == 1, error
+    for part in says:
+        assert part in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", RUN)
+def test_a_busy_port_is_seen_before_anything_is_written(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main([verb, *tiny(tmp_path / "run", f"elastic.port={port}")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"elastic.port={port}" in error and "elastic.port=0" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", RUN)
+@pytest.mark.parametrize("key", ["run_dir", "checkpoint.dir"])
+def test_a_folder_that_is_a_file(verb: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "taken"
+    file.write_text("mine")
+    for place in (file, file / "below"):
+        assert main([verb, *tiny(tmp_path / "run"), f"{key}={place}"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"{key}={place}" in error and "is a file" in error
+    assert file.read_text() == "mine"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path.chmod(0o500)
+    assert main(["train", *tiny(tmp_path / "run")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_the_same_through_a_real_process(tmp_path: Path) -> None:
+    with command("train", *tiny(tmp_path / "run", "train.stpes=1")) as running:
+        code, out, err = running.finish()
+    assert (code, out) == (2, "")
+    assert err == "trainsys: train.stpes is unknown; did you mean train.steps?\n"
+    assert not (tmp_path / "run").exists()
