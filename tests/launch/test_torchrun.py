@@ -10,15 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from trainsys.cli.main import main
+
 ROOT = Path(__file__).resolve().parents[2]
-OVERRIDES = ["configs/run/tiny.yaml", "train.steps=4", "data.max_bytes=200000"]
+TINY = str(ROOT / "configs/run/tiny.yaml")
+OVERRIDES = [TINY, "train.steps=4", "data.max_bytes=200000", "elastic.heartbeat_limit_s=60"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
-def start(command: list[str]) -> subprocess.CompletedProcess[str]:
+def under_torchrun(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    command = [*TORCHRUN, "4", str(ROOT / "launch" / "train.py"), *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
 
 
 def exact(folder: Path) -> list[tuple[int, str, str]]:
@@ -26,13 +30,12 @@ def exact(folder: Path) -> list[tuple[int, str, str]]:
     return [(line["step"], line["loss_hex"], line["grad_norm_hex"]) for line in lines]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_losses_under_torchrun_are_those_of_train(tmp_path: Path) -> None:
     under, alone = tmp_path / "torchrun", tmp_path / "train"
-    done = start([*TORCHRUN, "4", "launch/train.py", *OVERRIDES, f"run_dir={under}"])
+    done = under_torchrun([*OVERRIDES, f"run_dir={under}"])
     assert done.returncode == 0, done.stdout + done.stderr
-    done = start([sys.executable, "launch/train.py", *OVERRIDES, f"run_dir={alone}"])
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert main(["train", *OVERRIDES, f"run_dir={alone}"]) == 0
     assert [step for step, _, _ in exact(under)] == [0, 1, 2, 3]
     assert exact(under) == exact(alone)
     assert (under / "checkpoints" / "step-00000004" / "trainsys.json").exists()
