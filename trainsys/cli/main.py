@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(error, 1)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(f"{error.filename or 'the output cannot be written'}: {error.strerror}", 1)
         if error.filename is None:
             raise
         return _fail(f"{error.filename}: {error.strerror}", 2)

@@ -230,7 +230,9 @@ def peak_bytes(device: torch.device) -> int:
 def warm_up(config: RunConfig) -> None:
     """Run one microbatch through a one-layer model, so that a rank that joins does not hold up its first real step."""
     model = build(dataclasses.replace(resolve(config.model), num_layers=1), range(-1, 2))
-    model(torch.zeros(config.batch.microbatch_size, config.batch.seq_len, dtype=torch.int64)).sum().backward()
+    size = config.batch.microbatch_size
+    model.keys.begin(config.train.seed, 0, range(size))
+    model(torch.zeros(size, config.batch.seq_len, dtype=torch.int64)).sum().backward()
 
 
 def serve(
