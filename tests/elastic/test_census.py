@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainsys.config import ModelConfig, ParallelConfig
-from trainsys.elastic.census import check_census, check_covered, hash_box, take_census
+from trainsys.elastic.census import check_census, hash_box, take_census
 from trainsys.elastic.messages import Census
 from trainsys.models.geometry import resolve, split_layers, tensors
 from trainsys.parallel.state import FlatState
@@ -19,7 +19,7 @@ from trainsys.space.box import Box
 from trainsys.space.build import build_layout, succeed
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import SLOTS, LogicalTensor, Space
-from trainsys.space.transition import LostError, piece_places, storage_places
+from trainsys.space.transition import LostError, check_covered, piece_places, storage_places
 
 MODEL = resolve(ModelConfig(vocab_size=24, dim=8, num_layers=4, num_heads=2, max_seq_len=8, ffn_dim=12))
 SPACE = Space(tensors(MODEL))
