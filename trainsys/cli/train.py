@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
     config = load(args.config)
     check_parallel(config, config.cluster.nodes * config.cluster.ranks_per_node)
     from trainsys.cli.prepare import check_data, check_machine
-    from trainsys.elastic.manifest import Found, checkpoint_dir, find_checkpoint, saved_steps
+    from trainsys.elastic.manifest import Found, checkpoint_dir, find_checkpoint, saved_steps, set_aside
 
     check_machine(config)
     found = find_checkpoint(config) if config.checkpoint.resume else Found()
@@ -53,6 +53,7 @@ def run(argv: list[str]) -> int:
         )
         return 0
     if found.path:
+        set_aside(config, found)
         console.print(f"resuming from {found.path} at step {found.step}", markup=False)
         if found.planned_steps != config.train.steps:
             console.print(

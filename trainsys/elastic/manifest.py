@@ -57,8 +57,8 @@ def remove_partial(config: RunConfig) -> None:
 def complete(config: RunConfig, step: int) -> None:
     """Checksums and progress beside the data, then the rename that makes the checkpoint exist.
 
-    Keeps the newest ``checkpoint.keep``. Those of later steps belong to a history that was given up (damaged, or the
-    run started over) and go too.
+    Keeps the newest ``checkpoint.keep``. Those of later steps belong to a history that was given up, as the run
+    started over, and go too.
 
     Raises:
         OSError: the partial folder is still there.
@@ -171,6 +171,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder}: {Path(error.filename).name} is missing") from None
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+
+
+def set_aside(config: RunConfig, found: Found) -> None:
+    """Rename the damaged checkpoints that `found` passed over, so that they do not count as kept ones."""
+    for step, folder in saved_steps(config).items():
+        if step > found.step:
+            aside = folder.with_name(f"{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
 
 
 def _verified(folder: Path, step: int) -> dict[str, Any]:
