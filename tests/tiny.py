@@ -62,7 +62,7 @@ class Command:
         """Whether all of them end in time."""
         return eventually(lambda: not self.living(), seconds)
 
-    def finish(self, timeout_s: float = 60) -> tuple[int, str, str]:
+    def finish(self, timeout_s: float = 110) -> tuple[int, str, str]:
         """Exit code, stdout, stderr."""
         out, err = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, out, err

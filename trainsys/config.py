@@ -118,6 +118,7 @@ class OptimConfig:
 class TrainConfig:
     steps: int = 50  # optimizer steps of the whole run, those before a resume included
     seed: int = 0  # of initial values, data order and dropout
+    init_from: str = ""  # "hf:FOLDER": start from these Hugging Face weights; empty: from the seed
     dtype: DType = "float32"  # of parameters and activations; masters and moments are float32, or float64 with it
     log_every: int = 1  # steps between lines on the screen
     trace_steps: int = 2  # last steps kept in trace.json
@@ -179,7 +180,7 @@ def load(args: Sequence[str]) -> RunConfig:
     from trainsys.bounds import check_bounds
 
     files = [a for a in args if "=" not in a]
-    overrides = [a for a in args if "=" in a]
+    overrides = [a + "''" if a.endswith("=") else a for a in args if "=" in a]  # key= is the empty string
     merged: Any = OmegaConf.structured(RunConfig)
     OmegaConf.set_readonly(merged, False)
     try:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.tiny import command, tiny
+from trainsys.bounds import BOUNDS
 from trainsys.cli.main import main
+from trainsys.config import RunConfig
 
 ALL = ("train", "drill", "plan", "simulate")
 RUN = ("train", "drill")
@@ -174,3 +178,21 @@ def test_the_same_through_a_real_process(tmp_path: Path) -> None:
     assert (code, out) == (2, "")
     assert err == "trainsys: train.stpes is unknown; did you mean train.steps?\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_every_number_has_bounds() -> None:
+    """A new number in the config gets its line in `trainsys.bounds`, or a check that knows more."""
+    known = ("model.", "batch.", "parallel.", "data.max_bytes", "faults.seed")  # checked with the layout or the data
+    numbers = [key for key, value in _leaves(RunConfig()) if type(value) in (int, float)]
+    assert len(numbers) > 40
+    assert [key for key in numbers if key not in BOUNDS and not key.startswith(known)] == []
+
+
+def _leaves(config: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    assert dataclasses.is_dataclass(config)
+    for part in dataclasses.fields(config):
+        value = getattr(config, part.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{part.name}.")
+        else:
+            yield prefix + part.name, value

@@ -224,11 +224,14 @@ def test_plain_dcp_reads_the_right_values(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MiB: one checkpoint of the tiny run fits, two do not."""
+def small_disk(whole: Path, tmp_path: Path) -> Iterator[Path]:
+    """A disk where one checkpoint of the tiny run fits, and two do not."""
+    one = sum(f.stat().st_size for f in (whole / "checkpoints" / "step-00000012").iterdir())
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={one * 3 // 2}", "tmpfs", str(disk)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
     yield disk
@@ -252,11 +255,12 @@ def test_training_outlives_a_full_disk(small_disk: Path, whole: Path, tmp_path: 
 def test_a_full_disk_under_the_record_stops_nothing(small_disk: Path, tmp_path: Path) -> None:
     run_dir = small_disk / "run"
     run_dir.mkdir()
-    (small_disk / "other").write_bytes(bytes((1 << 20) - 24 * 1024))
-    with command("train", *tiny(run_dir, f"checkpoint.dir={tmp_path}", "train.steps=200")) as running:
+    left = shutil.disk_usage(small_disk).free - 20 * 1024
+    (small_disk / "other").write_bytes(bytes(left))
+    with command("train", *tiny(run_dir, f"checkpoint.dir={tmp_path}", "train.steps=24")) as running:
         code, out, err = running.finish()
     assert (code, err) == (0, "")
-    assert "trained 200 steps" in out
+    assert "trained 24 steps" in out
     assert out.count("metrics.jsonl cannot be written: No space left on device; training goes on without it") == 1
     assert all(json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
 

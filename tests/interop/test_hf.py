@@ -58,12 +58,12 @@ def test_we_read_what_transformers_writes(name: str, tmp_path: Path) -> None:
     folder = HFFolder(tmp_path)
     assert resolve(folder.config) == config
     folder.check(config)
-    values = {t.name: folder.read(config, t.name, Box.whole(t.shape)) for t in tensors(config)}
+    values = {t.name: folder.read(config, t, Box.whole(t.shape)) for t in tensors(config)}
     tokens = torch.arange(48).view(2, 24) % config.vocab_size
     torch.testing.assert_close(theirs.eval()(tokens).logits, logits(config, values, tokens), atol=1e-5, rtol=0)
     for tensor in tensors(config):  # any box is the slice of the whole
         box = Box(tuple(n // 3 for n in tensor.shape), tuple(n - n // 4 for n in tensor.shape))
-        part = folder.read(config, tensor.name, box)
+        part = folder.read(config, tensor, box)
         assert torch.equal(part, values[tensor.name][box.within(Box.whole(tensor.shape))])
 
 

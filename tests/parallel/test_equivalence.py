@@ -37,9 +37,12 @@ def compare(ranks: RankPool, num_ranks: int, model: dict[str, Any], grids: list[
         assert_close(got, expected, TOLERANCE)
 
 
+@pytest.mark.parametrize("zero", [0, 1])
 @pytest.mark.parametrize(("num_ranks", "pp"), [(n, pp) for n in (1, 2, 4, 8) for pp in (1, 2, 4, 8) if pp <= n])
-def test_every_factorisation(ranks: RankPool, num_ranks: int, pp: int) -> None:
-    compare(ranks, num_ranks, {"num_layers": max(2, pp)}, [g for g in meshes(num_ranks) if g["pp"] == pp])
+def test_every_factorisation(ranks: RankPool, num_ranks: int, pp: int, zero: int) -> None:
+    grids = [g for g in meshes(num_ranks) if (g["pp"], g["zero"]) == (pp, zero)]
+    assert grids
+    compare(ranks, num_ranks, {"num_layers": max(2, pp)}, grids)
 
 
 def test_factorisations_are_complete() -> None:

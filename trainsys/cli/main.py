@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -13,6 +14,7 @@ VERBS = {
     "train": "train a config on a local cluster; resumes by itself",
     "drill": "train under a fault schedule and prove that nothing was lost",
     "simulate": "draw the timeline of one planned step",
+    "reshard": "write a checkpoint as a Hugging Face folder",
     "bench": "run one benchmark against its peers",
 }
 USAGE = """usage: trainsys VERB [arguments]     (trainsys VERB --help tells more)
@@ -61,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(error, 1)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(f"{error.filename or 'the output cannot be written'}: {error.strerror}", 1)
         if error.filename is None:
             raise
         return _fail(f"{error.filename}: {error.strerror}", 2)

@@ -41,6 +41,14 @@ def check_machine(config: RunConfig) -> None:
             raise ValueError("cluster.device.backend=nccl but this machine has no GPU; set cluster.device.backend=gloo")
 
 
+def check_start(config: RunConfig) -> None:
+    """Whether the weights of ``train.init_from`` are there and fit; ValueError in one line."""
+    if config.train.init_from:
+        from trainsys.interop.hf import hf_folder
+
+        hf_folder(config)
+
+
 def check_folder(path: Path, key: str) -> None:
     """Whether files can be made in `path`, which need not exist yet; ValueError names `key`."""
     nearest = path.absolute()
@@ -53,11 +61,12 @@ def check_folder(path: Path, key: str) -> None:
 
 
 def check_data(config: RunConfig, console: Console) -> None:
-    """Open (and, the first time, tokenise) the data.
+    """Open (and, the first time, tokenise) the data, and look at the weights to start from.
 
     Raises:
         ValueError: one line naming the file or the key at fault.
     """
+    check_start(config)
     from trainsys.data.build import build_source
     from trainsys.data.sampler import Sampler
 

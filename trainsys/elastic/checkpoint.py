@@ -7,6 +7,7 @@ layout (and any DCP reader) can load it. `trainsys.elastic.manifest` says where,
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from trainsys.comm.objects import broadcast_object, gather_objects
 from trainsys.config import RunConfig
 from trainsys.elastic.manifest import complete, folder_of, partial_of, remove_partial
 from trainsys.parallel.state import FlatState
+from trainsys.space.box import Box
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import SLOTS, Space
 from trainsys.space.transition import Place, piece_places, storage_places
@@ -164,31 +166,47 @@ def load_state(
 ) -> FlatState:
     """Read this rank's storage under `layout` from a checkpoint of any layout."""
     state = FlatState(layout.storage(space, rank), dtype, device)
-    reader = FileSystemReader(path)
-    planner = _LoadPlanner(space, layout, rank, state)
-    metadata = reader.read_metadata()
-    planner.set_up_planner({}, metadata, False)
-    reader.set_up_storage_reader(metadata, False)
-    plan = reader.prepare_local_plan(planner.create_local_plan())
-    reader.read_data(planner.finish_plan(plan), planner).wait()
+    wanted = []
+    for piece, offset in storage_places(space, layout, rank):
+        tensor = space.tensors[piece.tensor]
+        for place in piece_places(tensor, layout.tp, piece, offset):
+            wanted += [(f"{slot}.{tensor.name}", place.box, state.run(slot, place)) for slot in SLOTS]
+    SavedTensors(path).read(wanted)
     return state
 
 
-class _LoadPlanner(DefaultLoadPlanner):
-    """Asks DCP for the boxes of the rank's storage and offers the flat state's runs as targets."""
+class SavedTensors:
+    """A finished checkpoint folder, read box by box."""
 
-    def __init__(self, space: Space, layout: Layout, rank: int, state: FlatState) -> None:
+    def __init__(self, path: Path) -> None:
+        self._reader = FileSystemReader(path)
+        self._metadata = self._reader.read_metadata()
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Stored precision of ``<slot>.<name>``."""
+        dtype: torch.dtype = self._metadata.state_dict_metadata[name].properties.dtype  # type: ignore[union-attr]
+        return dtype
+
+    def read(self, wanted: Sequence[tuple[str, Box, Tensor]]) -> None:
+        """Fill each tensor with one box of the ``<slot>.<name>`` beside it."""
+        planner = _LoadPlanner(wanted)
+        planner.set_up_planner({}, self._metadata, False)
+        self._reader.set_up_storage_reader(self._metadata, False)
+        plan = self._reader.prepare_local_plan(planner.create_local_plan())
+        self._reader.read_data(planner.finish_plan(plan), planner).wait()
+
+
+class _LoadPlanner(DefaultLoadPlanner):
+    """Asks DCP for boxes and offers the tensors they go to."""
+
+    def __init__(self, wanted: Sequence[tuple[str, Box, Tensor]]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._chunks: dict[str, list[ChunkStorageMetadata]] = {}
         self._targets: dict[tuple[str, int], Tensor] = {}
-        for piece, offset in storage_places(space, layout, rank):
-            tensor = space.tensors[piece.tensor]
-            for place in piece_places(tensor, layout.tp, piece, offset):
-                for slot in SLOTS:
-                    name = f"{slot}.{tensor.name}"
-                    chunks = self._chunks.setdefault(name, [])
-                    self._targets[name, len(chunks)] = state.run(slot, place)
-                    chunks.append(ChunkStorageMetadata(torch.Size(place.box.start), torch.Size(place.box.shape)))
+        for name, box, target in wanted:
+            chunks = self._chunks.setdefault(name, [])
+            self._targets[name, len(chunks)] = target
+            chunks.append(ChunkStorageMetadata(torch.Size(box.start), torch.Size(box.shape)))
 
     def create_local_plan(self) -> LoadPlan:
         assert self.metadata is not None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import time
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,8 @@ _TAGS = {
 }
 
 
-class JsonLines:
-    """A file of one JSON object per line; every line is on disk whole or not at all.
+class Records:
+    """A file of records; every one is on disk whole or not at all.
 
     Args:
         append: keep what is there.
@@ -36,8 +39,8 @@ class JsonLines:
         self._pending: list[bytes] = []
         self._complained = False
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        self._pending.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    def append(self, record: bytes) -> None:
+        self._pending.append(record)
         del self._pending[:-_KEPT]
         try:
             while self._pending:
@@ -53,42 +56,51 @@ class JsonLines:
     def close(self) -> None:
         self._stream.close()
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, record: bytes) -> None:
         at = self._stream.seek(0, os.SEEK_END)
         try:
-            written = self._stream.write(line)
-            if written != len(line):
-                self._stream.write(line[written:])  # raises, as the disk is full now
+            written = self._stream.write(record)
+            if written != len(record):
+                self._stream.write(record[written:])  # raises, as the disk is full now
         except OSError:
             self._stream.truncate(at)
             raise
 
 
-class Board:
-    """Metrics for TensorBoard, until its folder cannot be written."""
+class JsonLines(Records):
+    """One JSON object per line."""
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        self.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
+class Board(Records):
+    """Metrics for TensorBoard: one event per step. Written here, as its own writer dies in a thread of its own."""
 
     def __init__(self, folder: Path, start_step: int, say: Callable[[str], None]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-        self._folder, self._say = folder, say
-        self._writer: Any = SummaryWriter(str(folder), purge_step=start_step)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{start_step}"
+        super().__init__(folder / name, True, say)
+        self._event(Event(file_version="brain.Event:2"))
+        self._event(Event(session_log=SessionLog(status=SessionLog.START), step=start_step))  # hides later steps
 
     def add(self, line: Mapping[str, Any]) -> None:
         """One committed step, given as its line of metrics.jsonl."""
-        values = {tag: line[key] for key, tag in _TAGS.items() if line[key] is not None}
-        self._attempt(lambda: [self._writer.add_scalar(tag, value, line["step"]) for tag, value in values.items()])
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
-    def close(self) -> None:
-        self._attempt(lambda: self._writer.close())
+        values = [Summary.Value(tag=tag, simple_value=line[key]) for key, tag in _TAGS.items() if line[key] is not None]
+        self._event(Event(summary=Summary(value=values), step=line["step"]))
 
-    def _attempt(self, action: Callable[[], object]) -> None:
-        if self._writer is None:
-            return
-        try:
-            action()
-        except OSError as error:  # its writer thread's, handed on
-            self._say(f"{self._folder} cannot be written: {error.strerror}; training goes on without it")
-            self._writer = None
+    def _event(self, event: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        event.wall_time = time.time()
+        buffer = BytesIO()
+        RecordWriter(buffer).write(event.SerializeToString())
+        self.append(buffer.getvalue())
 
 
 def keep_before(path: Path, step: int) -> None:

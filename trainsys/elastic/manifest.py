@@ -156,6 +156,23 @@ def find_checkpoint(config: RunConfig) -> Found:
     return Found()
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What one checkpoint folder says of itself, once it is known to be whole.
+
+    Raises:
+        ValueError: one line, for a folder that is no checkpoint or a damaged one.
+    """
+    name, _, step = folder.name.partition("-")
+    if name != "step" or not step.isdigit() or not folder.is_dir():
+        raise ValueError(f"{folder} is no checkpoint folder; name one like RUN_DIR/checkpoints/step-00000040")
+    try:
+        return _verified(folder, int(step))
+    except OSError as error:
+        raise ValueError(f"{folder}: {Path(error.filename).name} is missing") from None
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
 def _verified(folder: Path, step: int) -> dict[str, Any]:
     """The manifest of a whole checkpoint. Raises OSError or ValueError otherwise."""
     try:

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NoReturn
@@ -47,11 +48,12 @@ from trainsys.elastic.messages import (
     Verdict,
 )
 from trainsys.elastic.transit import run_transition
+from trainsys.interop.hf import hf_folder
 from trainsys.models.geometry import resolve, tensors
 from trainsys.models.registry import build
 from trainsys.parallel.engine import DTYPES, Engine, num_microbatches, wanted_groups
 from trainsys.parallel.stage import Batch
-from trainsys.parallel.state import FlatState, initial_state, master_dtype
+from trainsys.parallel.state import FlatState, filled_state, initial_state, master_dtype
 from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import Space
@@ -152,6 +154,9 @@ class Worker:
             return FlatState((), self.dtype, self.device), 0
         if order.resume:
             return load_state(Path(order.resume), self.space, order.dst, self.rank, self.dtype, self.device), 0
+        if self.config.train.init_from:
+            read = partial(hf_folder(self.config).read, self.model)
+            return filled_state(self.space, order.dst, self.rank, read, self.dtype, self.device), 0
         seed = self.config.train.seed
         return initial_state(self.space, order.dst, self.rank, self.model, seed, self.dtype, self.device), 0
 
@@ -225,7 +230,9 @@ def peak_bytes(device: torch.device) -> int:
 def warm_up(config: RunConfig) -> None:
     """Run one microbatch through a one-layer model, so that a rank that joins does not hold up its first real step."""
     model = build(dataclasses.replace(resolve(config.model), num_layers=1), range(-1, 2))
-    model(torch.zeros(config.batch.microbatch_size, config.batch.seq_len, dtype=torch.int64)).sum().backward()
+    size = config.batch.microbatch_size
+    model.keys.begin(config.train.seed, 0, range(size))
+    model(torch.zeros(size, config.batch.seq_len, dtype=torch.int64)).sum().backward()
 
 
 def serve(

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainsys.config import ModelConfig
+from trainsys.config import ModelConfig, RunConfig, to_dict
 from trainsys.interop.hf_names import config_from_hf, config_to_hf, part_of, their_shapes
-from trainsys.models.geometry import tensors
+from trainsys.models.geometry import resolve, tensors
 from trainsys.space.box import Box
+from trainsys.space.tensor import LogicalTensor
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 Read = Callable[[str, Box], Tensor]  # (logical name, box) -> values
@@ -53,9 +54,9 @@ class HFFolder:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise ValueError(f"{self.path} does not hold this model: {'; '.join(wrong[:5])}{more}")
 
-    def read(self, config: ModelConfig, name: str, box: Box) -> Tensor:
-        """Elements of one box of logical tensor `name`, in the stored dtype."""
-        part = part_of(config, name)
+    def read(self, config: ModelConfig, tensor: LogicalTensor, box: Box) -> Tensor:
+        """Elements of one box of a logical tensor, in the stored dtype."""
+        part = part_of(config, tensor.name)
         theirs = part.box(box)
         view = self._open(self._files[part.name]).get_slice(part.name)
         values: Tensor = view[tuple(slice(a, b) for a, b in zip(theirs.start, theirs.stop, strict=True))]
@@ -68,6 +69,24 @@ class HFFolder:
             return safe_open(self.path / file, framework="pt")
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.path / file} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def hf_folder(config: RunConfig) -> HFFolder:
+    """The checkpoint that ``train.init_from=hf:PATH`` names, of the very architecture of ``config.model``.
+
+    Raises:
+        ValueError: one line, naming what does not fit.
+    """
+    kind, _, path = config.train.init_from.partition(":")
+    if kind != "hf" or not path:
+        raise ValueError(f"train.init_from={config.train.init_from} is not of the form hf:FOLDER")
+    folder = HFFolder(Path(path).expanduser())
+    theirs, ours = to_dict(resolve(folder.config)), to_dict(resolve(config.model))
+    for key, value in ours.items():
+        if key not in ("dropout", "max_seq_len") and theirs[key] != value:
+            raise ValueError(f"{path} has {key}={theirs[key]}, the run has {value}; set model.{key}={theirs[key]}")
+    folder.check(config.model)
+    return folder
 
 
 def write_hf(

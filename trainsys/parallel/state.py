@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from trainsys.config import ModelConfig
 from trainsys.models.init import init_box
+from trainsys.space.box import Box
 from trainsys.space.layout import Layout, Piece
-from trainsys.space.tensor import SLOTS, Space
+from trainsys.space.tensor import SLOTS, LogicalTensor, Space
 from trainsys.space.transition import Place, piece_places, storage_places
 
 
@@ -50,10 +51,25 @@ def initial_state(
     space: Space, layout: Layout, rank: int, config: ModelConfig, seed: int, dtype: torch.dtype, device: torch.device
 ) -> FlatState:
     """Fresh state: initial values depend on the logical coordinate alone, moments are zero."""
+
+    def fresh(tensor: LogicalTensor, box: Box) -> Tensor:
+        return init_box(tensor, box.start, box.stop, seed, config)
+
+    return filled_state(space, layout, rank, fresh, dtype, device)
+
+
+def filled_state(
+    space: Space,
+    layout: Layout,
+    rank: int,
+    read: Callable[[LogicalTensor, Box], Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> FlatState:
+    """State before the first step: masters from `read`, box by box, and moments of zero."""
     state = FlatState(layout.storage(space, rank), dtype, device)
     for piece, offset in storage_places(space, layout, rank):
         tensor = space.tensors[piece.tensor]
         for place in piece_places(tensor, layout.tp, piece, offset):
-            values = init_box(tensor, place.box.start, place.box.stop, seed, config)
-            state.run("master", place).copy_(values)
+            state.run("master", place).copy_(read(tensor, place.box))
     return state

@@ -1,0 +1,260 @@
+"""The census: every way in which a transition can go wrong is noticed, whatever the layouts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainsys.config import ModelConfig, ParallelConfig
+from trainsys.elastic.census import check_census, hash_box, take_census
+from trainsys.elastic.messages import Census
+from trainsys.models.geometry import resolve, split_layers, tensors
+from trainsys.parallel.state import FlatState
+from trainsys.space.box import Box
+from trainsys.space.build import build_layout, succeed
+from trainsys.space.layout import Layout
+from trainsys.space.tensor import SLOTS, LogicalTensor, Space
+from trainsys.space.transition import LostError, check_covered, piece_places, storage_places
+
+MODEL = resolve(ModelConfig(vocab_size=24, dim=8, num_layers=4, num_heads=2, max_seq_len=8, ffn_dim=12))
+SPACE = Space(tensors(MODEL))
+STEP = 7
+States = dict[int, FlatState]
+
+
+def node(rank: int) -> int:
+    return rank // 2
+
+
+def mesh(dp: int, tp: int, pp: int, zero: int) -> Layout:
+    parallel = ParallelConfig(dp=dp, tp=tp, pp=pp, zero=zero)
+    return build_layout(parallel, split_layers(4, pp), range(dp * tp * pp), 16, node)
+
+
+def values(dtype: torch.dtype = torch.float32) -> dict[tuple[str, int], torch.Tensor]:
+    """The whole training state, as one device would hold it."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        (slot, ordinal): torch.randn(t.shape, generator=generator, dtype=dtype)
+        for slot in SLOTS
+        for ordinal, t in enumerate(SPACE.tensors)
+    }
+
+
+def spread(layout: Layout, whole: dict[tuple[str, int], torch.Tensor]) -> States:
+    """What every rank of `layout` stores when all is right."""
+    states = {}
+    for rank in layout.ranks:
+        state = FlatState(layout.storage(SPACE, rank), torch.float32, torch.device("cpu"))
+        for piece, offset in storage_places(SPACE, layout, rank):
+            for place in piece_places(SPACE.tensors[piece.tensor], layout.tp, piece, offset):
+                for slot in SLOTS:
+                    box = tuple(slice(a, b) for a, b in zip(place.box.start, place.box.stop, strict=True))
+                    state.run(slot, place).copy_(whole[slot, piece.tensor][box])
+        states[rank] = state
+    return states
+
+
+def evidence(src: Layout, old: States, dst: Layout, new: States, alive: Collection[int]) -> dict[int, Census]:
+    ranks = sorted({*alive, *dst.ranks})
+    empty = FlatState((), torch.float32, torch.device("cpu"))
+    return {
+        r: take_census(SPACE, r, src, alive, old.get(r), dst, new.get(r, empty), STEP if r in alive else 0)
+        for r in ranks
+    }
+
+
+LAYOUTS = [(2, 1, 2, 1), (4, 1, 1, 0), (1, 1, 4, 0), (2, 2, 1, 1), (1, 2, 2, 0), (3, 1, 2, 1)]
+
+
+@pytest.mark.parametrize("to", LAYOUTS, ids=str)
+@pytest.mark.parametrize("came", LAYOUTS, ids=str)
+def test_a_right_transition_passes(came: tuple[int, int, int, int], to: tuple[int, int, int, int]) -> None:
+    src, dst, whole = mesh(*came), mesh(*to), values()
+    reports = evidence(src, spread(src, whole), dst, spread(dst, whole), src.ranks)
+    check_census(SPACE, reports, True, STEP)
+
+
+def test_the_dead_are_vouched_for_by_their_mirrors() -> None:
+    src, whole = mesh(2, 1, 2, 1), values()
+    alive = tuple(r for r in src.ranks if r != 2)
+    dst = succeed(src, ParallelConfig(dp=3, zero=1), (4,), alive, node)
+    old = {r: s for r, s in spread(src, whole).items() if r in alive}
+    check_covered(SPACE, src, alive)
+    check_census(SPACE, evidence(src, old, dst, spread(dst, whole), alive), True, STEP)
+    with pytest.raises(LostError, match="no living rank"):
+        check_covered(SPACE, src, [r for r in alive if r != src.mirror_of[2]])
+
+
+# -- what can go wrong -----------------------------------------------------------------------------------------------
+
+
+def stale(states: States) -> None:
+    """A moment that one rank has not updated: an owned piece from the step before."""
+    states[1].slots["exp_avg"][:16] *= 0.9
+
+
+def swapped(states: States) -> None:
+    master = states[1].slots["master"]
+    master[[2, 3]] = master[[3, 2]]
+
+
+def flipped(states: States) -> None:
+    """One bit, the lowest, of one element."""
+    bits = states[0].slots["exp_avg_sq"].view(torch.int32)
+    bits[5] ^= 1
+
+
+def sign(states: States) -> None:
+    states[0].slots["exp_avg"][5] *= -1
+
+
+def shifted(states: States) -> None:
+    """A box that begins one element too late."""
+    master = states[0].slots["master"]
+    master[:16] = master[:16].roll(1)
+
+
+def zeroed(states: States) -> None:
+    """A piece that never came."""
+    states[2].slots["master"][-16:] = 0
+
+
+def exchanged(states: States) -> None:
+    """Two slots of one piece in each other's place, as when a fused buffer is taken apart wrongly."""
+    slots = states[0].slots
+    slots["master"][:16], slots["exp_avg"][:16] = slots["exp_avg"][:16].clone(), slots["master"][:16].clone()
+
+
+def halves(states: States) -> None:
+    """Two neighbouring pieces in each other's place, as when a fused tensor is split in the wrong order."""
+    for slot in SLOTS:
+        values = states[0].slots[slot]
+        values[:32] = values[:32].roll(16)
+
+
+DAMAGE = [stale, swapped, flipped, sign, shifted, zeroed, exchanged, halves]
+
+
+@pytest.mark.parametrize("to", [(2, 1, 2, 1), (4, 1, 1, 0), (2, 2, 1, 1)], ids=str)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_values_are_noticed(damage: Callable[[States], None], to: tuple[int, int, int, int]) -> None:
+    src, dst, whole = mesh(1, 1, 4, 0), mesh(*to), values()
+    new = spread(dst, whole)
+    damage(new)
+    with pytest.raises(ValueError, match=r"^census: .*(changed in transit|holds another)"):
+        check_census(SPACE, evidence(src, spread(src, whole), dst, new, src.ranks), True, STEP)
+
+
+def test_a_replica_that_differs_is_noticed_even_at_a_fresh_start() -> None:
+    dst, whole = mesh(4, 1, 1, 0), values()
+    new = spread(dst, whole)
+    flipped({0: new[3]})
+    reports = {r: take_census(SPACE, r, None, (), None, dst, new[r], 0) for r in dst.ranks}
+    with pytest.raises(ValueError, match=r"rank \d holds another"):
+        check_census(SPACE, reports, False, 0)
+    check_census(SPACE, {r: take_census(SPACE, r, None, (), None, dst, s, 0) for r, s in spread(dst, whole).items()},
+                 False, 0)  # fmt: skip
+
+
+def test_a_mirror_that_differs_is_noticed() -> None:
+    dst, whole = mesh(2, 1, 2, 1), values()
+    new = spread(dst, whole)
+    mirror = dst.mirror_of[0]
+    new[mirror].slots["exp_avg"][-1] += 1
+    with pytest.raises(ValueError, match=f"rank {mirror} holds another"):
+        check_census(SPACE, evidence(dst, spread(dst, whole), dst, new, dst.ranks), True, STEP)
+
+
+def test_a_missing_rank_is_noticed() -> None:
+    src, whole = mesh(2, 1, 2, 1), values()
+    reports = evidence(src, spread(src, whole), src, spread(src, whole), src.ranks)
+    del reports[3]
+    with pytest.raises(ValueError, match=r"has \d+ of \d+ elements owned"):
+        check_census(SPACE, reports, True, STEP)
+
+
+def test_a_rank_at_another_step_is_noticed() -> None:
+    src, whole = mesh(2, 1, 2, 1), values()
+    reports = evidence(src, spread(src, whole), src, spread(src, whole), src.ranks)
+    reports[2] = dataclasses.replace(reports[2], step=0)
+    with pytest.raises(ValueError, match="rank 2 has seen 0 steps of 7"):
+        check_census(SPACE, reports, True, STEP)
+
+
+def test_a_rank_that_joins_has_seen_no_step() -> None:
+    src, dst, whole = mesh(2, 1, 1, 1), mesh(4, 1, 1, 1), values()
+    reports = evidence(src, spread(src, whole), dst, spread(dst, whole), src.ranks)
+    assert [reports[r].step for r in dst.ranks] == [STEP, STEP, None, None]
+    check_census(SPACE, reports, True, STEP)
+
+
+# -- the hash --------------------------------------------------------------------------------------------------------
+
+shapes = st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple)
+
+
+@st.composite
+def cuts(draw: st.DrawFn, box: Box) -> list[Box]:
+    """`box` cut into boxes, recursively, at drawn places."""
+    wide = [d for d, n in enumerate(box.shape) if n > 1]
+    if not wide or not draw(st.booleans()):
+        return [box]
+    d = draw(st.sampled_from(wide))
+    at = draw(st.integers(box.start[d] + 1, box.stop[d] - 1))
+    low = Box(box.start, tuple(at if i == d else n for i, n in enumerate(box.stop)))
+    high = Box(tuple(at if i == d else n for i, n in enumerate(box.start)), box.stop)
+    return draw(cuts(low)) + draw(cuts(high))
+
+
+def total(whole: torch.Tensor, tensor: LogicalTensor, boxes: list[Box]) -> int:
+    parts = [whole[tuple(slice(a, b) for a, b in zip(x.start, x.stop, strict=True))] for x in boxes]
+    return sum(hash_box(p, tensor, x) for p, x in zip(parts, boxes, strict=True)) % 2**64
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), shapes, st.sampled_from([torch.float32, torch.float64]), st.integers(0, 2**31))
+def test_the_hash_does_not_depend_on_the_cut(
+    data: st.DataObject, shape: tuple[int, ...], dtype: torch.dtype, seed: int
+) -> None:
+    tensor = LogicalTensor("x", shape, 0)
+    whole = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    box = Box.whole(shape)
+    assert total(whole, tensor, data.draw(cuts(box))) == total(whole, tensor, [box])
+
+
+VALUES = st.floats(width=32, allow_nan=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(2, 1 << 20), st.integers(1, 1 << 20), VALUES, VALUES, st.sampled_from([torch.float32, torch.float64])
+)
+def test_the_hash_notices_any_swap(size: int, gap: int, a: float, b: float, dtype: torch.dtype) -> None:
+    """Of two different values, at any two places: also of x and -x, which differ in one bit."""
+    tensor, gap = LogicalTensor("x", (size + gap,), 0), gap
+    first, second = Box((0,), (1,)), Box((gap,), (gap + 1,))
+    for x, y in ((a, b), (a, -a)):
+        if str(x) == str(y):
+            continue
+        left, right = torch.tensor([x], dtype=dtype), torch.tensor([y], dtype=dtype)
+        straight = hash_box(left, tensor, first) + hash_box(right, tensor, second)
+        crossed = hash_box(right, tensor, first) + hash_box(left, tensor, second)
+        assert (straight - crossed) % 2**64
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 63), st.integers(0, 11), st.integers(0, 2**31))
+def test_the_hash_notices_any_flipped_bit(bit: int, at: int, seed: int) -> None:
+    tensor, box = LogicalTensor("x", (3, 4), 0), Box.whole((3, 4))
+    for dtype, integers, width in ((torch.float32, torch.int32, 32), (torch.float64, torch.int64, 64)):
+        whole = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        damaged = whole.clone()
+        number = 1 << bit % width
+        damaged.view(integers).view(-1)[at] ^= number - (1 << width if number >> (width - 1) else 0)
+        assert hash_box(damaged, tensor, box) != hash_box(whole, tensor, box)

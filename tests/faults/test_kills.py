@@ -1,0 +1,213 @@
+"""Ranks die in every phase, on several layouts: no step and no sample lost or repeated, the loss bit-equal."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import STEPS, command, tiny
+from trainsys.config import RunConfig, load
+from trainsys.elastic.agent import run_local
+from trainsys.elastic.drill import by_step, samples_lost_repeated
+from trainsys.elastic.faults import CHANGE_PHASES, STEP_PHASES, parse_faults
+from trainsys.elastic.manager import ElasticError
+from trainsys.elastic.messages import Proposal
+from trainsys.elastic.recorder import Recorder
+from trainsys.parallel.step import Decision
+from trainsys.space.layout import Layout
+
+LAYOUTS = {
+    "dp2·pp2 zero1": "parallel.dp=2 parallel.pp=2 parallel.zero=1",
+    "dp4 zero0": "parallel.dp=4 parallel.pp=1 parallel.zero=0",
+    "pp4": "parallel.dp=1 parallel.pp=4 parallel.zero=0",
+    "dp2·tp2 zero1": "parallel.dp=2 parallel.tp=2 parallel.pp=1 parallel.zero=1",
+    "dp3·pp2 zero1": "parallel.dp=3 parallel.pp=2 parallel.zero=1 cluster.ranks_per_node=3",
+    "gpt2, tied, dropout": "model.family=gpt2 model.tied=true model.dropout=0.1",
+    "recompute": "parallel.recompute=full",
+    "bfloat16": "train.dtype=bfloat16",
+}
+KILLS = [
+    ("dp3·pp2 zero1", "kill@3:5:forward"),
+    ("pp4", "kill@4:1:send"),
+    ("dp2·pp2 zero1", "kill@5:2:backward"),
+    ("dp4 zero0", "kill@4:3:reduce"),
+    ("dp2·pp2 zero1", "kill@6:1:snapshot"),
+    ("dp2·tp2 zero1", "kill@4:3:optimizer"),
+    ("dp2·pp2 zero1", "kill@3:2:backward,kill@3:3:plan"),
+    ("dp4 zero0", "kill@4:0:reduce,kill@4:2:connect"),
+    ("pp4", "join@2,kill@2:3:transfer"),
+    ("dp2·tp2 zero1", "kill@5:1:forward,kill@5:0:verify"),
+    ("dp3·pp2 zero1", "kill@4:0:backward,kill@4:4:commit"),
+    ("dp4 zero0", "kill@0:1:forward"),
+    ("dp2·pp2 zero1", "kill@11:0:optimizer"),
+    ("dp4 zero0", "kill@4:1:reduce,kill@4:2:reduce"),
+    ("gpt2, tied, dropout", "kill@4:1:backward"),
+    ("recompute", "kill@4:3:backward"),
+    ("bfloat16", "kill@4:0:snapshot"),
+]
+
+
+class Patient(Recorder):
+    """Slows the run down until the ranks that shall join have joined, and looks around after each step."""
+
+    awaited = 0
+    watch: Callable[[], None] = staticmethod(lambda: None)
+
+    def committed(self, decision: Decision, proposals: Mapping[int, Proposal], epoch: int, layout: Layout) -> None:
+        super().committed(decision, proposals, epoch, layout)
+        self.watch()
+        arrived = len(self.joins) + len(self._standing_by) + sum(f.step >= 0 and f.rank >= 4 for f in self.faults)
+        if decision.step >= 3 and arrived < self.awaited:
+            time.sleep(1.0)
+
+
+def train(folder: Path, layout: str, faults: str = "", *overrides: str) -> Patient:
+    config = load(tiny(folder, *LAYOUTS[layout].split(), *overrides))
+    with Patient(config, config.run_dir) as recorder:
+        recorder.awaited = faults.count("join")
+        run_local(config, recorder, parse_faults(faults, config.cluster.nodes * config.cluster.ranks_per_node, STEPS))
+    return recorder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Recorder]:
+    """The same steps without faults, run once per layout."""
+    runs: dict[str, Recorder] = {}
+
+    def get(layout: str) -> Recorder:
+        if layout not in runs:
+            runs[layout] = train(tmp_path_factory.mktemp("undisturbed"), layout)
+        return runs[layout]
+
+    return get
+
+
+def check(recorder: Recorder, reference: Recorder, config: RunConfig) -> None:
+    """Nothing lost, nothing repeated, the same bits."""
+    ours, theirs = by_step(recorder.decisions), by_step(reference.decisions)
+    assert [d.step for d in recorder.decisions] == list(range(STEPS))
+    assert samples_lost_repeated(recorder.samples, STEPS * config.batch.global_size) == (0, 0)
+    assert recorder.samples == reference.samples
+    assert [ours[s].loss.hex() for s in range(STEPS)] == [theirs[s].loss.hex() for s in range(STEPS)]
+    assert [ours[s].grad_norm.hex() for s in range(STEPS)] == [theirs[s].grad_norm.hex() for s in range(STEPS)]
+    assert len({d.loss for d in recorder.decisions}) == STEPS  # it did train
+    assert [error for _, _, error in recorder.saves] == [""]  # and saved at the end
+
+
+def test_every_phase_is_among_the_kills() -> None:
+    struck = {event.phase for _, faults in KILLS for event in parse_faults(faults, 6, STEPS) if event.kind == "kill"}
+    assert struck == {*STEP_PHASES, *CHANGE_PHASES}
+
+
+@pytest.mark.parametrize(("layout", "faults"), KILLS, ids=str)
+def test_a_kill_costs_nothing_but_time(
+    layout: str, faults: str, undisturbed: Callable[[str], Recorder], tmp_path: Path
+) -> None:
+    recorder = train(tmp_path, layout, faults)
+    check(recorder, undisturbed(layout), recorder.config)
+    planned = [(e.kind, e.rank, e.phase) for e in parse_faults(faults, 6, STEPS) if e.kind != "join"]
+    assert sorted((f.kind, f.rank, f.phase) for f in recorder.faults) == sorted(planned)
+    assert recorder.changes[-1].after is not None
+    assert not {f.rank for f in recorder.faults} & set(recorder.changes[-1].after.ranks)
+
+
+def test_a_frozen_rank_is_found_fenced_and_replaced(undisturbed: Callable[[str], Recorder], tmp_path: Path) -> None:
+    limit_s, slack_s = 2.5, 10.0
+    frozen: list[int] = []
+
+    class Watching(Patient):
+        @staticmethod
+        def watch() -> None:
+            frozen.append(len(_frozen()))
+
+    config = load(tiny(tmp_path, f"elastic.heartbeat_limit_s={limit_s}"))
+    with Watching(config, config.run_dir) as recorder:
+        run_local(config, recorder, parse_faults("stop@5:1:backward", 4, STEPS))
+    check(recorder, undisturbed("dp2·pp2 zero1"), config)
+    (fault,) = recorder.faults
+    assert (fault.kind, fault.rank, fault.step) == ("stop", 1, 5)
+    assert limit_s * 0.8 < fault.detect_s < limit_s + slack_s
+    assert fault.recover_s is not None and fault.recover_s < limit_s + slack_s
+    assert frozen == [0] * STEPS  # when the redone step is committed, the frozen process is gone
+
+
+def test_the_layout_grows_back_when_a_rank_joins(undisturbed: Callable[[str], Recorder], tmp_path: Path) -> None:
+    recorder = train(tmp_path, "dp2·pp2 zero1", "kill@2:2:backward,join@3")
+    check(recorder, undisturbed("dp2·pp2 zero1"), recorder.config)
+    first, smaller, last = (change.after for change in recorder.changes)
+    assert first is not None and smaller is not None and last is not None
+    assert str(last) == str(first) == "dp2·tp1·pp2 zero1"
+    assert [(s.first, s.stop) for s in last.stages] == [(s.first, s.stop) for s in first.stages]
+    assert set(smaller.ranks) <= {0, 1, 3}
+    assert set(last.ranks) == {0, 1, 3, 4}
+
+
+def test_a_rank_that_dies_while_it_joins_is_not_missed(undisturbed: Callable[[str], Recorder], tmp_path: Path) -> None:
+    recorder = train(tmp_path, "dp2·pp2 zero1", "kill@2:2:backward,join@3,kill@3:4:transfer")
+    check(recorder, undisturbed("dp2·pp2 zero1"), recorder.config)
+    assert [fault.rank for fault in recorder.faults] == [2, 4]
+    assert recorder.changes[-1].after is not None
+    assert set(recorder.changes[-1].after.ranks) <= {0, 1, 3}
+
+
+def test_a_spare_takes_the_place_of_a_dead_rank(undisturbed: Callable[[str], Recorder], tmp_path: Path) -> None:
+    config = load(tiny(tmp_path, "elastic.spare_delay_s=0"))
+    with Patient(config, config.run_dir) as recorder:
+        recorder.awaited = 1
+        run_local(config, recorder, parse_faults("kill@2:3:reduce", 4, STEPS))
+    check(recorder, undisturbed("dp2·pp2 zero1"), config)
+    assert recorder.changes[-1].after is not None
+    assert set(recorder.changes[-1].after.ranks) == {0, 1, 2, 4}
+
+
+# -- the end of the road ---------------------------------------------------------------------------------------------
+
+
+def test_a_rank_and_its_mirror(tmp_path: Path) -> None:
+    mirror = _mirrors(tmp_path)[0]
+    with command("drill", *tiny(tmp_path, f"faults.schedule=kill@4:0:forward,kill@4:{mirror}:plan")) as running:
+        code, _, err = running.finish()
+        assert running.gone_within(20), running.living()
+    assert code == 1
+    (line,) = err.splitlines()
+    assert line.startswith("trainsys: state is lost, ") and "no living rank holds it" in line
+    assert any(name in line for name in ("tok_embeddings", "layers."))
+    assert "restart to resume from the last checkpoint" in line
+
+
+def test_fewer_ranks_than_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ElasticError, match=r"needs ≥ 4 ranks, 3 alive; lower elastic\.min_ranks"):
+        train(tmp_path, "dp2·pp2 zero1", "kill@2:3:reduce", "elastic.min_ranks=4")
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    events = [json.loads(line)["event"] for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert events[-2:] == ["lost", "end"]
+
+
+def test_less_than_one_tp_team(tmp_path: Path) -> None:
+    with pytest.raises(ElasticError, match=r"smaller parallel\.tp"):
+        train(tmp_path, "dp2·tp2 zero1", "kill@2:1:forward,kill@4:2:forward,kill@6:3:forward")
+
+
+def _mirrors(folder: Path) -> dict[int, int]:
+    from trainsys.space.build import build_layout
+
+    config = load(tiny(folder))
+    return build_layout(config.parallel, (2, 2), range(4), config.elastic.chunk, lambda r: r // 2).mirror_of
+
+
+def _frozen() -> list[int]:
+    """Stopped processes of this session."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if fields[0] == "T" and int(fields[3]) == os.getsid(0):
+                found.append(int(folder.name))
+        except (OSError, ValueError):
+            continue
+    return found

@@ -1,0 +1,72 @@
+"""The way of the weights: trained here on one layout, exported, read by transformers, trained on from there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from trainsys.cli.main import main
+from trainsys.config import load
+from trainsys.data.build import build_source
+from trainsys.data.sampler import Sampler
+
+TINY = [
+    "configs/run/tiny.yaml", "model.dim=32", "model.num_layers=2", "model.vocab_size=256", "data.tokenizer=bytes",
+    "data.max_bytes=200000", "batch.seq_len=32", "batch.global_size=4", "batch.microbatch_size=1", "train.steps=2",
+    "faults.schedule=", "faults.kills=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("reshard")
+    assert main(["train", *TINY, f"run_dir={root}/first"]) == 0
+    step = root / "first" / "checkpoints" / "step-00000002"
+    assert main(["reshard", str(step), f"hf:{root}/hf", "--shard-mib", "1"]) == 0
+    return root
+
+
+def test_training_goes_on_from_exported_weights(exported: Path) -> None:
+    config = load([*TINY, f"run_dir={exported}/second", f"train.init_from=hf:{exported}/hf"])
+    assert main(["train", *TINY, "parallel.pp=1", "parallel.dp=4", f"run_dir={exported}/second",
+                 f"train.init_from=hf:{exported}/hf"]) == 0  # fmt: skip
+    loss = json.loads((exported / "second" / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    inputs, targets = Sampler(build_source(config.data, 256), 32, config.train.seed).batch(0, 4)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(exported / "hf").eval()
+    logits = theirs(torch.from_numpy(inputs)).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten())
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["reshard", "{root}/first", "hf:{root}/new"], "is no checkpoint folder; name one like"),
+        (["reshard", "{step}", "{root}/new"], "is not of the form hf:FOLDER"),
+        (["reshard", "{step}", "hf:{root}/hf"], "exists already"),
+        (["train", *TINY, "run_dir={root}/x", "train.init_from=hf:{root}/none"], "is no Hugging Face checkpoint"),
+        (["train", *TINY, "run_dir={root}/x", "train.init_from=hf:{root}/hf", "model.dim=64"], "set model.dim=32"),
+    ],
+)
+def test_bad_input_is_one_line(exported: Path, args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    places = {"root": exported, "step": exported / "first" / "checkpoints" / "step-00000002"}
+    assert main([a.format(**places) for a in args]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (exported / "new").exists()
+    assert not (exported / "x").exists()
+
+
+def test_a_damaged_checkpoint_is_not_exported(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    step = exported / "first" / "checkpoints" / "step-00000002"
+    data = sorted(step.glob("*.distcp"))[0]
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-10] + bytes(10))
+    assert main(["reshard", str(step), f"hf:{exported}/new"]) == 2
+    assert "is damaged" in capsys.readouterr().err
+    data.write_bytes(whole)
