@@ -18,6 +18,7 @@ from trainsys.elastic.messages import Beat, Fault, Quit, StopWanted
 
 M = TypeVar("M")
 Address = tuple[str, int] | str
+_LEAVE_S = 5.0  # for the main thread to end after Quit
 
 
 class Abandoned(Exception):
@@ -77,15 +78,16 @@ class ControlClient:
         return message
 
     def _read(self) -> None:
+        message = None
         try:
             while True:
                 message = self._connection.recv()
                 self._inbox.put(message)
                 if isinstance(message, Fault):
                     self._on_fault(message.epoch)
-                if isinstance(message, Quit):
-                    return  # the manager may go at once; the main thread leaves by itself
         except (EOFError, OSError):
+            if isinstance(message, Quit):  # the manager may go first; the main thread leaves by itself
+                time.sleep(_LEAVE_S)
             os._exit(1)  # the manager is gone: nobody can commit any more, and no orphan may stay
 
     def _beat(self, beat_s: float) -> None:
