@@ -13,7 +13,6 @@ from hypothesis import settings
 
 from trainsys.testing import RankPool
 
-
 settings.register_profile("suite", deadline=None)  # a busy machine is no failure
 settings.load_profile("suite")
 

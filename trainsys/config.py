@@ -225,9 +225,12 @@ def _with_bases(path: Path, seen: tuple[Path, ...] = ()) -> list[Any]:
         raise ValueError(f"config file {path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not OmegaConf.is_dict(node):
         raise ValueError(f"config file {path} must hold a mapping of sections, not a list")
-    bases = node.pop("base", [])
+    bases = OmegaConf.to_container(OmegaConf.create({"base": node.pop("base", [])}))["base"]  # type: ignore[index,call-overload]
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"config file {path}: base must be a path or a list of paths, not {bases!r}")
     parts = []
-    for base in [bases] if isinstance(bases, str) else list(bases):
+    for base in bases:
         parts += _with_bases(path.parent / base, (*seen, path.resolve()))
     return [*parts, node]
 

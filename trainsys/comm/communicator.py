@@ -81,7 +81,7 @@ class Communicator:
             except (RuntimeError, ValueError) as failure:
                 error = str(failure).splitlines()[0]
             with self._changed:
-                self._spare = store
+                self._spare = None if error else store
                 outcome.append(error)
                 self._changed.notify_all()
 

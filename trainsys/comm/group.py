@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -42,7 +41,7 @@ class Group:
         self, store: Store, name: str, ranks: Sequence[int], rank: int, backend: str, timeout_s: float
     ) -> None:
         self.name, self.ranks, self.rank, self._backend_name = name, tuple(ranks), rank, backend
-        self.seq = 0  # operations started; equal on all members when nothing is torn
+        self.seq = 0  # operations started; a group is carried over only where all members count the same
         self.pending = 0
         self.torn = False
         self.frozen = False  # refuses new operations until carried into the next generation
@@ -134,9 +133,9 @@ class Group:
         del self._pg  # the last reference: gloo closes its sockets in the destructor
 
 
-@cache
 def _gloo_device() -> Any:
-    """One listener and event thread for all groups of the process; making one takes longer than connecting a group."""
+    """A listener and event thread of this group alone. A listener shared between groups would accept a peer's
+    connection before the group is built here, and that socket could then not be told to be the group's."""
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
     if interface:
         return ProcessGroupGloo.create_device(interface=interface)

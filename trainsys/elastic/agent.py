@@ -25,6 +25,7 @@ PRELOAD = ["trainsys.elastic.preload"]
 def forkserver() -> mp.context.ForkServerContext:
     """Start method of rank processes: a thread-free parent that has imported torch once."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are here; spares gloo a look-up of the host's name
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     return context

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing as mp
-import queue
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, Listener
@@ -44,27 +43,19 @@ class Endpoint:
         authkey = secrets.token_bytes(16)
         self._listener = Listener((host, 0), backlog=64, authkey=authkey)
         self.rendezvous = Rendezvous(self._listener.address, authkey, (host, self._store.port))
-        self.doorbell, self._ring = mp.Pipe(duplex=False)  # readable while a connection waits to be `accepted`
-        self._accepted: queue.Queue[Connection] = queue.Queue()
         self._closed = False
-        threading.Thread(target=self._accept, daemon=True, name="accept").start()
 
-    def accepted(self) -> Sequence[Connection]:
-        """Connections made since the last call."""
-        found = []
-        while self.doorbell.poll():
-            self.doorbell.recv_bytes()
-            found.append(self._accepted.get())
-        return found
+    def serve(self, connected: Callable[[Connection], None]) -> None:
+        """From now on call `connected`, from a thread, with every connection that knows the key."""
+        threading.Thread(target=self._accept, args=(connected,), daemon=True, name="accept").start()
 
     def close(self) -> None:
         self._closed = True
         self._listener.close()
 
-    def _accept(self) -> None:
+    def _accept(self, connected: Callable[[Connection], None]) -> None:
         while not self._closed:
             try:
-                self._accepted.put(self._listener.accept())
-                self._ring.send_bytes(b"!")
+                connected(self._listener.accept())
             except (OSError, EOFError, mp.AuthenticationError):
                 continue

@@ -53,13 +53,26 @@ def parse_faults(text: str, world_size: int, steps: int) -> tuple[FaultEvent, ..
             raise ValueError(f"faults.schedule: {item!r} names step {event.step}, but the run has train.steps={steps}")
         if event.phase not in PHASES:
             raise ValueError(f"faults.schedule: {item!r} names no phase; phases are {', '.join(PHASES)}")
-        joins = sum(e.kind == "join" for e in events)
-        if event.kind != "join" and event.rank >= world_size + joins:
-            raise ValueError(
-                f"faults.schedule: {item!r} names rank {event.rank}, but ranks are 0 to {world_size + joins - 1} then"
-            )
         events.append(event)
-    return tuple(sorted(events, key=lambda e: e.step))
+    events.sort(key=lambda e: e.step)
+    _check_ranks(events, world_size)
+    return tuple(events)
+
+
+def _check_ranks(events: Sequence[FaultEvent], world_size: int) -> None:
+    """Every victim may exist by then, nobody dies twice, and somebody is left. Raises ValueError."""
+    started, struck = world_size, set[int]()
+    for event in events:
+        if event.kind == "join":
+            started += 1
+            continue
+        if event.rank >= started:
+            raise ValueError(f"faults.schedule: {event} names rank {event.rank}, but ranks are 0 to {started - 1} then")
+        if event.rank in struck:
+            raise ValueError(f"faults.schedule: {event} strikes rank {event.rank} a second time; name another rank")
+        struck.add(event.rank)
+        if len(struck) == started:
+            raise ValueError(f"faults.schedule: {event} leaves none of {started} ranks; name fewer")
 
 
 def random_kills(

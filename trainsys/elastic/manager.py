@@ -12,12 +12,14 @@ it (CommitEpoch). Nothing else is ever shared knowledge, so a fault at any insta
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from trainsys.config import ParallelConfig, RunConfig
@@ -112,14 +114,17 @@ class Manager:
         self.members: dict[int, Member] = {}
         self.next_rank = world_size
         self.stop_requested = False
-        self._links: dict[Connection, int] = {}
+        self._links: dict[Connection, Member] = {}
+        self._inbox: queue.Queue[tuple[Connection, Any]] = queue.Queue()
+        self._checked = time.monotonic()
         self._quiet: dict[int, Quiesced] = {}
         self._staged: dict[int, Staged] = {}
         self._proposals: dict[int, Proposal] = {}
         self._joins = sorted(joins)
         self._respawns: list[tuple[float, int]] = []
         self._save_due = False
-        self._newcomers = False
+        self._fresh: set[int] = set()  # ranks that joined since the last change
+        self._saved_step = start_step
         self._rate = rate(config.cluster, world_size)  # measured once, before ranks load the machine
         self._change: Change | None = None
         self._participants: tuple[int, ...] = ()
@@ -133,35 +138,47 @@ class Manager:
         Raises:
             ElasticError: too few ranks left, state lost, or a rank failed to start.
         """
+        self.endpoint.serve(self._connected)
         while self.phase is not Phase.DONE:
-            ready = wait([*self._links, self.endpoint.doorbell], self._tick_s)
-            for link in [link for link in self._links if link in ready]:
-                self._read(link)
-            for link in self.endpoint.accepted():
-                self._links[link] = -1
+            try:
+                self._take(*self._inbox.get(timeout=self._tick_s))
+            except queue.Empty:
+                pass
             self._check_clock()
+
+    def _connected(self, link: Connection) -> None:
+        """A thread of its own reads each connection: a rank that freezes inside a message blocks nobody else, and a
+        heartbeat counts when it arrives, however busy the manager is."""
+        threading.Thread(target=self._read, args=(link,), daemon=True, name="link").start()
 
     def _read(self, link: Connection) -> None:
         try:
-            message = link.recv()
+            while True:
+                message = link.recv()
+                member = self._links.get(link)
+                if member is not None:
+                    member.beat = time.monotonic()
+                if not isinstance(message, Beat):
+                    self._inbox.put((link, message))
         except (EOFError, OSError):
-            rank = self._links.pop(link, -1)
+            self._inbox.put((link, None))
+
+    def _take(self, link: Connection, message: Any) -> None:
+        """One message, or None for the end of a connection."""
+        member = self._links.get(link)
+        if message is None:
+            self._links.pop(link, None)
             link.close()
-            if rank in self.members and self.members[rank].link is link:
-                self._lost(rank, "exit")
-            return
-        rank = self._links.get(link, -1)
-        if isinstance(message, Hello):
-            self._links[link] = message.rank
-            self._joined(Member(message.rank, message.node, message.pid, link))
-        elif rank in self.members:
-            self.members[rank].beat = time.monotonic()
-            self._handle(rank, message)
+            if member is not None and self.members.get(member.rank) is member:
+                self._lost(member.rank, "exit")
+        elif isinstance(message, Hello):
+            self._links[link] = Member(message.rank, message.node, message.pid, link)
+            self._joined(self._links[link])
+        elif member is not None and self.members.get(member.rank) is member:
+            self._handle(member.rank, message)
 
     def _handle(self, rank: int, message: Any) -> None:
         match message:
-            case Beat():
-                pass
             case Proposal(epoch=epoch) if epoch == self.epoch and self.phase is Phase.RUNNING:
                 assert self.layout is not None
                 self._proposals[rank] = message
@@ -187,7 +204,10 @@ class Manager:
 
     def _check_clock(self) -> None:
         now = time.monotonic()
+        away_s, self._checked = now - self._checked - self._tick_s, now
         for member in list(self.members.values()):
+            if away_s > self._tick_s:  # the manager itself was held up: no rank is to blame for that
+                member.beat = min(now, member.beat + away_s)
             if now - member.beat > self.config.elastic.heartbeat_limit_s:
                 self.launcher.kill(member.rank)  # fenced: it may wake up later
                 self._lost(member.rank, "hang")
@@ -214,7 +234,7 @@ class Manager:
     def _joined(self, member: Member) -> None:
         self.members[member.rank] = member
         self.observer.joined(member.rank, member.node)
-        self._newcomers = True
+        self._fresh.add(member.rank)
         if self.phase is Phase.STARTING and len(self.members) == self.world_size:
             self._begin_change("")
         elif self.phase is Phase.QUIESCING:
@@ -227,6 +247,7 @@ class Manager:
     def _lost(self, rank: int, cause: str) -> None:
         member = self.members.pop(rank)
         self._links.pop(member.link, None)
+        self._fresh.discard(rank)
         if self.phase in (Phase.DONE, Phase.STARTING):
             if self.phase is Phase.STARTING:
                 self.abort(f"rank {rank} ended before training began; its error is above")
@@ -255,9 +276,11 @@ class Manager:
         self._broadcast(self.members.keys() - set(informed), Fault(self.epoch))
         self._change = Change(self.epoch, self.step, reason, self.layout, time.monotonic())
         if not self.members:
-            self.abort("no rank is left")
+            self._open_if_quiet()
 
     def _open_if_quiet(self) -> None:
+        if not self.members:
+            self.abort("no rank is left; restart to resume from the last checkpoint")
         if self._quiet.keys() >= self.members.keys():
             self._open()
 
@@ -274,7 +297,7 @@ class Manager:
         except ValueError as error:
             self.abort(str(error))
         assert self.target is not None
-        self._newcomers = False
+        self._fresh = set()
         self._participants = tuple(sorted({*alive, *self.target.ranks}))
         counts = [self._quiet[r].clean for r in self._participants]
         keep = tuple(name for name, seq in counts[0].items() if self._clean_everywhere(name, seq))
@@ -322,6 +345,7 @@ class Manager:
         except ValueError as error:
             self.abort(str(error))
         stop = self._stopping()
+        self._save_due = self._save_due or (stop and self.step > self._saved_step)
         self._broadcast(self._participants, CommitEpoch(self.epoch, self._save_due, stop))
         moved = sum(s.bytes_received for s in self._staged.values())
         seconds = max(s.seconds for s in self._staged.values())
@@ -345,7 +369,7 @@ class Manager:
         every, stop = self.config.checkpoint.every, self._stopping()
         self._save_due = self._save_due or stop or (every > 0 and self.step % every == 0)
         verdict = Verdict(decision, self._save_due, stop)
-        grow = not stop and self._newcomers
+        grow = not stop and bool(self._fresh)
         if grow:
             verdict = replace(verdict, change=self.epoch + 1)
         self._broadcast(self.layout.ranks, verdict)
@@ -369,6 +393,8 @@ class Manager:
 
     def _saved(self, message: Saved) -> None:
         self._save_due = False
+        if not message.error:
+            self._saved_step = message.step
         self.observer.saved(message.step, message.path, message.error)
         if self.phase is Phase.STOPPING:
             self._finish()

@@ -205,6 +205,7 @@ def _add(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _tag(node: Node, part: int) -> int:
-    """Unique per (node, part): 6 bits of level, 12 of index, the rest of part."""
-    assert node[1] < 1 << 12
-    return (part << 18) | (node[1] << 6) | node[0]
+    """Unique per (node, part) in 31 bits: 4 of level, 14 of index, the rest of part."""
+    assert node[1] < 1 << 14
+    assert part < 1 << 13
+    return (part << 18) | (node[1] << 4) | node[0]

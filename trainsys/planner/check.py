@@ -42,12 +42,21 @@ def check_layout(config: RunConfig) -> None:
     _check_shares(config)
 
 
+MOST_MICROBATCHES = 8192  # of a step: what the summation tree's message tags can number
+
+
 def check_batch(config: RunConfig) -> None:
     """The batch by itself, and against the model. Raises ValueError."""
     batch, model = config.batch, resolve(config.model)
     for name in ("global_size", "microbatch_size", "seq_len"):
         if getattr(batch, name) < 1:
             raise ValueError(f"batch.{name}={getattr(batch, name)} must be at least 1")
+    microbatches = batch.global_size // batch.microbatch_size
+    if microbatches > MOST_MICROBATCHES:
+        raise ValueError(
+            f"batch.global_size={batch.global_size} makes {microbatches} microbatches of {batch.microbatch_size}, more "
+            f"than {MOST_MICROBATCHES}; set batch.microbatch_size={-(-batch.global_size // MOST_MICROBATCHES)} or more"
+        )
     if batch.seq_len > model.max_seq_len:
         raise ValueError(
             f"batch.seq_len={batch.seq_len} is longer than model.max_seq_len={model.max_seq_len}; "
