@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,10 +42,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, tp: TensorParallel) -> Tensor:
         top = logits.max(dim=-1).values
-        with tp.group.operation() as pg:
-            options = dist.AllreduceOptions()
-            options.reduceOp = dist.ReduceOp(dist.ReduceOp.MAX)
-            pg.allreduce([top], options).wait()
+        top = torch.stack(tp.all_gather(top)).amax(dim=0)
         local = targets - tp.index * logits.shape[-1]
         outside = (local < 0) | (local >= logits.shape[-1])
         local = local.masked_fill(outside, 0)

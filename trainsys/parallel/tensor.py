@@ -41,18 +41,29 @@ class TensorParallel:
         return self.group.ranks.index(self.group.rank)
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """Sum over the group, in place; the bits are equal on all members."""
-        with self.group.operation() as pg:
-            pg.allreduce([x]).wait()
-        return x
+        """Sum over the group in rank order; the bits are equal on all members.
+
+        By direct messages: as many bytes as a ring, and a wait that an abort ends at once. gloo's own all-reduce was
+        seen to sit out its whole timeout when its peer had left for another epoch.
+        """
+        if self.size == 2:
+            return self.sum_in_rank_order(x)
+        slices = [part.contiguous() for part in x.reshape(-1).tensor_split(self.size)]
+        own = _sum_in_order(self._exchange_slices(slices, [torch.empty_like(slices[self.index]) for _ in slices]))
+        parts = self._exchange_slices([own] * self.size, [torch.empty_like(part) for part in slices])
+        return torch.cat(parts).view(x.shape)
+
+    def _exchange_slices(self, sends: list[Tensor], into: list[Tensor]) -> list[Tensor]:
+        """Send ``sends[i]`` to the i-th rank and receive ``into[i]`` from it; the own one is taken over."""
+        into[self.index] = sends[self.index]
+        peers = [(r, i) for i, r in enumerate(self.group.ranks) if i != self.index]
+        exchange(self.group, [(r, sends[i], 0) for r, i in peers], [(r, into[i], 0) for r, i in peers])
+        return into
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
         """Everybody's `x`, all of one shape, in rank order."""
-        parts = [torch.empty_like(x) for _ in range(self.size)]
-        parts[self.index] = x.contiguous()
-        peers = [(r, i) for i, r in enumerate(self.group.ranks) if i != self.index]
-        exchange(self.group, [(r, parts[self.index], 0) for r, _ in peers], [(r, parts[i], 0) for r, i in peers])
-        return parts
+        own = x.contiguous()
+        return self._exchange_slices([own] * self.size, [torch.empty_like(own) for _ in range(self.size)])
 
     def sum_in_rank_order(self, x: Tensor) -> Tensor:
         """Sum over the group for small tensors, with the bits of an element independent of its place in `x`.
@@ -68,11 +79,7 @@ class TensorParallel:
     def scatter_sequence(self, x: Tensor) -> Tensor:
         """Partial sums [B, S, D] -> summed [B, S/tp, D]; added in rank order, so every layout of dp agrees."""
         slices = [part.contiguous() for part in x.chunk(self.size, dim=1)]
-        received = [torch.empty_like(slices[0]) for _ in slices]
-        received[self.index] = slices[self.index]
-        peers = [(r, i) for i, r in enumerate(self.group.ranks) if i != self.index]
-        exchange(self.group, [(r, slices[i], 0) for r, i in peers], [(r, received[i], 0) for r, i in peers])
-        return _sum_in_order(received)
+        return _sum_in_order(self._exchange_slices(slices, [torch.empty_like(slices[0]) for _ in slices]))
 
     def slice_sequence(self, x: Tensor) -> Tensor:
         return x.chunk(self.size, dim=1)[self.index].contiguous()
@@ -96,7 +103,7 @@ class _Enter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         tp = ctx.tp
-        return (tp.scatter_sequence(grad) if tp.sequence_parallel else tp.all_reduce(grad.contiguous().clone())), None
+        return (tp.scatter_sequence(grad) if tp.sequence_parallel else tp.all_reduce(grad.contiguous())), None
 
 
 class _Leave(torch.autograd.Function):
@@ -105,7 +112,7 @@ class _Leave(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
         ctx.tp = tp
-        return tp.scatter_sequence(x) if tp.sequence_parallel else tp.all_reduce(x.contiguous().clone())
+        return tp.scatter_sequence(x) if tp.sequence_parallel else tp.all_reduce(x.contiguous())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -172,7 +179,7 @@ class _SumVocab(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
-        return tp.all_reduce(x.contiguous().clone())
+        return tp.all_reduce(x.contiguous())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
