@@ -114,7 +114,7 @@ class Communicator:
             raise CommError(f"generation {self._epoch} was aborted")
 
     def clean(self) -> dict[str, int]:
-        """Names of the groups that may be kept, with their operation counts (equal on all members when whole)."""
+        """Names of the quiet groups with their operation counts; those that agree on all members are carried over."""
         return {g.name: g.seq for g in self._groups.values() if g.clean}
 
     def close(self) -> None:
