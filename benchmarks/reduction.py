@@ -66,17 +66,14 @@ def _canonical(bucket: Bucket, leaf: tuple[int, int], flat: torch.Tensor) -> tor
 
 
 def _all_reduce(group: Any, flat: torch.Tensor) -> None:
-    with group.operation() as pg:
-        pg.allreduce([flat]).wait()
+    group.backend.allreduce([flat]).wait()
 
 
 def _timed(group: Any, action: Any) -> float:
-    with group.operation() as pg:
-        pg.barrier().wait()
+    group.backend.barrier().wait()
     start = time.perf_counter()
     action()
-    with group.operation() as pg:
-        pg.barrier().wait()
+    group.backend.barrier().wait()
     return time.perf_counter() - start
 
 

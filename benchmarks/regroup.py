@@ -42,8 +42,7 @@ def body(rank: int, world_size: int, store: Any, repeat: int) -> dict[str, list[
             members = everyone[:-1] if i % 2 == 0 else everyone
             epoch += 1
             keep = _clean_on_all_members(comm, members) if way == "edit" else []
-            with clock.group(everyone).operation() as pg:
-                pg.barrier().wait()
+            clock.group(everyone).backend.barrier().wait()
             start = time.perf_counter()
             comm.reconfigure(epoch, groups(members), keep)
             spans[way].append((start, time.perf_counter(), len(keep)))

@@ -19,8 +19,7 @@ from trainsys.comm.objects import broadcast_object, gather_objects
 
 def total(group: Group, value: float) -> float:
     x = torch.tensor([value])
-    with group.operation() as pg:
-        pg.allreduce([x]).wait()
+    group.all_reduce(x)
     return x.item()
 
 
@@ -204,3 +203,24 @@ def death(rank: int, world_size: int, store: Any) -> dict[str, Any]:
     seconds, outcome = blocked_s(comm, 0, lambda: total(group, 1.0))
     comm.close()
     return {"blocked_s": seconds, "outcome": outcome, "torn": group.torn}
+
+
+def abort_inside_messages(rank: int, world_size: int, store: Any, count: int) -> dict[str, float]:
+    """Aborts that fall in the middle of large messages, at another place each time; the longest wait after one."""
+    pair = tuple(range(world_size))
+    comm = Communicator(store, rank, timeout_s=10.0)
+    outgoing, incoming = torch.zeros(16 << 20), torch.zeros(16 << 20)
+    worst, torn = 0.0, 0
+    for epoch in range(count):
+        comm.reconfigure(epoch, [pair])
+        group, peer = comm.group(pair), 1 - rank
+
+        def operation(group: Group = group, peer: int = peer) -> None:
+            for _ in range(50):
+                exchange(group, [(peer, outgoing, 0)], [(peer, incoming, 0)])
+
+        seconds, outcome = blocked_s(comm, epoch, operation, 0.03 + 0.007 * epoch)
+        worst, torn = max(worst, seconds), torn + outcome.startswith("CommError")
+        meet(store, f"inside{epoch}", rank, world_size)
+    comm.close()
+    return {"worst_s": worst, "torn": torn}

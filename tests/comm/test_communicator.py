@@ -43,6 +43,13 @@ def test_closed_connections_of_one_rank(ranks: RankPool) -> None:
         assert r["blocked_s"] < 1.0
 
 
+def test_abort_inside_a_message_half_sent(ranks: RankPool) -> None:
+    """gloo tells nobody when a connection ends within a message; the timeout of these groups is 10 s."""
+    for r in ranks.run(bodies.abort_inside_messages, 2, 8):
+        assert r["torn"] == 8
+        assert r["worst_s"] < 2.0
+
+
 def test_thirty_generations_leak_nothing(ranks: RankPool) -> None:
     for counts in ranks.run(bodies.many_generations, 4, 34):
         for early, late in ((2, 32), (3, 33)):  # with and without the last rank

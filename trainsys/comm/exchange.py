@@ -35,12 +35,8 @@ def exchange(
     """
     incoming = [group.irecv(tensor, peer, tag) for peer, tensor, tag in receives]
     outgoing = [group.isend(tensor, peer, tag) for peer, tensor, tag in sends]
-    for i, work in enumerate(incoming):
-        group.wait(work)
-        if arrived is not None:
-            arrived(i)
-    for work in outgoing:
-        group.wait(work)
+    group.wait_all(incoming, arrived)
+    group.wait_all(outgoing)
 
 
 def all_gather_regions(group: Group, flat: torch.Tensor, regions: Mapping[int, tuple[int, int]], tag: int = 0) -> None:

@@ -1,8 +1,9 @@
 """One process group over raw c10d backends, with an abort that frees every blocked thread.
 
 torch 2.13's own abort, shutdown and destroy release nobody on gloo: a rank that is not a neighbour of the dead one
-waits out the whole timeout. ``shutdown(2)`` on the group's connected sockets does, so a group remembers which sockets
-came with it. Groups are addressed by global rank; ranks keep their numbers when others leave.
+waits out the whole timeout. ``shutdown(2)`` on the group's connected sockets frees the peers, so a group remembers
+which sockets came with it; this process's own thread is freed by `wait_all`. Groups are addressed by global rank; ranks
+keep their numbers when others leave.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
+from queue import SimpleQueue
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, Work
+
+from trainsys.comm.waiting import Answers, outcome, wait_elsewhere
 
 
 class CommError(RuntimeError):
@@ -46,10 +49,12 @@ class Group:
         self.torn = False
         self.frozen = False  # refuses new operations until carried into the next generation
         self._guard = threading.Lock()
+        self._answers: Answers = SimpleQueue()  # where the thread that uses this group waits
         self._index = {r: i for i, r in enumerate(self.ranks)}
         prefix = PrefixStore(name, store)
         before = _connected_sockets()
-        self._pg: Any = _backend(prefix, self._index[rank], len(self.ranks), backend, timedelta(seconds=timeout_s))
+        # operations begun on it directly are neither counted nor freed by an abort
+        self.backend: Any = _backend(prefix, self._index[rank], len(self.ranks), backend, timedelta(seconds=timeout_s))
         self._sockets = _connected_sockets() - before
 
     @property
@@ -61,18 +66,6 @@ class Group:
         """Nothing failed and nothing is under way: the group may be used in the next epoch."""
         return not self.torn and self.pending == 0
 
-    @contextmanager
-    def operation(self) -> Iterator[Any]:
-        """Bracket of every blocking operation; turns any failure into `CommError` and marks the group torn."""
-        backend = self.start()
-        try:
-            yield backend
-        except RuntimeError as error:
-            self.torn = True
-            raise CommError(f"group {self.name}: {str(error).splitlines()[0]}") from None
-        finally:
-            self.pending -= 1
-
     def start(self) -> Any:
         """Count an operation as begun; refuses once aborted, so that no thread blocks after the abort."""
         with self._guard:
@@ -80,17 +73,46 @@ class Group:
                 raise CommError(f"group {self.name} was aborted")
             self.seq += 1
             self.pending += 1
-            return self._pg
+            return self.backend
 
     def wait(self, work: Work) -> None:
         """Finish an operation begun by `isend` or `irecv`."""
-        try:
-            work.wait()
-        except RuntimeError as error:
-            self.torn = True
-            raise CommError(f"group {self.name}: {str(error).splitlines()[0]}") from None
-        finally:
+        self.wait_all([work])
+
+    def wait_all(self, works: Sequence[Work], arrived: Callable[[int], None] | None = None) -> None:
+        """Finish operations in turn.
+
+        Args:
+            arrived: called with each one's position once it is complete, while the rest is still on the wire.
+
+        Raises:
+            CommError: one failed, or the group was aborted; the tensors of all of them are undefined then.
+        """
+        for i, error in enumerate(self._outcomes(works)):
+            if error:
+                self.torn = True
+                raise CommError(f"group {self.name}: {error}")
             self.pending -= 1
+            if arrived is not None:
+                arrived(i)
+
+    def _outcomes(self, works: Sequence[Work]) -> Iterator[str]:
+        """What became of each operation: nothing, or what went wrong."""
+        if self._backend_name == "nccl":  # orders streams and returns: must happen in the caller's own thread
+            yield from map(outcome, works)
+            return
+        answers: Answers = SimpleQueue()
+        with self._guard:
+            if self.torn:
+                answers.put("aborted")
+            self._answers = answers
+        wait_elsewhere(works, answers)
+        for _ in works:
+            yield answers.get()
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        """Sum in place by the backend's own algorithm: fast, and its bits depend on the group's size."""
+        self.wait(self._post(lambda pg: pg.allreduce([tensor])))
 
     def isend(self, tensor: torch.Tensor, dst: int, tag: int) -> Work:
         """Begin sending a contiguous tensor to global rank `dst`; finish with `wait`."""
@@ -105,7 +127,7 @@ class Group:
         try:
             return call(backend)
         except RuntimeError as error:
-            self.torn, self.pending = True, self.pending - 1
+            self.torn = True
             raise CommError(f"group {self.name}: {str(error).splitlines()[0]}") from None
 
     def freeze(self) -> None:
@@ -120,8 +142,9 @@ class Group:
         """Free every thread blocked in this group, here and (through closed connections) on its peers."""
         with self._guard:
             self.torn = True
+            self._answers.put("aborted")
         if self._backend_name == "nccl":
-            self._pg.abort()
+            self.backend.abort()
         for fd in self._sockets & _connected_sockets():
             _shutdown(fd)
 
@@ -130,7 +153,7 @@ class Group:
         if self.pending or self.torn:
             self.abort()  # gloo's destructor waits for operations that can still finish
         self.torn = True
-        del self._pg  # the last reference: gloo closes its sockets in the destructor
+        del self.backend  # the last reference: gloo closes its sockets in the destructor
 
 
 def _gloo_device() -> Any:

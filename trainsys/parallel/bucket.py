@@ -139,8 +139,7 @@ class Bucket:
     def _reduce_fast(self) -> Tensor:
         assert self._running is not None
         if self.group is not None:
-            with self.group.operation() as pg:
-                pg.allreduce([self._running]).wait()
+            self.group.all_reduce(self._running)
         return self._running
 
     def gather(self, flat: Tensor) -> None:

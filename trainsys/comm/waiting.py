@@ -1,0 +1,53 @@
+"""Waiting for gloo from a thread that can be left behind.
+
+When a connection ends, gloo's TCP pairs tell the operations that have not begun, but neither a message half read nor
+one half written (``Pair::signalException`` in transport/tcp/pair.cc): who waits for that one sits out the timeout. So
+the caller waits on a queue, another thread waits for gloo, and an abort answers in gloo's place. The thread left
+behind holds the operation's buffers until its own timeout, then serves again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from queue import SimpleQueue
+
+from torch._C._distributed_c10d import Work
+
+Answers = SimpleQueue[str]  # one per operation, in order: "" or what went wrong
+_Orders = SimpleQueue[tuple[Sequence[Work], Answers]]
+
+_idle: list[_Orders] = []  # threads with nothing to do
+
+
+def wait_elsewhere(works: Sequence[Work], answers: Answers) -> None:
+    """Have every one of `works` waited for in turn; each outcome is put into `answers`, up to the first failure."""
+    try:
+        orders = _idle.pop()
+    except IndexError:
+        orders = SimpleQueue()
+        threading.Thread(target=_serve, args=(orders,), daemon=True, name="gloo-wait").start()
+    orders.put((works, answers))
+
+
+def _serve(orders: _Orders) -> None:
+    while True:
+        _wait_in_turn(*orders.get())
+        _idle.append(orders)
+
+
+def _wait_in_turn(works: Sequence[Work], answers: Answers) -> None:
+    for work in works:
+        error = outcome(work)
+        answers.put(error)
+        if error:
+            return
+
+
+def outcome(work: Work) -> str:
+    """Wait for an operation; the first line of its error, or nothing."""
+    try:
+        work.wait()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return ""
