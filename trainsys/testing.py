@@ -80,10 +80,11 @@ class RankPool:
 
 def _serve(link: Connection) -> None:
     """Body of a pool process: run what arrives until the pool closes."""
-    import torch
     from torch._C._distributed_c10d import FileStore
 
-    torch.set_num_threads(1)
+    from trainsys.comm.cores import share_cores
+
+    share_cores()
     while True:
         try:
             body, rank, world_size, path, args = link.recv()

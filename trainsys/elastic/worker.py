@@ -25,6 +25,7 @@ import torch
 from torch._C._distributed_c10d import Store, TCPStore
 
 from trainsys.comm.communicator import Communicator
+from trainsys.comm.cores import share_cores
 from trainsys.comm.group import CommError
 from trainsys.config import RunConfig
 from trainsys.data.build import build_source
@@ -249,7 +250,7 @@ def serve(
         stop_on: signals that ask the whole job to stop at a step boundary; the other one of SIGINT and SIGTERM is
             ignored, because the launcher decides.
     """
-    torch.set_num_threads(1)
+    share_cores()
     warm_up(config)
     store = TCPStore(*rendezvous.store, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
     beat_s = config.elastic.heartbeat_limit_s / 5
