@@ -38,6 +38,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "elastic.heartbeat_limit_s": (0.05, _MOST, "must be at least 0.05 s, or healthy ranks count as dead"),
     "elastic.min_ranks": (1, _WHOLE, "must be at least 1"),
     "elastic.spare_delay_s": (-_MOST, _MOST, "must be finite"),
+    "elastic.start_limit_s": (_TINY, _MOST, "must be positive"),
     "elastic.comm_timeout_s": (_TINY, _MOST, "must be positive"),
     "elastic.chunk": (1, _WHOLE, "must be at least 1"),
     "elastic.port": (0, 65535, "must lie in 0 to 65535 (0: any free port)"),

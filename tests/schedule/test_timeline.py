@@ -40,6 +40,19 @@ def test_draw_writes_a_picture(tmp_path: Path) -> None:
     assert height[1] > 1.5 * height[0]
 
 
+@pytest.mark.parametrize(("slower", "shared"), [(2.0, True), (30.0, False)])
+def test_panels_far_apart_have_a_time_scale_each(
+    slower: float, shared: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from matplotlib.figure import Figure
+
+    limits: list[float] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: limits.extend(a.get_xlim()[1] for a in self.axes))
+    measured = [Event(e.lane, e.action, e.start_s * slower, e.end_s * slower) for e in events()]
+    draw({"predicted": events(), "measured": measured}, tmp_path / "x.png", "x")
+    assert limits[1] == pytest.approx(limits[0] * (1.0 if shared else slower))
+
+
 def test_draw_without_compute_is_a_value_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no F, B, I or W"):
         draw({"measured": [Event(0, Action(0, Kind.SEND_F, 0), 0.0, 1.0)]}, tmp_path / "x.png", "x")

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
 
 from torch._C._distributed_c10d import TCPStore
 
@@ -41,7 +41,7 @@ class Endpoint:
         except RuntimeError:
             raise ValueError(f"port {port} on {host} is busy; set elastic.port=0 for a free one") from None
         authkey = secrets.token_bytes(16)
-        self._listener = Listener((host, 0), backlog=64, authkey=authkey)
+        self._listener = Listener((host, 0), backlog=64)
         self.rendezvous = Rendezvous(self._listener.address, authkey, (host, self._store.port))
         self._closed = False
 
@@ -56,6 +56,17 @@ class Endpoint:
     def _accept(self, connected: Callable[[Connection], None]) -> None:
         while not self._closed:
             try:
-                connected(self._listener.accept())
-            except (OSError, EOFError, mp.AuthenticationError):
+                args = (self._listener.accept(), connected)
+            except OSError:
                 continue
+            threading.Thread(target=self._admit, args=args, daemon=True, name="admit").start()
+
+    def _admit(self, connection: Connection, connected: Callable[[Connection], None]) -> None:
+        """Check the key, both ways. In a thread of its own: who connects and says nothing keeps nobody else out."""
+        try:
+            deliver_challenge(connection, self.rendezvous.authkey)
+            answer_challenge(connection, self.rendezvous.authkey)
+        except (OSError, EOFError, mp.AuthenticationError):
+            connection.close()
+        else:
+            connected(connection)

@@ -12,21 +12,18 @@ it (CommitEpoch). Nothing else is ever shared knowledge, so a fault at any insta
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
-from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.census import check_census
 from trainsys.elastic.endpoint import Endpoint
+from trainsys.elastic.links import Link, Links
 from trainsys.elastic.messages import (
-    Beat,
     CommitEpoch,
     Failed,
     Fault,
@@ -72,7 +69,7 @@ class Launcher(Protocol):
     def kill(self, rank: int) -> None: ...
 
     def died_early(self) -> Sequence[int]:
-        """Ranks whose process ended before it connected."""
+        """Ranks whose process failed, those that had connected among them."""
 
 
 @dataclass
@@ -80,8 +77,7 @@ class Member:
     rank: int
     node: int
     pid: int
-    link: Connection
-    beat: float = field(default_factory=time.monotonic)
+    link: Link
 
 
 class Manager:
@@ -112,11 +108,10 @@ class Manager:
         self.phase = Phase.STARTING
         self.epoch = -1
         self.members: dict[int, Member] = {}
+        self._started = dict.fromkeys(range(world_size), time.monotonic())  # ranks on their way, and since when
         self.next_rank = world_size
         self.stop_requested = False
-        self._links: dict[Connection, Member] = {}
-        self._inbox: queue.Queue[tuple[Connection, Any]] = queue.Queue()
-        self._checked = time.monotonic()
+        self._links = Links(tick_s=min(0.02, config.elastic.heartbeat_limit_s / 10))
         self._quiet: dict[int, Quiesced] = {}
         self._staged: dict[int, Staged] = {}
         self._proposals: dict[int, Proposal] = {}
@@ -128,7 +123,6 @@ class Manager:
         self._rate = rate(config.cluster, world_size)  # measured once, before ranks load the machine
         self._change: Change | None = None
         self._participants: tuple[int, ...] = ()
-        self._tick_s = min(0.02, config.elastic.heartbeat_limit_s / 10)
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -138,44 +132,26 @@ class Manager:
         Raises:
             ElasticError: too few ranks left, state lost, or a rank failed to start.
         """
-        self.endpoint.serve(self._connected)
+        self.endpoint.serve(self._links.connected)
         while self.phase is not Phase.DONE:
-            try:
-                self._take(*self._inbox.get(timeout=self._tick_s))
-            except queue.Empty:
-                pass
+            arrived = self._links.receive()
+            if arrived is not None:
+                self._take(*arrived)
             self._check_clock()
 
-    def _connected(self, link: Connection) -> None:
-        """A thread of its own reads each connection: a rank that freezes inside a message blocks nobody else, and a
-        heartbeat counts when it arrives, however busy the manager is."""
-        threading.Thread(target=self._read, args=(link,), daemon=True, name="link").start()
-
-    def _read(self, link: Connection) -> None:
-        try:
-            while True:
-                message = link.recv()
-                member = self._links.get(link)
-                if member is not None:
-                    member.beat = time.monotonic()
-                if not isinstance(message, Beat):
-                    self._inbox.put((link, message))
-        except (EOFError, OSError):
-            self._inbox.put((link, None))
-
-    def _take(self, link: Connection, message: Any) -> None:
+    def _take(self, link: Link, message: Any) -> None:
         """One message, or None for the end of a connection."""
-        member = self._links.get(link)
+        member = self.members.get(link.rank)
+        known = member is not None and member.link is link
         if message is None:
-            self._links.pop(link, None)
             link.close()
-            if member is not None and self.members.get(member.rank) is member:
-                self._lost(member.rank, "exit")
+            if known:
+                self._lost(link.rank, "exit")
         elif isinstance(message, Hello):
-            self._links[link] = Member(message.rank, message.node, message.pid, link)
-            self._joined(self._links[link])
-        elif member is not None and self.members.get(member.rank) is member:
-            self._handle(member.rank, message)
+            link.rank = message.rank
+            self._joined(Member(message.rank, message.node, message.pid, link))
+        elif known:
+            self._handle(link.rank, message)
 
     def _handle(self, rank: int, message: Any) -> None:
         match message:
@@ -204,19 +180,19 @@ class Manager:
 
     def _check_clock(self) -> None:
         now = time.monotonic()
-        away_s, self._checked = now - self._checked - self._tick_s, now
-        for member in list(self.members.values()):
-            if away_s > self._tick_s:  # the manager itself was held up: no rank is to blame for that
-                member.beat = min(now, member.beat + away_s)
-            if now - member.beat > self.config.elastic.heartbeat_limit_s:
-                self.launcher.kill(member.rank)  # fenced: it may wake up later
-                self._lost(member.rank, "hang")
+        for link in self._links.silent([m.link for m in self.members.values()], self.config.elastic.heartbeat_limit_s):
+            self.launcher.kill(link.rank)  # fenced: it may wake up later
+            self._lost(link.rank, "hang")
         for due, node in [r for r in self._respawns if r[0] <= now]:
             self._respawns.remove((due, node))
             self._spawn(node)
         for rank in self.launcher.died_early():
-            if self.phase is Phase.STARTING:
-                self.abort(f"rank {rank} ended before it joined; its error is above")
+            if rank in self._started:
+                self._never_joined(rank, "ended before it joined; its error is above")
+        limit_s = self.config.elastic.start_limit_s
+        for rank in [r for r, since in self._started.items() if now - since > limit_s]:
+            self.launcher.kill(rank)
+            self._never_joined(rank, f"did not join within elastic.start_limit_s={limit_s:g}")
         if self.stop_requested and self.phase is Phase.STARTING:
             self._finish("stopped before the first step")
 
@@ -231,7 +207,15 @@ class Manager:
 
     # -- membership ----------------------------------------------------------------------------------------------
 
+    def _never_joined(self, rank: int, why: str) -> None:
+        """The first ranks are all needed. A spare is only told of: one in its place would end the same way."""
+        self._started.pop(rank)
+        if self.phase is Phase.STARTING:
+            self.abort(f"rank {rank} {why}")
+        self.observer.never_joined(rank, why)
+
     def _joined(self, member: Member) -> None:
+        self._started.pop(member.rank, None)
         self.members[member.rank] = member
         self.observer.joined(member.rank, member.node)
         self._fresh.add(member.rank)
@@ -242,11 +226,11 @@ class Manager:
 
     def _spawn(self, node: int) -> None:
         self.launcher.spawn(self.next_rank, node)
+        self._started[self.next_rank] = time.monotonic()
         self.next_rank += 1
 
     def _lost(self, rank: int, cause: str) -> None:
         member = self.members.pop(rank)
-        self._links.pop(member.link, None)
         self._fresh.discard(rank)
         if self.phase in (Phase.DONE, Phase.STARTING):
             if self.phase is Phase.STARTING:
@@ -412,9 +396,5 @@ class Manager:
 
     def _broadcast(self, ranks: Iterable[int], message: Any) -> None:
         for rank in list(ranks):
-            member = self.members.get(rank)
-            if member is not None:
-                try:
-                    member.link.send(message)
-                except OSError:
-                    pass  # its end is read from the link next
+            if rank in self.members:
+                self.members[rank].link.send(message)

@@ -9,6 +9,9 @@ import torch
 import torch.distributed.checkpoint
 
 import trainsys.elastic.worker  # noqa: F401
+from trainsys.elastic.bonds import die_with_parent
 
 with torch.device("meta"):
     torch.nn.Embedding(1, 1)
+
+die_with_parent()  # by itself the fork server stays until its last child has gone, and a stopped one never goes

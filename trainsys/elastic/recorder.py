@@ -95,6 +95,10 @@ class Recorder:
         self._note("joined", rank=rank, node=node, step=self._step)
         self._standing_by.append(rank)
 
+    def never_joined(self, rank: int, why: str) -> None:
+        self._progress.say(f"rank {rank} {why}")
+        self._note("never joined", rank=rank, why=why, step=self._step)
+
     def lost(self, rank: int, cause: str, step: int) -> None:
         now = time.monotonic()
         fault = self._fault(rank, cause, step, now)

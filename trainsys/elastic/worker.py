@@ -30,6 +30,7 @@ from trainsys.comm.group import CommError
 from trainsys.config import RunConfig
 from trainsys.data.build import build_source
 from trainsys.data.sampler import Sampler
+from trainsys.elastic.bonds import die_with_parent
 from trainsys.elastic.census import take_census
 from trainsys.elastic.checkpoint import CheckpointError, load_state, save_state
 from trainsys.elastic.control import Abandoned, ControlClient
@@ -275,6 +276,7 @@ def rank_main(
     """Entry point of a rank process under the local agent."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the agent decides; ranks leave at a step boundary
+    die_with_parent()
     threading.Thread(target=_leave_with_agent, daemon=True, name="agent").start()
     os._exit(serve(config, rank, node, rendezvous, faults))  # without destructors: they would wait for peers
 

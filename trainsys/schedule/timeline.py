@@ -21,6 +21,7 @@ _CHROME = {  # names of the trace viewer's own palette
 }
 _LABELS = {Kind.F: "F  forward", Kind.B: "B  backward", Kind.I: "I  input gradient", Kind.W: "W  weight gradient"}
 _FONT_PT, _MIN_FONT_PT = 9.0, 5.0
+_APART = 3.0  # panels whose steps differ by more get a time axis each
 _GLYPH_EM = 0.62  # width of a digit in the default font, in units of the font size
 
 
@@ -46,9 +47,10 @@ def chrome_trace(rows: Mapping[str, Sequence[Event]]) -> dict[str, Any]:
 
 
 def draw(groups: Mapping[str, Sequence[Event]], path: Path | str, title: str) -> None:
-    """Write a PNG: one panel per group on one time scale, one row per lane, a box per compute with its microbatch.
+    """Write a PNG: one panel per group, one row per lane, a box per compute with its microbatch.
 
-    Blank is bubble. Transfers are not drawn. Microbatch numbers are left out where the boxes are too narrow for them.
+    The panels share one time scale unless their steps differ so much that one of them could not be read on it. Blank
+    is bubble. Transfers are not drawn. Microbatch numbers are left out where the boxes are too narrow for them.
 
     Raises:
         ValueError: if no group has a compute event.
@@ -62,7 +64,8 @@ def draw(groups: Mapping[str, Sequence[Event]], path: Path | str, title: str) ->
         raise ValueError("there is no F, B, I or W among the events to draw")
     lanes = {group: sorted({e.lane for e in events}) for group, events in compute.items()}
     rows = [len(lanes[group]) for group in compute]
-    end_s = max(e.end_s for events in compute.values() for e in events)
+    step_s = [max(e.end_s for e in events) for events in compute.values()]
+    end_s, apart = max(step_s), max(step_s) > _APART * min(step_s)
     unit, scale = next((u, s) for u, s in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)) if end_s * s >= 1 or u == "µs")
 
     busiest = max(len(events) / len(lanes[group]) for group, events in compute.items())
@@ -70,12 +73,12 @@ def draw(groups: Mapping[str, Sequence[Event]], path: Path | str, title: str) ->
     height = 1.25 + sum(0.34 * n + 0.42 for n in rows)
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(compute), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
-    for axis, (group, events) in zip(axes, compute.items(), strict=True):
-        axis.set_xlim(0, end_s * scale)
+    axes = figure.subplots(len(compute), 1, sharex=not apart, squeeze=False, height_ratios=rows)[:, 0]
+    for axis, (group, events), own_s in zip(axes, compute.items(), step_s, strict=True):
+        axis.set_xlim(0, (own_s if apart else end_s) * scale)
         _panel(axis, events, lanes[group], scale)
-        step = max(e.end_s for e in events) * scale
-        axis.set_title(f"{group}: {step:.4g} {unit}", loc="left", fontsize=10)
+        scaled = ", on a time scale of its own" if apart else ""
+        axis.set_title(f"{group}: {own_s * scale:.4g} {unit}{scaled}", loc="left", fontsize=10)
     axes[-1].set_xlabel(f"time ({unit})")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     _legend(figure, {e.action.kind for events in compute.values() for e in events})

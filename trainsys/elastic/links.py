@@ -1,0 +1,78 @@
+"""The manager's ends of the control connections: who is connected, what they say, and for how long they were silent."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from trainsys.elastic.messages import Beat
+
+
+class Link:
+    """One connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.rank = -1  # once it said Hello
+        self.heard = time.monotonic()  # when something last arrived
+
+    def send(self, message: Any) -> None:
+        try:
+            self._connection.send(message)
+        except OSError:
+            pass  # its end is read next
+
+    def read(self) -> Any:
+        message = self._connection.recv()
+        self.heard = time.monotonic()
+        return message
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Links:
+    """All of them. A thread of its own reads each, so that a rank that freezes inside a message blocks nobody else,
+    and a heartbeat counts when it arrives, however busy the manager is.
+
+    Args:
+        tick_s: how long `receive` waits.
+    """
+
+    def __init__(self, tick_s: float) -> None:
+        self._tick_s, self._checked = tick_s, time.monotonic()
+        self._inbox: queue.Queue[tuple[Link, Any]] = queue.Queue()
+
+    def connected(self, connection: Connection) -> None:
+        """Begin to read a new connection."""
+        threading.Thread(target=self._read, args=(Link(connection),), daemon=True, name="link").start()
+
+    def receive(self) -> tuple[Link, Any] | None:
+        """The next message and its link, with None for the end of a connection; None alone after a tick of silence."""
+        try:
+            return self._inbox.get(timeout=self._tick_s)
+        except queue.Empty:
+            return None
+
+    def silent(self, links: Sequence[Link], limit_s: float) -> list[Link]:
+        """Those of `links` not heard for `limit_s`. Time in which this process itself did not run is forgiven: call it
+        in every turn of the loop."""
+        now = time.monotonic()
+        away_s, self._checked = now - self._checked - self._tick_s, now
+        if away_s > self._tick_s:
+            for link in links:
+                link.heard = min(now, link.heard + away_s)
+        return [link for link in links if now - link.heard > limit_s]
+
+    def _read(self, link: Link) -> None:
+        try:
+            while True:
+                message = link.read()
+                if not isinstance(message, Beat):
+                    self._inbox.put((link, message))
+        except (EOFError, OSError):
+            self._inbox.put((link, None))
