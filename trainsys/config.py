@@ -182,6 +182,7 @@ def load(args: Sequence[str]) -> RunConfig:
 
     files = [a for a in args if "=" not in a]
     overrides = [a + "''" if a.endswith("=") else a for a in args if "=" in a]  # key= is the empty string
+    _check_keys([a.partition("=")[0] for a in overrides])
     merged: Any = OmegaConf.structured(RunConfig)
     OmegaConf.set_readonly(merged, False)
     try:
@@ -211,6 +212,17 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def _check_keys(keys: Sequence[str]) -> None:
+    """Whether each override names a value rather than nothing or a whole section."""
+    sections = {part.name: getattr(RunConfig(), part.name) for part in dataclasses.fields(RunConfig)}
+    for key in keys:
+        if not key:
+            raise ValueError("an override has no key before its '='; write key=value, such as train.steps=100")
+        if dataclasses.is_dataclass(sections.get(key)):
+            first = dataclasses.fields(sections[key])[0].name
+            raise ValueError(f"{key} is a section, not a value; set one of its keys, such as {key}.{first}=…")
+
+
 def _with_bases(path: Path, seen: tuple[Path, ...] = ()) -> list[Any]:
     """The YAML files to merge for `path`: its ``base:`` files first, itself last."""
     from omegaconf import OmegaConf
@@ -222,6 +234,8 @@ def _with_bases(path: Path, seen: tuple[Path, ...] = ()) -> list[Any]:
         node: Any = OmegaConf.load(path)
     except FileNotFoundError:
         raise ValueError(f"config file {path} does not exist (overrides are written key=value)") from None
+    except IsADirectoryError:
+        raise ValueError(f"config file {path} is a folder; name a YAML file, such as configs/run/tiny.yaml") from None
     except (YAMLError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"config file {path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not OmegaConf.is_dict(node):

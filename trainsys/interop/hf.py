@@ -32,7 +32,9 @@ class HFFolder:
         self.path = path
         try:
             self.hf_config: dict[str, Any] = json.loads((path / "config.json").read_text())
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise ValueError(f"{path} is no Hugging Face checkpoint: {error.strerror}: config.json") from None
+        except ValueError as error:
             raise ValueError(f"{path} is no Hugging Face checkpoint: config.json: {error}") from None
         self.config = config_from_hf(self.hf_config)
         if (path / INDEX).exists():
@@ -80,7 +82,10 @@ def hf_folder(config: RunConfig) -> HFFolder:
     kind, _, path = config.train.init_from.partition(":")
     if kind != "hf" or not path:
         raise ValueError(f"train.init_from={config.train.init_from} is not of the form hf:FOLDER")
-    folder = HFFolder(Path(path).expanduser())
+    try:
+        folder = HFFolder(Path(path).expanduser())
+    except ValueError as error:
+        raise ValueError(f"train.init_from: {error}") from None
     theirs, ours = to_dict(resolve(folder.config)), to_dict(resolve(config.model))
     for key, value in ours.items():
         if key not in ("dropout", "max_seq_len") and theirs[key] != value:
@@ -103,7 +108,7 @@ def write_hf(
         (name, bytes) of each tensor written, for progress.
 
     Raises:
-        ValueError: the destination exists.
+        ValueError: the destination exists or cannot be made.
         OSError: of the disk; nothing is left behind.
     """
     from safetensors.torch import save_file
@@ -112,7 +117,10 @@ def write_hf(
         raise ValueError(f"{path} exists already; name a new folder")
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be made: {error.strerror}; name another folder") from None
     try:
         shards: list[dict[str, int]] = [{}]
         pending: dict[str, Tensor] = {}
