@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainsys.cli.plan import run
+from trainsys.cli.main import main
 from trainsys.config import load
 from trainsys.planner.check import check_parallel
 
@@ -18,7 +18,7 @@ CONFIGS = ["configs/model/llama-tiny.yaml", "configs/cluster/local-4.yaml"]
 
 def test_it_writes_the_winner_as_a_config_that_trains(tmp_path, capsys):
     out = tmp_path / "plan.yaml"
-    assert run([*CONFIGS, "train.steps=7", "--out", str(out)]) == 0
+    assert main(["plan", *CONFIGS, "train.steps=7", "--out", str(out)]) == 0
     screen = capsys.readouterr().out
     plan = load([str(out)])
     assert plan.train.steps == 7
@@ -28,7 +28,7 @@ def test_it_writes_the_winner_as_a_config_that_trains(tmp_path, capsys):
 
 
 def test_json_is_the_only_thing_on_stdout(tmp_path, capsys):
-    assert run([*CONFIGS, "--json", "--out", str(tmp_path / "p.yaml")]) == 0
+    assert main(["plan", *CONFIGS, "--json", "--out", str(tmp_path / "p.yaml")]) == 0
     report = json.loads(capsys.readouterr().out)
     assert list(report) == ["cluster", "model", "plans", "rejected", "search_s"]
     assert {"layout", "step_s", "tokens_per_s", "mfu", "peak_gib", "limit_gib", "bubble"} <= set(report["plans"][0])
@@ -37,7 +37,7 @@ def test_json_is_the_only_thing_on_stdout(tmp_path, capsys):
 
 
 def test_top_limits_the_table(tmp_path, capsys):
-    assert run(["--top", "2", *CONFIGS, "--out", str(tmp_path / "p.yaml")]) == 0
+    assert main(["plan", "--top", "2", *CONFIGS, "--out", str(tmp_path / "p.yaml")]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\s+\d+ +dp\d", line)]
     assert len(rows) == 2
 
@@ -47,7 +47,7 @@ def test_the_screen_keeps_within_its_columns_and_has_no_colour_in_a_pipe(tmp_pat
     monkeypatch.setenv("COLUMNS", str(columns))
     configs = [str(Path(config).resolve()) for config in CONFIGS]
     monkeypatch.chdir(tmp_path)
-    assert run(configs) == 0
+    assert main(["plan", *configs]) == 0
     screen = capsys.readouterr().out
     assert "\x1b" not in screen
     assert max(map(len, screen.splitlines())) <= columns
@@ -68,7 +68,7 @@ def test_the_screen_keeps_within_its_columns_and_has_no_colour_in_a_pipe(tmp_pat
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, args, message):
     out = tmp_path / "plan.yaml"
-    assert run([*args, "--out", str(out)]) == 2
+    assert main(["plan", *args, "--out", str(out)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
@@ -77,7 +77,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, args, messag
 
 
 def test_an_unwritable_plan_is_one_line(capsys):
-    assert run([*CONFIGS, "--out", "/dev/null/plan.yaml"]) == 2
+    assert main(["plan", *CONFIGS, "--out", "/dev/null/plan.yaml"]) == 2
     assert "--out /dev/null/plan.yaml cannot be written" in capsys.readouterr().err
 
 

@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
-from typing import NoReturn
 
+from trainsys.cli.arguments import Parser
 from trainsys.config import RunConfig, load, save
 from trainsys.planner.search import search
 
 _TOP = 5
 
+EXAMPLES = """\
+  trainsys plan configs/run/demo.yaml --out runs/demo/plan.yaml
+  trainsys plan configs/model/llama-8b.yaml configs/cluster/dgx-h100-4.yaml train.dtype=bfloat16 batch.global_size=128
+  trainsys plan configs/run/tiny.yaml cluster.ranks_per_node=3 --json      every layout, for a program"""
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see {self.prog} --help")
+ABOUT = """\
+Search all layouts of a model on a cluster, rank them by predicted step time, say why the others were rejected, and
+write the best as a run config. Needs neither the cluster nor a GPU."""
 
 
 def run(argv: list[str]) -> int:
     """Plan, print the ranking, and write the winner as the config that ``trainsys train`` reads.
 
-    Returns:
-        exit code: 0, or 2 for bad input, which prints one line on stderr and writes nothing.
+    Raises:
+        ValueError: for bad input; nothing is written then.
     """
-    try:
-        args = _parser().parse_intermixed_args(argv)
-        if args.top is not None and args.top < 1:
-            raise ValueError(f"--top {args.top} must be at least 1")
-        config = load(args.config)
-        report = search(config)
-        winner = dataclasses.replace(config, parallel=report.plans[0].parallel)
-        _write(winner, args.out)
-    except ValueError as error:
-        print(f"trainsys plan: {error}", file=sys.stderr)
-        return 2
-    except SystemExit as done:  # --help
-        return int(done.code or 0)
+    parser = Parser("plan", ABOUT, EXAMPLES)
+    parser.add_config()
+    parser.add_json("the report")
+    parser.add_argument("--out", type=Path, default=Path("plan.yaml"), help="where the winner goes (plan.yaml)")
+    parser.add_argument("--top", type=int, metavar="K", help=f"layouts to list ({_TOP}; with --json all)")
+    args = parser.parse_intermixed_args(argv)
+    if args.top is not None and args.top < 1:
+        raise ValueError(f"--top {args.top} must be at least 1")
+    config = load(args.config)
+    report = search(config)
+    _write(dataclasses.replace(config, parallel=report.plans[0].parallel), args.out)
     if args.json:
         print(json.dumps(report.to_json(args.top), indent=2, ensure_ascii=False))
     else:
@@ -46,18 +46,6 @@ def run(argv: list[str]) -> int:
 
         show(config, report, args.top or _TOP, args.out)
     return 0
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="trainsys plan",
-        description="Search all layouts of a model on a cluster, rank them, and write the best as a run config.",
-    )
-    parser.add_argument("config", nargs="+", metavar="CONFIG|key=value", help="YAML files, then overrides")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--out", type=Path, default=Path("plan.yaml"), help="where the winner goes (plan.yaml)")
-    parser.add_argument("--top", type=int, metavar="K", help=f"layouts to list ({_TOP}; with --json all)")
-    return parser
 
 
 def _write(config: RunConfig, path: Path) -> None:
