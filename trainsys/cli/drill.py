@@ -27,17 +27,12 @@ def run(argv: list[str]) -> int:
     parser.add_config()
     parser.add_json("report.json")
     args = parser.parse_intermixed_args(argv)
-    from trainsys.config import load
-    from trainsys.planner.check import check_parallel
-
-    config = load(args.config)
-    check_parallel(config, config.cluster.nodes * config.cluster.ranks_per_node)
-    from trainsys.cli.prepare import check_data, check_machine
+    from trainsys.cli.prepare import check_data, prepared
     from trainsys.elastic.drill import planned_faults, run_drill
     from trainsys.elastic.report import FILES, summary, write_report
 
+    config = prepared(args.config)
     planned_faults(config)
-    check_machine(config)
     console = screen(stderr=args.json)
     check_data(config, console)
     done = run_drill(config, console)

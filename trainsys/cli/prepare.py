@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainsys.config import RunConfig
+from trainsys.config import RunConfig, load
+from trainsys.planner.check import check_parallel
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def prepared(args: Sequence[str]) -> RunConfig:
+    """The config of a verb that trains here, checked against this machine.
+
+    Raises:
+        ValueError: one line with the knob to turn.
+    """
+    config = load(args)
+    check_parallel(config, config.cluster.nodes * config.cluster.ranks_per_node)
+    check_machine(config)
+    return config
 
 
 def check_machine(config: RunConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,38 +34,15 @@ def run(argv: list[str]) -> int:
     parser.add_config()
     parser.add_json("the outcome")
     args = parser.parse_intermixed_args(argv)
-    from trainsys.config import load
-    from trainsys.planner.check import check_parallel
+    from trainsys.cli.prepare import check_data, prepared
+    from trainsys.elastic.resume import announce, newest
 
-    config = load(args.config)
-    check_parallel(config, config.cluster.nodes * config.cluster.ranks_per_node)
-    from trainsys.cli.prepare import check_data, check_machine
-    from trainsys.elastic.manifest import Found, checkpoint_dir, find_checkpoint, saved_steps, set_aside
-
-    check_machine(config)
-    found = find_checkpoint(config) if config.checkpoint.resume else Found()
+    config = prepared(args.config)
+    found = newest(config)
     console = screen(stderr=args.json)
     check_data(config, console)
-    for reason in found.rejected:
-        console.print(f"{reason}; using {Path(found.path).name}", markup=False)
-    if found.step >= config.train.steps:
-        console.print(
-            f"all {config.train.steps} steps are already in {found.path}; raise train.steps to go on", markup=False
-        )
+    if not announce(config, found, partial(console.print, markup=False)):
         return 0
-    if found.path:
-        set_aside(config, found)
-        console.print(f"resuming from {found.path} at step {found.step}", markup=False)
-        if found.planned_steps != config.train.steps:
-            console.print(
-                f"train.steps={config.train.steps} was {found.planned_steps} when that checkpoint was made: the "
-                "learning rate follows the new one from here on",
-                markup=False,
-            )
-    elif saved_steps(config):
-        console.print(
-            f"starting over; the first checkpoint will replace those in {checkpoint_dir(config)}", markup=False
-        )
     if config.faults.schedule or config.faults.kills:
         console.print("faults are not carried out by train; use trainsys drill", markup=False)
     return _train(config, found, console, args.json)

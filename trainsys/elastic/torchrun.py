@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 
 from torch._C._distributed_c10d import Store, TCPStore
@@ -24,8 +25,9 @@ from trainsys.config import RunConfig
 from trainsys.elastic.agent import forkserver
 from trainsys.elastic.endpoint import Endpoint, Rendezvous
 from trainsys.elastic.manager import ElasticError, Manager
-from trainsys.elastic.manifest import Found, find_checkpoint
+from trainsys.elastic.manifest import Found
 from trainsys.elastic.recorder import Recorder
+from trainsys.elastic.resume import announce, newest
 from trainsys.elastic.worker import serve
 
 
@@ -80,11 +82,9 @@ def join_torchrun(config: RunConfig) -> int:
     shared, key = place.store(), f"trainsys/{place.attempt}"
     manager = None
     if place.rank == 0:
-        found = find_checkpoint(config) if config.checkpoint.resume else Found("", 0, ())
+        found = newest(config)
         rendezvous: Rendezvous | None = None
-        if found.step >= config.train.steps:
-            print(f"all {config.train.steps} steps are already in {found.path}; raise train.steps to go on", flush=True)
-        else:
+        if announce(config, found, partial(print, flush=True)):
             context = forkserver()
             ours, theirs = context.Pipe()
             manager = context.Process(target=manage, args=(config, place.world_size, place.master[0], found, theirs))
@@ -132,10 +132,6 @@ def manage(config: RunConfig, world_size: int, host: str, found: Found, rank_0: 
         rank_0.send(str(error))
         return
     rank_0.send(endpoint.rendezvous)
-    for reason in found.rejected:
-        console.print(f"{reason}; using {found.path.rpartition('/')[2] or 'no checkpoint'}", markup=False)
-    if found.path:
-        console.print(f"resuming from {found.path} at step {found.step}", markup=False)
     with Recorder(config, config.run_dir, console, found.step) as recorder:
         manager = Manager(
             config, world_size, endpoint, Torchrun(rank_0), recorder, found.path, found.step, elastic=False
