@@ -1,6 +1,6 @@
 """Executor, messages and simulator together: stages that sleep overlap as the schedule says.
 
-How close the step comes to the prediction is what ``trainsys bench schedules`` measures; here a busy machine may be late.
+How close the step comes to the prediction is measured by ``trainsys bench schedules``; a busy machine may be late here.
 """
 
 from __future__ import annotations
