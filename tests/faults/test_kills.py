@@ -24,6 +24,7 @@ from trainsys.space.layout import Layout
 LAYOUTS = {
     "dp2·pp2 zero1": "parallel.dp=2 parallel.pp=2 parallel.zero=1",
     "dp4 zero0": "parallel.dp=4 parallel.pp=1 parallel.zero=0",
+    "dp4 zero2": "parallel.dp=4 parallel.pp=1 parallel.zero=2",
     "pp4": "parallel.dp=1 parallel.pp=4 parallel.zero=0",
     "dp2·tp2 zero1": "parallel.dp=2 parallel.tp=2 parallel.pp=1 parallel.zero=1",
     "dp3·pp2 zero1": "parallel.dp=3 parallel.pp=2 parallel.zero=1 cluster.ranks_per_node=3",
@@ -37,6 +38,7 @@ KILLS = [
     ("dp2·pp2 zero1", "kill@5:2:backward"),
     ("dp4 zero0", "kill@4:3:reduce"),
     ("dp2·pp2 zero1", "kill@6:1:snapshot"),
+    ("dp4 zero2", "kill@5:1:backward"),
     ("dp2·tp2 zero1", "kill@4:3:optimizer"),
     ("dp2·pp2 zero1", "kill@3:2:backward,kill@3:3:plan"),
     ("dp4 zero0", "kill@4:0:reduce,kill@4:2:connect"),

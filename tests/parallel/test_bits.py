@@ -25,6 +25,9 @@ FOUR_RANKS: list[dict[str, Any]] = [
     {"pp": 2, "stage_replicas": (2, 1), "stage_layers": (1, 3), "zero": 1},
     {"pp": 2, "stage_replicas": (1, 3), "schedule": "gpipe"},
     {"pp": 3, "stage_replicas": (1, 2, 1), "recompute": "full"},
+    {"dp": 4, "zero": 2},
+    {"dp": 2, "pp": 2, "zero": 2},
+    {"pp": 2, "stage_replicas": (3, 1), "schedule": "gpipe", "zero": 2},
 ]
 
 
@@ -34,7 +37,7 @@ def test_four_ranks_have_the_bits_of_one(ranks: RankPool, name: str) -> None:
     (expected,) = run_all(ranks, 1, [run_config(dtype, model)])
     for got in run_all(ranks, 4, [run_config(dtype, model, **grid) for grid in FOUR_RANKS]):
         assert_same_bits(got, expected)
-        assert (got.mirrored > 0) == (got.config.parallel.zero == 1 or got.config.parallel.pp > 1)
+        assert (got.mirrored > 0) == (got.config.parallel.zero > 0 or got.config.parallel.pp > 1)
 
 
 @pytest.mark.parametrize("sequence_parallel", [False, True])
@@ -46,7 +49,12 @@ def test_tensor_parallel_family(ranks: RankPool, tp: int, sequence_parallel: boo
         {"tp": tp, "sequence_parallel": sequence_parallel},
     )
     (expected,) = run_all(ranks, tp, [run_config("float32", model, **fixed)], steps=3)
-    grids: list[dict[str, Any]] = [{"dp": 2, "zero": 1}, {"dp": 2}, {"pp": 2, "schedule": "gpipe"}]
+    grids: list[dict[str, Any]] = [
+        {"dp": 2, "zero": 1},
+        {"dp": 2, "zero": 2},
+        {"dp": 2},
+        {"pp": 2, "schedule": "gpipe"},
+    ]
     if tp == 2 and not sequence_parallel:
         grids += [{"dp": 2, "pp": 2, "zero": 1}, {"pp": 2, "stage_replicas": (1, 3)}, {"dp": 4}]
     for got in run_all(ranks, 8, [run_config("float32", model, **grid, **fixed) for grid in grids], steps=3):

@@ -49,7 +49,7 @@ class Group:
         self.torn = False
         self.frozen = False  # refuses new operations until carried into the next generation
         self._guard = threading.Lock()
-        self._answers: Answers = SimpleQueue()  # where the thread that uses this group waits
+        self._waiting: set[Answers] = set()  # one per thread that waits here
         self._index = {r: i for i, r in enumerate(self.ranks)}
         prefix = PrefixStore(name, store)
         before = _connected_sockets()
@@ -89,10 +89,11 @@ class Group:
             CommError: one failed, or the group was aborted; the tensors of all of them are undefined then.
         """
         for i, error in enumerate(self._outcomes(works)):
+            with self._guard:
+                self.pending -= 1
+                self.torn = self.torn or bool(error)
             if error:
-                self.torn = True
                 raise CommError(f"group {self.name}: {error}")
-            self.pending -= 1
             if arrived is not None:
                 arrived(i)
 
@@ -105,10 +106,14 @@ class Group:
         with self._guard:
             if self.torn:
                 answers.put("aborted")
-            self._answers = answers
+            self._waiting.add(answers)
         wait_elsewhere(works, answers)
-        for _ in works:
-            yield answers.get()
+        try:
+            for _ in works:
+                yield answers.get()
+        finally:
+            with self._guard:
+                self._waiting.discard(answers)
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
         """Sum in place by the backend's own algorithm: fast, and its bits depend on the group's size."""
@@ -142,7 +147,8 @@ class Group:
         """Free every thread blocked in this group, here and (through closed connections) on its peers."""
         with self._guard:
             self.torn = True
-            self._answers.put("aborted")
+            for answers in self._waiting:
+                answers.put("aborted")
         if self._backend_name == "nccl":
             self.backend.abort()
         for fd in self._sockets & _connected_sockets():

@@ -107,6 +107,7 @@ class Bucket:
         self._running: Tensor | None = None
         self._scratch: list[Tensor] = []
         self.region = slice(*spec.regions[rank])
+        self.base = 0  # where in the flat vector that which `reduce` returns begins
 
     def begin(self) -> None:
         self._sum = TreeSum(self.spec.tree, _add)

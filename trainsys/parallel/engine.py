@@ -1,7 +1,7 @@
 """One rank's share of a training step on one layout.
 
 `compute` runs the schedule and reduces gradients, `apply` is the optimizer step that follows once the step is
-committed. `apply` needs no communication; ZeRO-1's gather of parameters comes after it, in `materialize`, which can be
+committed. `apply` needs no communication; ZeRO's gather of parameters comes after it, in `materialize`, which can be
 repeated from the state at any time. A committed step can therefore never be lost to a failure.
 """
 
@@ -23,7 +23,9 @@ from trainsys.parallel.optimizer import adamw
 from trainsys.parallel.stage import Batch, StageRunner, build_stage
 from trainsys.parallel.state import FlatState, master_dtype
 from trainsys.parallel.step import Decision, Report
+from trainsys.parallel.stream import StreamedBucket
 from trainsys.parallel.tensor import TensorParallel, partial_over_tp
+from trainsys.schedule.actions import Kind
 from trainsys.schedule.generators import build as build_schedule
 from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout, Piece
@@ -78,17 +80,19 @@ class Engine:
         self._build_stage()
 
     def _build_buckets(self, comm: Communicator) -> None:
-        def make(spec: BucketSpec) -> Bucket:
+        def make(number: int, spec: BucketSpec) -> Bucket:
             group: Group | None = comm.group(spec.ranks) if len(spec.ranks) > 1 else None
-            fast = self.config.parallel.reduction == "fast"
-            return Bucket(spec, self.rank, group, master_dtype(self.dtype), self.device, fast)
+            dtype = master_dtype(self.dtype)
+            if self.layout.zero >= 2 and group is not None:
+                return StreamedBucket(spec, self.rank, group, dtype, self.device, number, self._backwards)
+            return Bucket(spec, self.rank, group, dtype, self.device, self.config.parallel.reduction == "fast")
 
         count = self.routes.num_microbatches
         specs = bucket_specs(self.space, self.layout, self.rank, self.routes.microbatches, count)
-        self.buckets = [make(spec) for spec in specs]
-        self.at_flat: dict[Piece, tuple[int, int]] = {}  # piece -> (bucket, offset in its flat vector)
+        self.buckets = [make(number, spec) for number, spec in enumerate(specs)]
+        self.at_flat: dict[Piece, tuple[int, int]] = {}  # piece -> (bucket, offset in what it reduces to)
         for b, bucket in enumerate(self.buckets):
-            offset = 0
+            offset = -bucket.base
             for piece in bucket.spec.pieces:
                 self.at_flat[piece] = (b, offset)
                 offset += piece.numel
@@ -112,6 +116,12 @@ class Engine:
         rank_of = [lanes[lane][self.shard] for lane in range(self.schedule.num_lanes)]
         lane = self.schedule.placement[self.stage, self.replica]
         self.executor = Executor(self.schedule, lane, self.runner, self.mesh, rank_of, self.at)
+
+    def _backwards(self, rank: int) -> list[int]:
+        """The microbatches of a rank in the order of their backwards."""
+        stage, replica, _ = self.layout.where(rank)
+        lane = self.schedule.lanes[self.schedule.placement[stage, replica]]
+        return [a.microbatch for a in lane if a.kind is Kind.B and a.stage == stage]
 
     def microbatches(self) -> tuple[int, ...]:
         """The global microbatches that this rank computes."""
@@ -160,7 +170,7 @@ class Engine:
             at = 0
             for piece in bucket.spec.pieces:
                 if bucket.region.start <= at < bucket.region.stop:
-                    result.append((piece, flat[at : at + piece.numel]))
+                    result.append((piece, flat[at - bucket.base :][: piece.numel]))
                 at += piece.numel
         return result
 
@@ -221,7 +231,7 @@ class Engine:
         del self.grad
 
     def materialize(self) -> None:
-        """Write the compute-precision parameters from the masters, gathering them from their owners under ZeRO-1."""
+        """Write the compute-precision parameters from the masters, gathering them from their owners under ZeRO-1 and 2."""
         for bucket in self.buckets:
             flat = torch.empty(bucket.spec.numel, dtype=self.dtype, device=self.device)
             local = self.layout.zero == 0

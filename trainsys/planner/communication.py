@@ -73,16 +73,19 @@ def send_s(config: RunConfig, stages: Stages, topology: Topology, src: int, dst:
 
 
 def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: Topology, stage: int) -> float:
-    """Seconds of the gradient exchange of `stage`, once per step: reduce-scatter, then all-gather.
+    """Seconds of the gradient exchange of `stage` in one step: reduce-scatter, then all-gather.
 
     ZeRO 1 gathers updated parameters where ZeRO 0 gathers gradients: the same volume when both have the same size
-    (Rajbhandari et al. 2020, arXiv:1910.02054, §7). A tied embedding is also summed over first and last stage.
+    (Rajbhandari et al. 2020, arXiv:1910.02054, §7). ZeRO 2 scatters every microbatch; that it does so beside the
+    computation is not counted in its favour. A tied embedding is also summed over first and last stage.
     """
     precision = Precision.of(config.train.dtype)
     group = stages.data_group(stage)
     link = topology.slowest(group)
     gathered = precision.parameter if config.parallel.zero else precision.gradient
-    seconds = all_gather_s(sizes.held[stage] * precision.gradient, len(group), link)
+    microbatches = config.batch.global_size // config.batch.microbatch_size
+    scatters = -(-microbatches // stages.replicas[stage]) if config.parallel.zero >= 2 else 1
+    seconds = scatters * all_gather_s(sizes.held[stage] * precision.gradient, len(group), link)
     seconds += all_gather_s(sizes.held[stage] * gathered, len(group), link)
     if sizes.tied and stages.count > 1 and stage in (0, stages.count - 1):
         ends = (*stages.data_group(0), *stages.data_group(stages.count - 1))

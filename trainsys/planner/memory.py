@@ -46,7 +46,7 @@ def stage_memory(config: RunConfig, stages: Stages, sizes: StageSizes, in_flight
     return tuple(
         Memory(
             parameters=sizes.held[stage] * precision.parameter / GIB,
-            gradients=sizes.held[stage] * precision.gradient * gradient_buffers(config, stages, stage) / GIB,
+            gradients=gradient_elements(config, stages, sizes, stage) * precision.gradient / GIB,
             optimizer=sizes.owned[stage] * 3 * precision.state / GIB,
             mirror=sizes.mirrored[stage] * 3 * precision.state / GIB,
             activations=activation_bytes(config, stages, stage, in_flight[stage]) / GIB,
@@ -54,6 +54,19 @@ def stage_memory(config: RunConfig, stages: Stages, sizes: StageSizes, in_flight
         )
         for stage in range(stages.count)
     )
+
+
+def gradient_elements(config: RunConfig, stages: Stages, sizes: StageSizes, stage: int) -> int:
+    """Elements of gradients alive at once on a rank of `stage`.
+
+    Under ZeRO 2 (Rajbhandari et al. 2020, §5.2) two whole ones, of which one is on its way to its owners, and of the
+    share owned here the sums of the tree and a slice that arrives from each peer (`parallel/stream.py`).
+    """
+    held, owned = sizes.held[stage], sizes.owned[stage]
+    if config.parallel.zero >= 2 and stages.replicas[stage] > 1:
+        sums = _most_subtrees(config.batch.global_size // config.batch.microbatch_size, 1)
+        return 2 * held + owned * (sums + stages.replicas[stage] - 1)
+    return held * gradient_buffers(config, stages, stage)
 
 
 def gradient_buffers(config: RunConfig, stages: Stages, stage: int) -> int:

@@ -29,9 +29,9 @@ class StageSizes:
 
 
 def stage_sizes(model: ModelConfig, stages: Stages, zero: int) -> StageSizes:
-    """ZeRO 0 owns all that the stage holds, ZeRO 1 its share among the replicas (Rajbhandari et al. 2020, §5.1).
+    """ZeRO 0 owns all that the stage holds, ZeRO 1 and 2 its share among the replicas (Rajbhandari et al. 2020, §5.1).
 
-    A piece that would live on one rank only (ZeRO 1, or a stage with one replica) is mirrored, unless the rank is
+    A piece that would live on one rank only (ZeRO 1 and 2, or a stage with one replica) is mirrored, unless the rank is
     alone.
     """
     by_block, tied = _elements(model, stages.tp)
@@ -39,7 +39,7 @@ def stage_sizes(model: ModelConfig, stages: Stages, zero: int) -> StageSizes:
     if tied and stages.count == 1:
         held[0] -= tied  # one rank needs it once
     owned = [-(-n // dp) if zero else n for n, dp in zip(held, stages.replicas, strict=True)]
-    single = [stages.num_ranks > 1 and (zero == 1 or dp == 1) for dp in stages.replicas]
+    single = [stages.num_ranks > 1 and (zero > 0 or dp == 1) for dp in stages.replicas]
     mirrored = [n if alone else 0 for n, alone in zip(owned, single, strict=True)]
     return StageSizes(tuple(held), tuple(owned), tuple(mirrored), tied)
 
