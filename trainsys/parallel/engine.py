@@ -231,7 +231,7 @@ class Engine:
         del self.grad
 
     def materialize(self) -> None:
-        """Write the compute-precision parameters from the masters, gathering them from their owners under ZeRO-1 and 2."""
+        """Write the compute-precision parameters from the masters, gathered from their owners under ZeRO-1 and 2."""
         for bucket in self.buckets:
             flat = torch.empty(bucket.spec.numel, dtype=self.dtype, device=self.device)
             local = self.layout.zero == 0
