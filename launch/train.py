@@ -10,11 +10,16 @@ resume from the newest checkpoint (``checkpoint.every=…``). To survive a death
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "TORCHELASTIC_RUN_ID" in os.environ:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until training begins, torchrun ends its ranks by SIGTERM
 
+from trainsys.cli.arguments import screen
 from trainsys.cli.main import main
+from trainsys.cli.prepare import check_data, check_machine
 from trainsys.config import load
 from trainsys.elastic.torchrun import in_torchrun, join_torchrun
 from trainsys.planner.check import check_parallel
@@ -25,6 +30,9 @@ def join(args: list[str]) -> int:
     try:
         config = load(args)
         check_parallel(config, config.cluster.nodes * config.cluster.ranks_per_node)
+        if os.environ["RANK"] == "0":
+            check_machine(config)
+            check_data(config, screen())
         return join_torchrun(config)
     except ValueError as error:
         if os.environ["RANK"] == "0":

@@ -56,6 +56,8 @@ def check_bounds(config: Any) -> None:
     """
     for key, (low, high, rule) in BOUNDS.items():
         value = attrgetter(key)(config)
+        if high == _WHOLE and value > high:
+            raise ValueError(f"{key}={value} is too large; it must fit into 64 bits")
         if not low <= value <= high:  # NaN is in no interval
             raise ValueError(f"{key}={value:g} {rule}" if isinstance(value, float) else f"{key}={value} {rule}")
     for key, choices in CHOICES.items():

@@ -192,7 +192,7 @@ def load(args: Sequence[str]) -> RunConfig:
         merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(overrides))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ValueError(_one_line(error)) from None
+        raise ValueError(_one_line(error, " ".join(overrides))) from None
     except YAMLError as error:
         raise ValueError(f"overrides {' '.join(overrides)}: {' '.join(str(error).split())}") from None
     assert isinstance(config, RunConfig)
@@ -250,15 +250,15 @@ def _with_bases(path: Path, seen: tuple[Path, ...] = ()) -> list[Any]:
     return [*parts, node]
 
 
-def _one_line(error: Exception) -> str:
-    """OmegaConf's message with the full key in front and without its internal lines."""
+def _one_line(error: Exception, overrides: str) -> str:
+    """OmegaConf's message with the full key in front, or where it knows none the overrides; no internal lines."""
     from omegaconf.errors import ConfigKeyError
 
     key = getattr(error, "full_key", None)
     if key and isinstance(error, ConfigKeyError):
         return f"{key} is unknown{_suggestion(key)}"
     first = str(error).splitlines()[0]
-    return f"{key}: {first}" if key else first
+    return f"{key or overrides}: {first}" if key or overrides else first
 
 
 def _suggestion(key: str) -> str:

@@ -92,11 +92,19 @@ def test_keep_is_how_many_stay(whole: Path, half: Path) -> None:
     assert names(half) == ["step-00000010", "step-00000012"]
 
 
-def test_starting_over_replaces_the_old_history(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_starting_over_retires_the_old_history(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *tiny(half, "train.steps=2", "checkpoint.resume=false")]) == 0
-    assert "starting over; the first checkpoint will replace" in capsys.readouterr().out
-    assert [p.name for p in (half / "checkpoints").iterdir()] == ["step-00000002"]
+    assert "starting over; the checkpoints in" in capsys.readouterr().out
+    assert [p.name for p in (half / "checkpoints").glob("step-*") if p.suffix != ".old"] == ["step-00000002"]
+    assert (half / "checkpoints" / "step-00000006.old").is_dir()
     assert len(losses(half)) == 2
+
+
+def test_a_finished_run_says_so_as_json(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *tiny(whole), "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert (outcome["steps"], outcome["start_step"], outcome["stopped"]) == (12, 12, False)
+    assert outcome["checkpoint"].endswith("step-00000012")
 
 
 # -- damage ----------------------------------------------------------------------------------------------------------

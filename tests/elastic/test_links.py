@@ -23,7 +23,8 @@ def admitted() -> Iterator[tuple[Endpoint, list[Connection]]]:
     endpoint = Endpoint("127.0.0.1", 0)
     endpoint.serve(links.append)
     yield endpoint, links
-    endpoint.close()
+    if not endpoint.closed:
+        endpoint.close()
 
 
 def test_who_says_nothing_keeps_nobody_out(admitted: tuple[Endpoint, list[Connection]]) -> None:
@@ -34,6 +35,16 @@ def test_who_says_nothing_keeps_nobody_out(admitted: tuple[Endpoint, list[Connec
             assert eventually(lambda: len(links) == 1, 5)
             ours.send("hello")
             assert links[0].recv() == "hello"
+
+
+def test_a_closed_endpoint_frees_its_ports(admitted: tuple[Endpoint, list[Connection]]) -> None:
+    endpoint, _ = admitted
+    port = endpoint.rendezvous.store[1]
+    endpoint.close()
+    again = Endpoint("127.0.0.1", port)
+    again.serve(lambda connection: None)
+    again.close()
+    Endpoint("127.0.0.1", port).close()
 
 
 def test_another_key_is_not_let_in(admitted: tuple[Endpoint, list[Connection]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,19 @@ def test_a_signal_stops_with_a_checkpoint(number: int, send: Callable[[Command, 
         f"go on with: trainsys train {tmp_path / 'config.yaml'}"
     )
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("delay_s", [0.2, 0.4, 0.8])
+def test_a_signal_to_all_while_ranks_start(delay_s: float, number: int, tmp_path: Path) -> None:
+    with command("train", *tiny(tmp_path, LONG)) as running:
+        assert eventually(lambda: (tmp_path / "history.jsonl").exists(), 60)
+        time.sleep(delay_s)
+        group(running, number)
+        code, out, err = running.finish()
+        assert (code, err) == (0, "")
+        assert running.gone_within(5), running.living()
+    assert out.splitlines()[-1].startswith(f"stopped after step {steps_done(tmp_path)} of 4000")
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:

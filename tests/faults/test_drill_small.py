@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from trainsys.cli.main import main
 from trainsys.config import load
 from trainsys.elastic.drill import drill
 
@@ -57,11 +60,11 @@ def test_a_second_death_during_the_transition_is_survived(tmp_path: Path) -> Non
 
 @pytest.mark.timeout(120)
 def test_a_fault_that_never_struck_fails_the_drill(tmp_path: Path) -> None:
-    argv = ["drill", TINY, "train.steps=4", "faults.schedule=kill@3:0:transfer", f"run_dir={tmp_path}", "--json"]
+    argv = ["drill", TINY, "train.steps=4", "faults.schedule=kill@2:0:transfer,join@2", f"run_dir={tmp_path}", "--json"]
     out = subprocess.run([sys.executable, "-m", "trainsys", *argv], cwd=ROOT, capture_output=True, text=True)
     assert out.returncode == 1
-    assert json.loads(out.stdout)["not_struck"] == ["kill@3:0:transfer"]
-    assert out.stderr.splitlines()[-1] == "trainsys: never struck: kill@3:0:transfer"
+    assert json.loads(out.stdout)["not_struck"] == ["kill@2:0:transfer", "join@2"]
+    assert out.stderr.splitlines()[-1] == "trainsys: never struck: kill@2:0:transfer, join@2"
 
 
 @pytest.mark.timeout(120)
@@ -70,6 +73,39 @@ def test_a_drill_does_not_overwrite_a_training_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds a training run"):
         drill(load([TINY, f"run_dir={tmp_path}"]))
     assert (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.timeout(120)
+def test_a_folder_that_was_trained_in_is_no_drill_any_more(tmp_path: Path) -> None:
+    short = [TINY, "train.steps=3", "faults.schedule=", f"run_dir={tmp_path}"]
+    assert drill(load(short))["bit_equal_loss"]
+    assert main(["train", *short, "train.steps=4"]) == 0
+    with pytest.raises(ValueError, match="holds a training run"):
+        drill(load(short))
+    assert (tmp_path / "checkpoints" / "step-00000004").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("faults.schedule=kill@3:0:transfer", "nothing changes it at step 3 or before"),
+        ("faults.schedule=kill@0:0:plan,kill@1:1:forward", "nothing changes it at step 0 or before"),
+        ("parallel.reduction=fast", "set parallel.reduction=canonical"),
+    ],
+)
+def test_a_drill_that_cannot_pass_is_refused(override: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        drill(load([TINY, override, f"run_dir={tmp_path}/run"]))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.timeout(120)
+def test_a_fixed_port_serves_both_trainings(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    done = drill(load([TINY, "train.steps=3", "faults.schedule=", f"elastic.port={port}", f"run_dir={tmp_path}"]))
+    assert done["bit_equal_loss"]
 
 
 @pytest.mark.timeout(120)

@@ -177,7 +177,7 @@ def test_a_rank_and_its_mirror(tmp_path: Path) -> None:
         assert running.gone_within(20), running.living()
     assert code == 1
     (line,) = err.splitlines()
-    assert line.startswith("trainsys: state is lost, ") and "no living rank holds it" in line
+    assert line.startswith(f"trainsys: state is lost with ranks 0, {mirror}: ") and "no living rank holds it" in line
     assert any(name in line for name in ("tok_embeddings", "layers."))
     assert "restart to resume from the last checkpoint" in line
 

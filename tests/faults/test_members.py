@@ -55,7 +55,7 @@ def test_a_spare_that_never_joins_is_told_of(how: str, monkeypatch: pytest.Monke
         run_local(config, recorder, parse_faults("join@2", 4, 4000))
     assert recorder.next_step > 3
     assert recorder.faults == []
-    (told,) = [e for e in events(tmp_path) if e["event"] == "never joined"]
+    (told,) = [e for e in events(tmp_path) if e["event"] == "never_joined"]
     assert told["rank"] == 4
     assert ("its error is above" if how == "ends" else f"elastic.start_limit_s={LIMIT_S}") in told["why"]
 

@@ -42,3 +42,23 @@ def test_losses_under_torchrun_are_those_of_train(tmp_path: Path) -> None:
     events = [json.loads(line)["event"] for line in (under / "history.jsonl").read_text().splitlines()]
     assert events.count("joined") == 4
     assert events[-1] == "end"
+    assert done.stdout.splitlines()[-1] == (
+        f"trained 4 steps; checkpoint in {under}/checkpoints/step-00000004; record in {under}"
+    )
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("run_dir=/proc/x", "run_dir=/proc/x: /proc cannot be written"),
+        ("train.init_from=hf:/no/such/folder", "train.init_from: /no/such/folder is no Hugging Face checkpoint"),
+    ],
+)
+def test_bad_input_is_one_line_of_rank_0(override: str, says: str, tmp_path: Path) -> None:
+    done = under_torchrun([*OVERRIDES, f"run_dir={tmp_path}/run", override])
+    assert done.returncode != 0
+    ours = [line for line in done.stderr.splitlines() if line.startswith("trainsys: ")]
+    assert len(ours) == 1 and says in ours[0], done.stderr
+    assert "Error: " not in "".join(line for line in done.stderr.splitlines() if "ChildFailedError" not in line)
+    assert not (tmp_path / "run").exists()

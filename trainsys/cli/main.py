@@ -6,8 +6,11 @@ import difflib
 import errno
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 VERBS = {
     "plan": "search the layouts of a model on a cluster: step time, memory, what bounds it",
@@ -48,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("trainsys (not installed)")
         return 0
     try:
-        return _dispatch(args[0], args[1:])
+        with _sigterm_interrupts():
+            return _dispatch(args[0], args[1:])
     except ValueError as error:
         return _fail(error, 2)
     except KeyboardInterrupt:
@@ -70,6 +74,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename}: {error.strerror}", 2)
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 0
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM is Ctrl-C, until a verb knows better."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(verb: str, args: list[str]) -> int:

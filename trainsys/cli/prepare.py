@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from trainsys.config import RunConfig, load
@@ -70,8 +70,11 @@ def check_folder(path: Path, key: str) -> None:
         nearest = nearest.parent
     if not nearest.is_dir():
         raise ValueError(f"{key}={path}: {nearest} is a file; set {key} to a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"{key}={path}: {nearest} cannot be written; set another {key}")
+    try:
+        with TemporaryDirectory(dir=nearest):  # rights alone do not tell
+            pass
+    except OSError as error:
+        raise ValueError(f"{key}={path}: {nearest} cannot be written: {error.strerror}; set another {key}") from None
 
 
 def check_data(config: RunConfig, console: Console) -> None:

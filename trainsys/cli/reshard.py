@@ -55,7 +55,7 @@ def run(argv: list[str]) -> int:
     console, total, done = screen(stderr=args.json), num_params(config) * dtype.itemsize, 0
     from rich.progress import Progress
 
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("writing", total=total)
         for name, size in write_hf(Path(folder), config, read, dtype, args.shard_mib << 20):
             done += size

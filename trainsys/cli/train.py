@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
     from trainsys.config import RunConfig
     from trainsys.elastic.manifest import Found
+    from trainsys.elastic.recorder import Recorder
 
 EXAMPLES = """\
   trainsys train configs/run/tiny.yaml
@@ -35,55 +35,56 @@ def run(argv: list[str]) -> int:
     parser.add_json("the outcome")
     args = parser.parse_intermixed_args(argv)
     from trainsys.cli.prepare import check_data, prepared
+    from trainsys.elastic.claim import claimed
     from trainsys.elastic.resume import announce, newest
 
     config = prepared(args.config)
     found = newest(config)
     console = screen(stderr=args.json)
     check_data(config, console)
-    if not announce(config, found, partial(console.print, markup=False)):
-        return 0
-    if config.faults.schedule or config.faults.kills:
-        console.print("faults are not carried out by train; use trainsys drill", markup=False)
-    return _train(config, found, console, args.json)
+    with claimed(Path(config.run_dir)):
+        if announce(config, found, partial(console.print, markup=False)):
+            return _train(config, found, console, args.json)
+    if args.json:
+        print(json.dumps(_outcome(config, found)))
+    return 0
 
 
 def _train(config: RunConfig, found: Found, console: Console, as_json: bool) -> int:
     from trainsys.elastic.agent import run_local
     from trainsys.elastic.recorder import Recorder
+    from trainsys.elastic.resume import ending, newest_saved
 
     with Recorder(config, config.run_dir, console, found.step) as recorder:
         run_local(config, recorder, resume=found.path, start_step=found.step)
-    stopped = recorder.next_step < config.train.steps
-    last = recorder.decisions[-1] if recorder.decisions else None
-    kept = next((path for _, path, error in reversed(recorder.saves) if not error), found.path)
-    unsaved = bool(recorder.saves) and bool(recorder.saves[-1][2])
-    outcome = {
-        "steps": recorder.next_step,
-        "start_step": found.step,
-        "stopped": stopped,
-        "loss": last.loss if last else None,
-        "loss_hex": last.loss.hex() if last else None,
-        "tokens_per_s": _rate(recorder.step_s, config.batch.global_size * config.batch.seq_len),
-        "faults": [fault.as_dict() for fault in recorder.faults],
-        "checkpoint": kept,
-        "run_dir": config.run_dir,
-    }
-    where = f"checkpoint in {kept}" if kept else "without a checkpoint"
-    if stopped:
-        console.print(
-            f"stopped after step {recorder.next_step} of {config.train.steps}; {where}; "
-            f"go on with: trainsys train {shlex.quote(str(Path(config.run_dir) / 'config.yaml'))}",
-            markup=False,
-        )
-    else:
-        console.print(f"trained {recorder.next_step} steps; {where}; record in {config.run_dir}", markup=False)
+    console.print(ending(recorder, found), markup=False)
     if as_json:
-        print(json.dumps(outcome))
-    if unsaved:
+        print(json.dumps(_outcome(config, found, recorder)))
+    if recorder.saves and recorder.saves[-1][2]:
+        kept = newest_saved(recorder, found)
         since = f"the last whole one is {kept}" if kept else "there is none before it"
         print(f"trainsys: {recorder.saves[-1][2]}; {since}", file=sys.stderr)
-    return 1 if unsaved else 0
+        return 1
+    return 0
+
+
+def _outcome(config: RunConfig, found: Found, recorder: Recorder | None = None) -> dict[str, object]:
+    """What --json prints; without a recorder nothing was left to train."""
+    from trainsys.elastic.resume import newest_saved
+
+    last = recorder.decisions[-1] if recorder and recorder.decisions else None
+    steps = recorder.next_step if recorder else found.step
+    return {
+        "steps": steps,
+        "start_step": found.step,
+        "stopped": steps < config.train.steps,
+        "loss": last.loss if last else None,
+        "loss_hex": last.loss.hex() if last else None,
+        "tokens_per_s": _rate(recorder.step_s if recorder else [], config.batch.global_size * config.batch.seq_len),
+        "faults": [fault.as_dict() for fault in recorder.faults] if recorder else [],
+        "checkpoint": newest_saved(recorder, found) if recorder else found.path,
+        "run_dir": config.run_dir,
+    }
 
 
 def _rate(step_s: list[float], tokens: int) -> float | None:

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.forkserver import ensure_running
 
 from trainsys.config import RunConfig
 from trainsys.elastic.endpoint import Endpoint
@@ -28,6 +30,12 @@ def forkserver() -> mp.context.ForkServerContext:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are here; spares gloo a look-up of the host's name
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
+    resource_tracker.ensure_running()  # would unblock both signals again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        ensure_running()  # with both blocked, and its children inherit that: the agent alone decides when to stop
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

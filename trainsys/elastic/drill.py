@@ -13,13 +13,17 @@ from typing import Any
 
 from trainsys.config import RunConfig
 from trainsys.elastic.agent import run_local
-from trainsys.elastic.faults import STEP_PHASES, FaultEvent, parse_faults, random_kills
+from trainsys.elastic.claim import claimed, is_drill, mark_drill
+from trainsys.elastic.faults import CHANGE_PHASES, STEP_PHASES, FaultEvent, parse_faults, random_kills
 from trainsys.elastic.progress import Screen
 from trainsys.elastic.recorder import Recorder
 from trainsys.parallel.step import Decision
 from trainsys.planner.predict import predict
 
-_OUTPUTS = ("checkpoints", "faults", "tensorboard", "undisturbed", "metrics.jsonl", "history.jsonl")
+_OUTPUTS = (
+    "checkpoints", "faults", "tensorboard", "undisturbed", "metrics.jsonl", "history.jsonl", "report.json", "report.md",
+    "loss.png", "timeline.png", "trace.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,19 @@ def drill(config: RunConfig, console: Screen | None = None) -> dict[str, Any]:
 
 def run_drill(config: RunConfig, console: Screen | None = None) -> Drill:
     """Both runs, without a report. Arguments and errors as in `drill`."""
+    if config.parallel.reduction == "fast":
+        raise ValueError(
+            "parallel.reduction=fast does not promise the same bits after a change of layout, which is what a drill "
+            "compares; set parallel.reduction=canonical"
+        )
     config = replace(config, checkpoint=replace(config.checkpoint, dir=""))
     events = planned_faults(config)
-    _clear(Path(config.run_dir))
+    with claimed(Path(config.run_dir)):
+        _clear(Path(config.run_dir))
+        return _both(config, events, console)
+
+
+def _both(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None) -> Drill:
     quiet = replace(config, run_dir=str(Path(config.run_dir) / "undisturbed"))
     predicted_s = predict(config, config.parallel).step_s
     _say(console, f"1 of 2: {config.train.steps} steps with faults {', '.join(map(str, events)) or 'none'}")
@@ -89,13 +103,21 @@ def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
             raise ValueError(
                 f"faults.schedule: {event} never strikes, nothing is sent with parallel.pp=1; name another phase"
             )
+        if event.phase in CHANGE_PHASES and not any(_causes_change(e) and e.step <= event.step for e in events):
+            raise ValueError(
+                f"faults.schedule: {event} strikes during a change of layout, but nothing changes it at step "
+                f"{event.step} or before; add a kill in a phase of the step, or a join"
+            )
     return events
+
+
+def _causes_change(event: FaultEvent) -> bool:
+    return event.kind == "join" or event.phase not in CHANGE_PHASES
 
 
 def _clear(run_dir: Path) -> None:
     """Remove what an earlier drill left; never a training run."""
-    mark = run_dir / "undisturbed"
-    if not mark.exists() and ((run_dir / "checkpoints").exists() or (run_dir / "metrics.jsonl").exists()):
+    if not is_drill(run_dir) and ((run_dir / "checkpoints").exists() or (run_dir / "metrics.jsonl").exists()):
         raise ValueError(f"run_dir={run_dir} holds a training run that a drill would overwrite; set another run_dir")
     for name in _OUTPUTS:
         path = run_dir / name
@@ -103,7 +125,7 @@ def _clear(run_dir: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    mark.mkdir(parents=True)
+    mark_drill(run_dir)
 
 
 def _run(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None) -> Recorder:
@@ -159,9 +181,11 @@ def _not_struck(events: Sequence[FaultEvent], disturbed: Recorder) -> list[str]:
 
 
 def _arrivals(run_dir: Path) -> int:
-    """Ranks that joined after the first layout stood."""
+    """Ranks that joined after the first layout stood, and for which the layout was changed or that died trying."""
     lines = [json.loads(line)["event"] for line in (run_dir / "history.jsonl").read_text().splitlines()]
-    return lines[lines.index("changed") :].count("joined")
+    first = lines.index("changed")
+    last = max(i for i, event in enumerate(lines) if event in ("changed", "lost"))
+    return lines[first:last].count("joined")
 
 
 def _say(console: Screen | None, sentence: str) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import multiprocessing as mp
 import secrets
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 
 from torch._C._distributed_c10d import TCPStore
 
 from trainsys.elastic.control import Address
+
+_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,30 @@ class Endpoint:
         authkey = secrets.token_bytes(16)
         self._listener = Listener((host, 0), backlog=64)
         self.rendezvous = Rendezvous(self._listener.address, authkey, (host, self._store.port))
-        self._closed = False
+        self._thread: threading.Thread | None = None
+        self.closed = False
 
     def serve(self, connected: Callable[[Connection], None]) -> None:
         """From now on call `connected`, from a thread, with every connection that knows the key."""
-        threading.Thread(target=self._accept, args=(connected,), daemon=True, name="accept").start()
+        self._thread = threading.Thread(target=self._accept, args=(connected,), daemon=True, name="accept")
+        self._thread.start()
 
     def close(self) -> None:
-        self._closed = True
+        """Free both ports at once."""
+        self.closed = True
+        if self._thread is not None:
+            with suppress(OSError):
+                Client(self.rendezvous.control).close()  # wakes the thread that accepts
+            self._thread.join()
         self._listener.close()
+        del self._store
 
     def _accept(self, connected: Callable[[Connection], None]) -> None:
-        while not self._closed:
+        while not self.closed:
             try:
                 args = (self._listener.accept(), connected)
             except OSError:
+                time.sleep(_AGAIN_S)  # out of file descriptors, perhaps
                 continue
             threading.Thread(target=self._admit, args=args, daemon=True, name="admit").start()
 

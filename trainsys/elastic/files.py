@@ -114,4 +114,6 @@ def keep_before(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    path.write_text("".join(kept))
+    whole = path.with_name(f".{path.name}.new")
+    whole.write_text("".join(kept))
+    whole.replace(path)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import socket
+import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -11,12 +14,16 @@ from typing import Any
 
 from trainsys.elastic.messages import Beat
 
+_SEND_LIMIT_S = 1
+
 
 class Link:
     """One connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        with socket.socket(fileno=os.dup(connection.fileno())) as sock:  # who does not read may not stop the manager
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_LIMIT_S, 0))
         self.rank = -1  # once it said Hello
         self.heard = time.monotonic()  # when something last arrived
 

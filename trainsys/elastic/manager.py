@@ -237,6 +237,8 @@ class Manager:
                 self.abort(f"rank {rank} ended before training began; its error is above")
             return
         self.observer.lost(rank, cause, self.step)
+        if self.layout is None:
+            self.abort(f"rank {rank} ended before the first layout stood; there is nothing to go on from, start again")
         if not self.elastic:
             self.abort(
                 f"rank {rank} died at step {self.step}; this launcher cannot go on without it, restart to resume"
@@ -277,7 +279,8 @@ class Manager:
             if self.layout is not None:
                 check_covered(self.space, self.layout, alive)
         except LostError as error:
-            self.abort(f"state is lost, {error}; restart to resume from the last checkpoint")
+            gone = ", ".join(str(r) for r in self.layout.ranks if r not in self.members) if self.layout else ""
+            self.abort(f"state is lost with ranks {gone}: {error}; restart to resume from the last checkpoint")
         except ValueError as error:
             self.abort(str(error))
         assert self.target is not None

@@ -57,8 +57,7 @@ def remove_partial(config: RunConfig) -> None:
 def complete(config: RunConfig, step: int) -> None:
     """Checksums and progress beside the data, then the rename that makes the checkpoint exist.
 
-    Keeps the newest ``checkpoint.keep``. Those of later steps belong to a history that was given up, as the run
-    started over, and go too.
+    Keeps the newest ``checkpoint.keep``.
 
     Raises:
         OSError: the partial folder is still there.
@@ -180,6 +179,14 @@ def set_aside(config: RunConfig, found: Found) -> None:
             aside = folder.with_name(f"{folder.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
+
+
+def retire(config: RunConfig) -> None:
+    """Rename every checkpoint of an earlier history: the run that starts over must never fall back to one."""
+    for folder in saved_steps(config).values():
+        old = folder.with_name(f"{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
 
 
 def _verified(folder: Path, step: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from trainsys.elastic.files import Board, JsonLines, keep_before
 from trainsys.elastic.messages import Proposal
 from trainsys.elastic.progress import Progress, Screen
 from trainsys.elastic.record import Change
-from trainsys.elastic.story import FaultRecord, tell_join, tell_loss
+from trainsys.elastic.story import FaultRecord, tell_end, tell_join, tell_loss
 from trainsys.parallel.step import Decision
 from trainsys.schedule.simulate import Event
 from trainsys.space.layout import Layout
@@ -70,6 +70,7 @@ class Recorder:
         self.layouts: dict[int, Layout] = {}
         self._pending: list[_Pending] = []
         self._standing_by: list[int] = []
+        self._arrived: list[str] = []  # told after the losses of the same change
         self._working: set[int] = set()
         self._step = start_step
         self._began = self._last = time.monotonic()
@@ -97,7 +98,7 @@ class Recorder:
 
     def never_joined(self, rank: int, why: str) -> None:
         self._progress.say(f"rank {rank} {why}")
-        self._note("never joined", rank=rank, why=why, step=self._step)
+        self._note("never_joined", rank=rank, why=why, step=self._step)
 
     def lost(self, rank: int, cause: str, step: int) -> None:
         now = time.monotonic()
@@ -122,7 +123,7 @@ class Recorder:
         if change.before is not None:
             self.joins += [(change.step, r) for r in fresh]
             if fresh:
-                self._progress.say(tell_join(fresh, change))
+                self._arrived.append(tell_join(fresh, change))
         for pending in self._pending:
             pending.change, pending.change_done = _joined(pending.change, change), self._last
             pending.fault.bytes_moved = pending.change.bytes_moved
@@ -157,6 +158,7 @@ class Recorder:
         for pending in self._pending:
             self._tell(pending, None, pending.change_done)
         self._pending = []
+        self._tell_arrivals()
         self._note("end", step=self._step)
         self._metrics.close()
         self._history.close()
@@ -183,6 +185,7 @@ class Recorder:
         self._pending = [p for p in self._pending if p.change is None]
         for pending in done:
             self._tell(pending, step, now)
+        self._tell_arrivals()
 
     def _tell(self, pending: _Pending, step: int | None, now: float) -> None:
         if pending.change is not None:
@@ -190,7 +193,12 @@ class Recorder:
             self._progress.say(tell_loss(pending.fault, pending.change, step))
             self._note("recovered", **pending.fault.as_dict())
         else:
-            self._progress.say(f"rank {pending.fault.rank} lost at step {pending.fault.step}")
+            self._progress.say(tell_end(pending.fault))
+
+    def _tell_arrivals(self) -> None:
+        for sentence in self._arrived:
+            self._progress.say(sentence)
+        self._arrived = []
 
     def _write(self, decision: Decision, step_s: float, epoch: int, layout: Layout, memory_gib: float) -> None:
         tokens = self.config.batch.global_size * self.config.batch.seq_len

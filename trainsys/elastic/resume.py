@@ -1,12 +1,15 @@
-"""How a run begins: from the newest whole checkpoint, or at step 0; the same under the agent and under torchrun."""
+"""How a run begins (from the newest whole checkpoint, or at step 0) and how it ends, whatever launched it."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from trainsys.config import RunConfig
-from trainsys.elastic.manifest import Found, checkpoint_dir, find_checkpoint, saved_steps, set_aside
+from trainsys.elastic.claim import mark_training
+from trainsys.elastic.manifest import Found, checkpoint_dir, find_checkpoint, retire, saved_steps, set_aside
+from trainsys.elastic.recorder import Recorder
 
 
 def newest(config: RunConfig) -> Found:
@@ -34,5 +37,27 @@ def announce(config: RunConfig, found: Found, say: Callable[[str], None]) -> boo
                 "learning rate follows the new one from here on"
             )
     elif saved_steps(config):
-        say(f"starting over; the first checkpoint will replace those in {checkpoint_dir(config)}")
+        retire(config)
+        say(f"starting over; the checkpoints in {checkpoint_dir(config)} are renamed to step-….old")
+    if config.faults.schedule or config.faults.kills:
+        say("faults are not carried out by train; use trainsys drill")
+    mark_training(Path(config.run_dir))
     return True
+
+
+def newest_saved(recorder: Recorder, found: Found) -> str:
+    """The last whole checkpoint: of this run, or the one it began from; empty without any."""
+    return next((path for _, path, error in reversed(recorder.saves) if not error), found.path)
+
+
+def ending(recorder: Recorder, found: Found) -> str:
+    """One line on how far training came and what is kept of it."""
+    config, kept = recorder.config, newest_saved(recorder, found)
+    where = f"checkpoint in {kept}" if kept else "without a checkpoint"
+    if recorder.next_step < config.train.steps:
+        again = shlex.quote(str(Path(config.run_dir) / "config.yaml"))
+        return (
+            f"stopped after step {recorder.next_step} of {config.train.steps}; {where}; "
+            f"go on with: trainsys train {again}"
+        )
+    return f"trained {recorder.next_step} steps; {where}; record in {config.run_dir}"

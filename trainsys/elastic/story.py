@@ -43,8 +43,7 @@ def tell_loss(fault: FaultRecord, change: Change | None, step: int | None) -> st
         change: the change of membership that answered it; None when the rank held no work.
         step: the first step committed afterwards; None when none was.
     """
-    where = f" in {fault.phase}" if fault.phase else ""
-    parts = [f"rank {fault.rank} lost at step {fault.step}{where} ({_CAUSES.get(fault.kind, fault.kind)})"]
+    parts = [tell_end(fault)]
     if change is None:
         return parts[0] + "; it was a spare, nothing changes"
     parts += [tell_shape(change.before, change.after), _moved(change)]
@@ -52,6 +51,12 @@ def tell_loss(fault: FaultRecord, change: Change | None, step: int | None) -> st
         since = {"kill": "the kill", "stop": "the stop"}.get(fault.kind, "its detection")
         parts.append(f"step {step} {'redone' if step == fault.step else 'done'} {fault.recover_s:.2f} s after {since}")
     return "; ".join(parts)
+
+
+def tell_end(fault: FaultRecord) -> str:
+    """``rank 2 lost at step 41 in backward (SIGKILL)``."""
+    where = f" in {fault.phase}" if fault.phase else ""
+    return f"rank {fault.rank} lost at step {fault.step}{where} ({_CAUSES.get(fault.kind, fault.kind)})"
 
 
 def tell_join(ranks: list[int], change: Change) -> str:

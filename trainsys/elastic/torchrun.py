@@ -14,20 +14,23 @@ import pickle
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from torch._C._distributed_c10d import Store, TCPStore
 
 from trainsys.config import RunConfig
 from trainsys.elastic.agent import forkserver
+from trainsys.elastic.claim import claimed
 from trainsys.elastic.endpoint import Endpoint, Rendezvous
 from trainsys.elastic.manager import ElasticError, Manager
 from trainsys.elastic.manifest import Found
 from trainsys.elastic.recorder import Recorder
-from trainsys.elastic.resume import announce, newest
+from trainsys.elastic.resume import announce, ending, newest
 from trainsys.elastic.worker import serve
 
 
@@ -127,17 +130,22 @@ def manage(config: RunConfig, world_size: int, host: str, found: Found, rank_0: 
 
     console = Console(highlight=False, soft_wrap=True)
     try:
-        endpoint = Endpoint(host, config.elastic.port)
-    except ValueError as error:
+        with ExitStack() as stack:
+            stack.enter_context(claimed(Path(config.run_dir)))
+            recorder = stack.enter_context(Recorder(config, config.run_dir, console, found.step))
+            endpoint = Endpoint(host, config.elastic.port)
+            rank_0.send(endpoint.rendezvous)
+            ours = stack.pop_all()
+    except (ValueError, OSError) as error:
         rank_0.send(str(error))
         return
-    rank_0.send(endpoint.rendezvous)
-    with Recorder(config, config.run_dir, console, found.step) as recorder:
+    with ours:
         manager = Manager(
             config, world_size, endpoint, Torchrun(rank_0), recorder, found.path, found.step, elastic=False
         )
         try:
             manager.run()
+            console.print(ending(recorder, found), markup=False)
         except ElasticError as error:
             print(f"trainsys: {error}", file=sys.stderr, flush=True)
 

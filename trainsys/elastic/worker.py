@@ -11,6 +11,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -248,8 +249,7 @@ def serve(
     """Be one rank until the manager says Quit. Returns the exit code.
 
     Args:
-        stop_on: signals that ask the whole job to stop at a step boundary; the other one of SIGINT and SIGTERM is
-            ignored, because the launcher decides.
+        stop_on: signals that ask the whole job to stop at a step boundary, where the launcher signals every rank.
     """
     share_cores()
     warm_up(config)
@@ -265,6 +265,9 @@ def serve(
         worker.run()
     except SystemExit as leave:
         return int(leave.code or 0)
+    except (ValueError, OSError) as error:  # weights or a checkpoint that have gone meanwhile
+        print(f"rank {rank}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 1
     except Exception:
         traceback.print_exc()
         return 1

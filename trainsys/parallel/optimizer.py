@@ -28,7 +28,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     """Linear warm-up, then a cosine down to ``min_lr`` at the last step (Loshchilov & Hutter 2017)."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    share = (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps)
     return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + cos(pi * min(1.0, share)))
 
 

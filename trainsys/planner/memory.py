@@ -7,7 +7,7 @@ What the process itself takes (a CUDA context, communication buffers, fragmentat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 
 from trainsys.config import ModelConfig, RunConfig
@@ -27,10 +27,11 @@ class Memory:
     mirror: float  # the same of a peer
     activations: float
     logits: float
+    transition: float = 0.0  # what a change of layout needs beyond all that
 
     @property
     def total(self) -> float:
-        parts = (self.parameters, self.gradients, self.optimizer, self.mirror, self.activations, self.logits)
+        parts: tuple[float, ...] = astuple(self)
         return sum(parts)
 
 
@@ -44,16 +45,24 @@ def stage_memory(config: RunConfig, stages: Stages, sizes: StageSizes, in_flight
     """
     precision = Precision.of(config.train.dtype)
     return tuple(
-        Memory(
-            parameters=sizes.held[stage] * precision.parameter / GIB,
-            gradients=gradient_elements(config, stages, sizes, stage) * precision.gradient / GIB,
-            optimizer=sizes.owned[stage] * 3 * precision.state / GIB,
-            mirror=sizes.mirrored[stage] * 3 * precision.state / GIB,
-            activations=activation_bytes(config, stages, stage, in_flight[stage]) / GIB,
-            logits=logit_bytes(config, stages, stage) / GIB,
+        _with_transition(
+            Memory(
+                parameters=sizes.held[stage] * precision.parameter / GIB,
+                gradients=gradient_elements(config, stages, sizes, stage) * precision.gradient / GIB,
+                optimizer=sizes.owned[stage] * 3 * precision.state / GIB,
+                mirror=sizes.mirrored[stage] * 3 * precision.state / GIB,
+                activations=activation_bytes(config, stages, stage, in_flight[stage]) / GIB,
+                logits=logit_bytes(config, stages, stage) / GIB,
+            )
         )
         for stage in range(stages.count)
     )
+
+
+def _with_transition(step: Memory) -> Memory:
+    """While the layout changes, the state stands twice, before and after (taken for equal), and nothing else does."""
+    changing = 2 * (step.optimizer + step.mirror)
+    return replace(step, transition=max(0.0, changing - step.total))
 
 
 def gradient_elements(config: RunConfig, stages: Stages, sizes: StageSizes, stage: int) -> int:
