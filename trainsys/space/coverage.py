@@ -1,5 +1,8 @@
-"""Whether the living ranks still hold everything. A piece is lost when all who keep it are dead, which depends on its
-stage, seat and shard alone: the check looks at teams, and at tensors only to see whose a dead seat was."""
+"""Whether the living ranks still hold everything.
+
+A piece is lost when all who keep it are dead, which depends on its stage, seat and shard alone: the check looks at
+teams, and at a tensor only to see whether a lost seat had a piece of it.
+"""
 
 from __future__ import annotations
 
@@ -44,26 +47,25 @@ def check_covered(space: Space, layout: Layout, alive: Collection[int]) -> None:
             raise LostError(f"{space.tensors[deal.tensor].name}{box}: no living rank holds it")
 
 
-def _gone(layout: Layout, deal: Deal, dead: Collection[int]) -> list[tuple[int, int, int]]:
+def _gone(layout: Layout, deal: Deal, dead: set[int]) -> list[tuple[int, int, int]]:
     """The (stage, replica, shard) whose cells of such a tensor nobody keeps any more; equal shards count as shard 0."""
     shards = [range(t, t + 1) for t in range(layout.tp)] if deal.split else [range(layout.tp)]
     if deal.shared:
         teams = [team for s in deal.stages for team in layout.stages[s].teams]
         return [
-            (deal.stages[0], 0, equal[0])
-            for equal in shards
-            if all(team[t] in dead for team in teams for t in equal)
-        ]  # fmt: skip
+            (deal.stages[0], 0, equal[0]) for equal in shards if all(team[t] in dead for team in teams for t in equal)
+        ]
     return [
         (s, replica, equal[0])
         for s in deal.stages
         for replica, team in enumerate(layout.stages[s].teams)
+        if not dead.isdisjoint(team)
         for equal in shards
         if not any(_kept(layout, team, t, dead) for t in equal)
     ]
 
 
-def _kept(layout: Layout, team: Team, shard: int, dead: Collection[int]) -> bool:
+def _kept(layout: Layout, team: Team, shard: int, dead: set[int]) -> bool:
     """Whether the owner or its mirror lives."""
     owner = team[shard]
     return owner not in dead or layout.mirror_of.get(owner, owner) not in dead
