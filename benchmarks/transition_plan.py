@@ -55,7 +55,8 @@ def layouts(
         return src, build_layout(wide, _even(num_layers, wide.pp), every, chunk, topology.node_of), every
     gone = topology.nodes // 2
     alive = tuple(r for r in every if topology.node_of(r) != gone)
-    intact = [sum(set(team) <= set(alive) for team in stage.teams) for stage in src.stages]
+    living = set(alive)
+    intact = [sum(living.issuperset(team) for team in stage.teams) for stage in src.stages]
     ragged = dataclasses.replace(parallel, stage_replicas=tuple(intact))
     return src, succeed(src, ragged, _even(num_layers, parallel.pp), alive, topology.node_of), alive
 
