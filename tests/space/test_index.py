@@ -15,7 +15,7 @@ from trainsys.space.coverage import LostError, check_covered
 from trainsys.space.index import Index
 from trainsys.space.layout import Layout, Piece
 from trainsys.space.places import piece_places, storage_places
-from trainsys.space.tensor import LogicalTensor, Space
+from trainsys.space.tensor import EMBED, LogicalTensor, Space
 from trainsys.space.transition import transition
 
 
@@ -143,3 +143,26 @@ def test_what_stays_is_one_move_and_what_travels_is_cut() -> None:
     joins = transition(space, old, new, 2, old.ranks, lambda r: 0)
     assert [m.box.numel for m in joins.receives] == [20] * 6 + [20, 10]
     assert [m.src for m in joins.receives] == [0, 1] * 4
+
+
+def test_a_mirror_skips_what_every_replica_has() -> None:
+    """ZeRO-0 with one replica per stage: the tied embedding is on both stages, so mirrors keep only the rest."""
+    space = Space(
+        (
+            LogicalTensor("tied", (6, 2), EMBED, None, (EMBED, 2)),
+            LogicalTensor("a", (5, 3), 0),
+            LogicalTensor("b", (7,), 1),
+        )
+    )
+    layout = build_layout(ParallelConfig(pp=2), [1, 1], range(2), 4, lambda r: 0)
+    check_index(space, layout, lambda r: 0)
+    assert [p.tensor for p in layout.mirrored(space, 0)] == [2, 2]
+
+
+def test_owner_and_mirror_share_the_load() -> None:
+    """ZeRO-1 to ZeRO-0: a newcomer fetches each piece from its owner or its mirror, by turns along its storage."""
+    space = Space((LogicalTensor("w", (64, 10), 0),))
+    src = build_layout(ParallelConfig(dp=2, zero=1), [1], range(2), 10, lambda r: 0)
+    dst = build_layout(ParallelConfig(dp=1), [1], [2], 10, lambda r: 0)
+    share = transition(space, src, dst, 2, src.ranks, lambda r: 0)
+    assert [m.src for m in share.receives] == [0, 1] * 32
