@@ -17,9 +17,10 @@ from trainsys.models.geometry import resolve, split_layers, tensors
 from trainsys.parallel.state import FlatState
 from trainsys.space.box import Box
 from trainsys.space.build import build_layout, succeed
+from trainsys.space.coverage import LostError, check_covered
 from trainsys.space.layout import Layout
+from trainsys.space.places import piece_places, storage_places
 from trainsys.space.tensor import SLOTS, LogicalTensor, Space
-from trainsys.space.transition import LostError, check_covered, piece_places, storage_places
 
 MODEL = resolve(ModelConfig(vocab_size=24, dim=8, num_layers=4, num_heads=2, max_seq_len=8, ffn_dim=12))
 SPACE = Space(tensors(MODEL))

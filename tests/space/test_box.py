@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainsys.space.box import Box, flat_boxes
+from trainsys.space.box import Box, cut, flat_boxes
 
 shapes = st.lists(st.integers(1, 5), min_size=0, max_size=4).map(tuple)
 
@@ -76,3 +76,13 @@ def test_intersect_and_within(case: tuple[tuple[int, ...], Box, Box]) -> None:
 
 def test_box_prints_as_slices() -> None:
     assert str(Box((0, 2), (4, 3))) == "[0:4, 2:3]"
+
+
+@given(shapes, st.integers(1, 40))
+def test_cut_tiles_in_order(shape: tuple[int, ...], limit: int) -> None:
+    index = np.arange(int(np.prod(shape))).reshape(shape)
+    parts = cut(Box.whole(shape), limit)
+    assert all(0 < part.numel <= limit for part in parts)
+    tiles = np.concatenate([index[part.within(Box.whole(shape))].reshape(-1) for part in parts])
+    assert np.array_equal(tiles, np.arange(index.size))
+    assert len(parts) == 1 or index.size > limit

@@ -16,8 +16,8 @@ from trainsys.elastic.messages import Census
 from trainsys.parallel.state import FlatState
 from trainsys.space.box import Box
 from trainsys.space.layout import Layout, Piece
+from trainsys.space.places import piece_places
 from trainsys.space.tensor import SLOTS, LogicalTensor, Space
-from trainsys.space.transition import piece_places
 
 _K = 0x9E3779B97F4A7C15 - (1 << 64)  # 2⁶⁴ / golden ratio, as a signed 64-bit integer
 _MASK = (1 << 64) - 1

@@ -32,8 +32,8 @@ from trainsys.elastic.manifest import complete, folder_of, partial_of, remove_pa
 from trainsys.parallel.state import FlatState
 from trainsys.space.box import Box
 from trainsys.space.layout import Layout
+from trainsys.space.places import Place, piece_places, storage_places
 from trainsys.space.tensor import SLOTS, Space
-from trainsys.space.transition import Place, piece_places, storage_places
 
 _FULL = {errno.ENOSPC: "no space left on the disk", errno.EDQUOT: "the disk quota is used up"}
 

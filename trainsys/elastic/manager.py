@@ -43,9 +43,9 @@ from trainsys.parallel.step import decide
 from trainsys.planner.device import rate
 from trainsys.planner.successor import successor
 from trainsys.space.build import build_layout, succeed
+from trainsys.space.coverage import LostError, check_covered
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import Space
-from trainsys.space.transition import LostError, check_covered
 
 
 class ElasticError(RuntimeError):

@@ -11,8 +11,8 @@ from trainsys.config import ModelConfig
 from trainsys.models.init import init_box
 from trainsys.space.box import Box
 from trainsys.space.layout import Layout, Piece
+from trainsys.space.places import Place, piece_places, storage_places
 from trainsys.space.tensor import SLOTS, LogicalTensor, Space
-from trainsys.space.transition import Place, piece_places, storage_places
 
 
 def master_dtype(dtype: torch.dtype) -> torch.dtype:

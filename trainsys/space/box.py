@@ -75,5 +75,19 @@ def flat_boxes(shape: Sequence[int], start: int, stop: int) -> list[Box]:
     return boxes
 
 
+def cut(box: Box, limit: int) -> list[Box]:
+    """Split a box into slabs of at most `limit` elements, in row-major order; a box within the limit stays whole."""
+    if box.numel <= limit:
+        return [box]
+    first, last = box.start[0], box.stop[0]
+    row = box.numel // (last - first)
+    if row <= limit:
+        step = limit // row
+        starts = range(first, last, step)
+        return [Box((a, *box.start[1:]), (min(a + step, last), *box.stop[1:])) for a in starts]
+    inner = cut(Box(box.start[1:], box.stop[1:]), limit)
+    return [_prefix(a, part) for a in range(first, last) for part in inner]
+
+
 def _prefix(row: int, box: Box) -> Box:
     return Box((row, *box.start), (row + 1, *box.stop))

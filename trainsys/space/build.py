@@ -95,11 +95,15 @@ def mirrors(ranks: Sequence[int], node_of: Callable[[int], int]) -> tuple[tuple[
         seen[node_of(rank)] += 1
         order.append((depth, rank))
     ring = [rank for _, rank in sorted(order)]
+    nodes = [node_of(rank) for rank in ring]
+    n = len(ring)
+    if n == 1:
+        return ()
+    away = next((k for k in range(1, n) if nodes[k] != nodes[0]), n)  # how far ahead another node is; n: nowhere
     pairs = []
-    for i, rank in enumerate(ring):
-        others = ring[i + 1 :] + ring[:i]
-        if others:
-            pairs.append((rank, next((r for r in others if node_of(r) != node_of(rank)), others[0])))
+    for i in range(n, 0, -1):  # backwards, so that each rank looks at the next one only
+        away = 1 if nodes[i % n] != nodes[i - 1] else away + 1
+        pairs.append((ring[i - 1], ring[(i - 1 + away) % n if away < n else i % n]))
     return tuple(sorted(pairs))
 
 

@@ -80,9 +80,20 @@ class Layout:
     def mirror_of(self) -> dict[int, int]:
         return dict(self.mirrors)
 
+    @cached_property
+    def wards_of(self) -> dict[int, list[int]]:
+        """The ranks that each peer mirrors, in the order in which it stores them."""
+        wards: dict[int, list[int]] = {}
+        for rank, peer in sorted(self.mirrors):
+            wards.setdefault(peer, []).append(rank)
+        return wards
+
     def where(self, rank: int) -> tuple[int, int, int]:
         """(stage, replica, tp index) of a rank."""
         return self._seat_of[rank]
+
+    def __contains__(self, rank: int) -> bool:
+        return rank in self._seat_of
 
     @property
     def pp(self) -> int:
@@ -128,8 +139,7 @@ class Layout:
 
     def mirrored(self, space: Space, rank: int) -> tuple[Piece, ...]:
         """Pieces kept only so that the death of their single holder loses nothing."""
-        wards = sorted(r for r, peer in self.mirrors if peer == rank)
-        return tuple(p for ward in wards for p in self.unique(space, ward))
+        return tuple(p for ward in self.wards_of.get(rank, ()) for p in self.unique(space, ward))
 
     def unique(self, space: Space, rank: int) -> tuple[Piece, ...]:
         """Held pieces that no other rank holds."""

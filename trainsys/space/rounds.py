@@ -32,15 +32,23 @@ def rounds(part: Transition, ranks: Sequence[int], budget_elements: int) -> list
         budget_elements: most elements staged per direction at a time (one larger move is staged alone).
     """
     ring = sorted(ranks)
-    n, at = len(ring), ring.index(part.rank)
-    result = []
-    for k in range(1, n):
-        to, source = ring[(at + k) % n], ring[(at - k) % n]
-        sends = _parts([m for m in part.sends if m.dst == to], budget_elements)
-        receives = _parts([m for m in part.receives if m.src == source], budget_elements)
-        if sends or receives:
-            result.append(Round(to, source, sends, receives))
-    return result
+    n, place = len(ring), {r: i for i, r in enumerate(ring)}
+    at = place[part.rank]
+    sends: dict[int, list[Move]] = {}  # by the round in which they leave
+    receives: dict[int, list[Move]] = {}
+    for move in part.sends:
+        sends.setdefault((place[move.dst] - at) % n, []).append(move)
+    for move in part.receives:
+        receives.setdefault((at - place[move.src]) % n, []).append(move)
+    return [
+        Round(
+            ring[(at + k) % n],
+            ring[(at - k) % n],
+            _parts(sends.get(k, ()), budget_elements),
+            _parts(receives.get(k, ()), budget_elements),
+        )
+        for k in sorted(sends.keys() | receives.keys())
+    ]
 
 
 def _parts(moves: Sequence[Move], budget: int) -> tuple[tuple[Move, ...], ...]:

@@ -1,0 +1,186 @@
+"""Planning a change of layout: what one rank pays, in time and memory, on a cluster too large to have at hand.
+
+Two changes of Llama 3 70B: a node of 8 ranks is lost, and tp8·pp8 becomes tp4·pp16. Each case runs in a process of its
+own; each plan begins with nothing cached and includes the arrangement in rounds. `rss_mib` is the whole peak of that
+process, interpreter and libraries included. `predicted_s` is the plan's time plus the time that the bytes of its rounds
+(fp32 master and two moments) take on the declared links, on the slowest of the ranks sampled. Not in it: building
+process groups, and the gather of weights under ZeRO-1, which every step has.
+
+    trainsys bench transition-plan [--ranks 4096 131072] [--sample 24] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import math
+import multiprocessing
+import random
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from trainsys import config
+from trainsys.comm.topology import Topology
+from trainsys.config import ParallelConfig
+from trainsys.models.geometry import resolve, tensors
+from trainsys.space.build import build_layout, succeed
+from trainsys.space.coverage import check_covered
+from trainsys.space.layout import Layout
+from trainsys.space.rounds import Round, rounds
+from trainsys.space.tensor import SLOTS, Space
+from trainsys.space.transition import transition
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CASES = ("node lost", "tp8·pp8 → tp4·pp16")
+ELEMENT_BYTES = 4 * len(SLOTS)
+STAGING_BYTES = 32 << 20
+PUBLISHED = {"system": "DynaTrain", "source": "arXiv:2605.18815", "model": "70B dense", "switch_s": 2.0}
+
+
+def layouts(
+    case: str, parallel: ParallelConfig, num_layers: int, ranks: int, chunk: int, topology: Topology
+) -> tuple[Layout, Layout, tuple[int, ...]]:
+    """The layouts before and after, and who is alive in between."""
+    every = tuple(range(ranks))
+    src = build_layout(parallel, _even(num_layers, parallel.pp), every, chunk, topology.node_of)
+    if case != "node lost":
+        wide = dataclasses.replace(parallel, tp=parallel.tp // 2, pp=parallel.pp * 2)
+        return src, build_layout(wide, _even(num_layers, wide.pp), every, chunk, topology.node_of), every
+    gone = topology.nodes // 2
+    alive = tuple(r for r in every if topology.node_of(r) != gone)
+    living = set(alive)
+    intact = [sum(living.issuperset(team) for team in stage.teams) for stage in src.stages]
+    ragged = dataclasses.replace(parallel, stage_replicas=tuple(intact))
+    return src, succeed(src, ragged, _even(num_layers, parallel.pp), alive, topology.node_of), alive
+
+
+def measure(case: str, zero: int, ranks: int, sample: int, chunk: int, model: Sequence[str]) -> dict[str, Any]:
+    """One row; to be called in a fresh process."""
+    settings = config.load([str(CONFIGS / "cluster" / "dgx-h100-4.yaml"), *model])
+    sizes = resolve(settings.model)
+    cluster = settings.cluster
+    cluster = dataclasses.replace(cluster, nodes=ranks // cluster.ranks_per_node)
+    topology = Topology.from_config(cluster)
+    parallel = ParallelConfig(dp=ranks // 64, tp=8, pp=8, zero=zero)
+    space = Space(tuple(tensors(sizes)))
+    started = time.perf_counter()
+    src, dst, alive = layouts(case, parallel, sizes.num_layers, ranks, chunk, topology)
+    build_s = time.perf_counter() - started
+    covered = []
+    for _ in range(5):
+        before = dataclasses.replace(src)
+        started = time.perf_counter()
+        check_covered(space, before, alive)
+        covered.append(time.perf_counter() - started)
+    participants = tuple(sorted({*alive, *dst.ranks}))
+    plans, switches, received = [], [], []
+    for rank in _sampled(src, alive, participants, sample):
+        before, after = dataclasses.replace(src), dataclasses.replace(dst)  # as they come by message: nothing cached
+        gc.collect()
+        started = time.perf_counter()
+        share = transition(space, before, after, rank, alive, topology.node_of)
+        order = rounds(share, participants, STAGING_BYTES // ELEMENT_BYTES)
+        plans.append(time.perf_counter() - started)
+        switches.append(plans[-1] + _transfer_s(rank, order, topology))
+        received.append(sum(m.box.numel for m in share.receives))
+    return {
+        "case": case,
+        "zero": zero,
+        "ranks": ranks,
+        "layouts": f"{src} → {dst}",
+        "sampled": len(plans),
+        "p50_ms": 1e3 * _quantile(plans, 0.5),
+        "p95_ms": 1e3 * _quantile(plans, 0.95),
+        "max_ms": 1e3 * max(plans),
+        "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "max_received_gib": max(received) * ELEMENT_BYTES / 2**30,
+        "predicted_s": max(switches),
+        "build_layouts_s": build_s,
+        "check_covered_ms": 1e3 * _quantile(covered, 0.5),
+    }
+
+
+def _sampled(src: Layout, alive: Sequence[int], participants: Sequence[int], sample: int) -> list[int]:
+    """The mirrors of the dead, who have the most to send, and others at random, always the same."""
+    dead = set(src.ranks).difference(alive)
+    serving = sorted({peer for rank, peer in src.mirrors if rank in dead}.difference(dead))[: sample // 2]
+    others = [r for r in participants if r not in set(serving)]
+    return serving + random.Random(0).sample(others, min(sample - len(serving), len(others)))
+
+
+def _transfer_s(rank: int, order: Sequence[Round], topology: Topology) -> float:
+    """Seconds on the wire: the rounds one after the other, both directions of one at once."""
+    total = 0.0
+    for step in order:
+        out = _direction_s(rank, step.to, step.sends, topology)
+        into = _direction_s(step.source, rank, step.receives, topology)
+        total += max(out, into)
+    return total
+
+
+def _direction_s(a: int, b: int, parts: Sequence[Sequence[Any]], topology: Topology) -> float:
+    return sum(topology.transfer_s(a, b, ELEMENT_BYTES * sum(m.box.numel for m in part)) for part in parts)
+
+
+def _even(num_layers: int, pp: int) -> list[int]:
+    return [num_layers // pp + (s < num_layers % pp) for s in range(pp)]
+
+
+def _quantile(values: Sequence[float], q: float) -> float:
+    return sorted(values)[max(0, math.ceil(q * len(values)) - 1)]
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("trainsys bench transition-plan", description=__doc__.splitlines()[0])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[4096, 131072], help="multiples of 64, at least 128")
+    parser.add_argument("--sample", type=int, default=24, help="ranks planned for per case")
+    parser.add_argument("--chunk", type=int, default=2**20, help="elements per piece")
+    parser.add_argument(
+        "--model", nargs="+", default=[str(CONFIGS / "model" / "llama-70b.yaml")], help="config files and overrides"
+    )
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    for ranks in args.ranks:
+        if ranks < 128 or ranks % 64:
+            raise ValueError(f"--ranks {ranks} must be a multiple of tp·pp = 64, and at least 128 to spare a node")
+    if args.sample < 1:
+        raise ValueError(f"--sample {args.sample} must be at least 1")
+    rows = []
+    for ranks in args.ranks:
+        for case in CASES:
+            for zero in (1, 0):
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+                    row = fresh.submit(measure, case, zero, ranks, args.sample, args.chunk, args.model).result()
+                rows.append(row)
+                if not args.json:
+                    _show(row, len(rows) == 1)
+    if args.json:
+        print(json.dumps({"rows": rows, "published": PUBLISHED}))
+    else:
+        print(
+            f"published: {PUBLISHED['system']} ({PUBLISHED['source']}) switches {PUBLISHED['model']} in under "
+            f"{PUBLISHED['switch_s']:g} s, on its own machines and ranks: only the model's size compares"
+        )
+    return 0
+
+
+def _show(row: dict[str, Any], header: bool) -> None:
+    if header:
+        print(f"{'case':20} zero   ranks   p50_ms   p95_ms  rss_mib  predicted_s   (building the layouts, loss check)")
+    print(
+        f"{row['case']:20} {row['zero']:4} {row['ranks']:7} {row['p50_ms']:8.1f} {row['p95_ms']:8.1f} "
+        f"{row['rss_mib']:8.0f} {row['predicted_s']:12.3f}   ({row['build_layouts_s']:.2f} s, "
+        f"{row['check_covered_ms']:.1f} ms)",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

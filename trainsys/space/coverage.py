@@ -1,0 +1,78 @@
+"""Whether the living ranks still hold everything.
+
+A piece is lost when all who keep it are dead, which depends on its stage, seat and shard alone: the check looks at
+teams, and at a tensor only to see whether a lost seat had a piece of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from trainsys.space.box import Box
+from trainsys.space.deal import Deal, Shelf, StageTensors, deals
+from trainsys.space.layout import Layout, Piece, Team
+from trainsys.space.places import piece_places
+from trainsys.space.tensor import Space
+
+
+class LostError(ValueError):
+    """Some coordinates have no living holder."""
+
+
+def check_covered(space: Space, layout: Layout, alive: Collection[int]) -> None:
+    """Every coordinate of `layout` has a living holder.
+
+    Raises:
+        LostError: naming the first that has none.
+    """
+    dead = set(layout.ranks).difference(alive)
+    if not dead:
+        return
+    table = deals(space, layout)
+    gone: dict[tuple[tuple[int, ...], bool, bool], list[tuple[int, int, int]]] = {}
+    shelves: dict[tuple[int, int], Shelf] = {}
+    for deal in table:
+        key = (deal.stages, deal.split, deal.shared)
+        if key not in gone:
+            gone[key] = _gone(layout, deal, dead)
+        cells = []
+        for stage, replica, shard in gone[key]:
+            if (stage, replica) not in shelves:
+                shelves[stage, replica] = Shelf(StageTensors(layout, table, stage), replica, False)
+            cell = shelves[stage, replica].first_cell(deal.tensor)
+            if cell is not None:
+                cells.append((shard, cell))
+        if cells:
+            box = _box(space, layout, deal, *min(cells))
+            raise LostError(f"{space.tensors[deal.tensor].name}{box}: no living rank holds it")
+
+
+def _gone(layout: Layout, deal: Deal, dead: set[int]) -> list[tuple[int, int, int]]:
+    """The (stage, replica, shard) whose cells of such a tensor nobody keeps any more; equal shards count as shard 0."""
+    shards = [range(t, t + 1) for t in range(layout.tp)] if deal.split else [range(layout.tp)]
+    if deal.shared:
+        teams = [team for s in deal.stages for team in layout.stages[s].teams]
+        return [
+            (deal.stages[0], 0, equal[0]) for equal in shards if all(team[t] in dead for team in teams for t in equal)
+        ]
+    return [
+        (s, replica, equal[0])
+        for s in deal.stages
+        for replica, team in enumerate(layout.stages[s].teams)
+        if not dead.isdisjoint(team)
+        for equal in shards
+        if not any(_kept(layout, team, t, dead) for t in equal)
+    ]
+
+
+def _kept(layout: Layout, team: Team, shard: int, dead: set[int]) -> bool:
+    """Whether the owner or its mirror lives."""
+    owner = team[shard]
+    return owner not in dead or layout.mirror_of.get(owner, owner) not in dead
+
+
+def _box(space: Space, layout: Layout, deal: Deal, shard: int, cell: int) -> Box:
+    """The first box of a cell."""
+    start = cell * deal.grain
+    piece = Piece(deal.tensor, shard, start, min(start + deal.grain, deal.numel))
+    return piece_places(space.tensors[deal.tensor], layout.tp, piece, 0)[0].box
