@@ -25,20 +25,28 @@ def test_resolve_fills_the_derived_sizes_and_is_idempotent() -> None:
     llama = geometry.resolve(ModelConfig(dim=4096, num_heads=32))
     assert (llama.num_kv_heads, llama.ffn_dim) == (32, 10944)  # 8/3 · 4096 = 10922.7, rounded up to 32
     assert geometry.resolve(ModelConfig(family="gpt2", dim=768, num_heads=12)).ffn_dim == 3072
+    assert llama.head_dim == 128
     assert geometry.resolve(llama) == llama
+    wide = geometry.resolve(ModelConfig(family="qwen3", dim=100, num_heads=6, head_dim=32))
+    assert (wide.head_dim, wide.ffn_dim) == (32, 300)
+    assert geometry.resolve(wide) == wide
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"family": "mamba"}, "unknown model.family='mamba'; known: gpt2, llama"),
+        ({"family": "mamba"}, "unknown model.family='mamba'; known: gpt2, llama, qwen3"),
         ({"dim": 100, "num_heads": 6}, "dim=100 is not divisible by num_heads=6; set dim=96 or 102, or num_heads="),
         (
             {"num_heads": 4, "num_kv_heads": 3},
             "num_heads=4 is not divisible by num_kv_heads=3; set num_kv_heads=1, 2 or 4",
         ),
         ({"dim": 12, "num_heads": 4}, "head_dim=3 .* is odd, .*; set dim=16"),
+        ({"dim": 12, "num_heads": 4, "head_dim": 5}, "^head_dim=5 is odd, .*; set head_dim=6$"),
+        ({"head_dim": -1}, "model.head_dim=-1 must be positive, or 0 to derive it"),
+        ({"family": "gpt2", "head_dim": 16}, "gpt2 divides dim=128 among num_heads=4, got head_dim=16; set head_dim=0"),
         ({"dropout": 0.1}, "llama has no dropout"),
+        ({"family": "qwen3", "dropout": 0.1}, "qwen3 has no dropout"),
         ({"dropout": 1.0}, r"dropout=1 must lie in \[0, 1\)"),
         ({"family": "gpt2", "num_kv_heads": 2}, "num_kv_heads=2 must be 0 or num_heads=4"),
         ({"num_layers": 0}, "model.num_layers=0 must be at least 1"),
@@ -99,6 +107,7 @@ def test_parameters_of_published_models() -> None:
     assert geometry.num_params(config.load([str(CONFIGS[0].parent / "llama-8b.yaml")]).model) == 8_030_261_248
     gpt2 = ModelConfig("gpt2", 50257, dim=768, num_layers=12, num_heads=12, max_seq_len=1024, tied=True)
     assert geometry.num_params(gpt2) == 124_439_808
+    assert geometry.num_params(config.load([str(CONFIGS[0].parent / "qwen3-0.6b.yaml")]).model) == 596_049_920
 
 
 def test_forward_flops_of_gpt3_match_the_published_formula() -> None:

@@ -142,7 +142,7 @@ def test_the_canonical_tree_keeps_log2_subtrees(small, dp, buffers):
     assert gradient_buffers(fast, stages, 0) == 1
 
 
-@pytest.mark.parametrize("name", ["llama-tiny", "llama-small", "gpt2-tiny"])
+@pytest.mark.parametrize("name", ["llama-tiny", "llama-small", "gpt2-tiny", "qwen3-tiny"])
 def test_layer_bytes_match_what_autograd_saves(name):
     torch = pytest.importorskip("torch")
     from trainsys.models.registry import build

@@ -8,14 +8,16 @@ from functools import lru_cache
 from math import gcd
 
 from trainsys.config import ModelConfig
-from trainsys.models.family import Family, head_dim
+from trainsys.models.family import Family, q_dim
 from trainsys.models.gpt2_geometry import GPT2
 from trainsys.models.llama_geometry import LLAMA
+from trainsys.models.qwen3_geometry import QWEN3
 from trainsys.space.tensor import EMBED, LogicalTensor
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
     "gpt2": GPT2,
+    "qwen3": QWEN3,
 }
 
 
@@ -28,7 +30,7 @@ def family_of(config: ModelConfig) -> Family:
 
 @lru_cache(maxsize=256)
 def resolve(config: ModelConfig) -> ModelConfig:
-    """`config` with ``num_kv_heads`` and ``ffn_dim`` filled in. Idempotent.
+    """`config` with ``num_kv_heads``, ``head_dim`` and ``ffn_dim`` filled in. Idempotent.
 
     Raises:
         ValueError: for an unknown family, or sizes that no model of that family can have.
@@ -37,18 +39,13 @@ def resolve(config: ModelConfig) -> ModelConfig:
     for name in ("vocab_size", "dim", "num_layers", "num_heads", "max_seq_len"):
         if getattr(config, name) < 1:
             raise ValueError(f"model.{name}={getattr(config, name)} must be at least 1")
-    for name in ("num_kv_heads", "ffn_dim"):
+    for name in ("num_kv_heads", "head_dim", "ffn_dim"):
         if getattr(config, name) < 0:
             raise ValueError(f"model.{name}={getattr(config, name)} must be positive, or 0 to derive it")
     if not 0 <= config.dropout < 1:
         raise ValueError(f"model.dropout={config.dropout:g} must lie in [0, 1)")
-    config = dataclasses.replace(
-        config,
-        num_kv_heads=config.num_kv_heads or config.num_heads,
-        ffn_dim=config.ffn_dim or family.default_ffn_dim(config.dim),
-    )
-    heads, kv_heads = config.num_heads, config.num_kv_heads
-    if config.dim % heads:
+    heads, kv_heads = config.num_heads, config.num_kv_heads or config.num_heads
+    if not config.head_dim and config.dim % heads:
         raise ValueError(
             f"dim={config.dim} is not divisible by num_heads={heads}; "
             f"set dim={_or(_near_multiples(config.dim, heads))}, or num_heads={_or(_near_divisors(config.dim, heads))}"
@@ -58,6 +55,12 @@ def resolve(config: ModelConfig) -> ModelConfig:
             f"num_heads={heads} is not divisible by num_kv_heads={kv_heads}; "
             f"set num_kv_heads={_or(_near_divisors(heads, kv_heads))}"
         )
+    config = dataclasses.replace(
+        config,
+        num_kv_heads=kv_heads,
+        head_dim=config.head_dim or config.dim // heads,
+        ffn_dim=config.ffn_dim or family.default_ffn_dim(config.dim),
+    )
     family.check(config)
     return config
 
@@ -98,7 +101,7 @@ def forward_flops(config: ModelConfig, block: int, seq_len: int) -> float:
     if block == config.num_layers:
         return 2.0 * config.dim * config.vocab_size
     matrices = sum(t.numel for t in family.layer(config, 0) if len(t.shape) == 2)
-    attention = 2 * seq_len * config.num_heads * head_dim(config)  # scores and values: this many products each
+    attention = 2 * seq_len * q_dim(config)  # scores and values: this many products each
     return 2.0 * matrices + 2.0 * attention
 
 

@@ -23,7 +23,7 @@ from trainsys.parallel.optimizer import adamw
 from trainsys.parallel.stage import Batch, StageRunner, build_stage
 from trainsys.parallel.state import FlatState, master_dtype
 from trainsys.parallel.step import Decision, Report
-from trainsys.parallel.tensor import TensorParallel, partial_over_tp
+from trainsys.parallel.tensor import TensorParallel
 from trainsys.schedule.generators import build as build_schedule
 from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout, Piece
@@ -154,24 +154,25 @@ class Engine:
             for part, values in parts.items():
                 bucket.push(bucket.spec.tree.leaf(microbatch, part), values)
 
-    def _owned_slices(self, flats: list[Tensor]) -> list[tuple[Piece, Tensor]]:
+    def _valid_slices(self, flats: list[Tensor], fast: bool) -> list[tuple[Piece, Tensor]]:
+        """The pieces whose sum over replicas is known here: the owned ones, after a `fast` reduction all."""
         result = []
         for bucket, flat in zip(self.buckets, flats, strict=True):
             at = 0
             for piece in bucket.spec.pieces:
-                if bucket.region.start <= at < bucket.region.stop:
+                if fast or bucket.region.start <= at < bucket.region.stop:
                     result.append((piece, flat[at : at + piece.numel]))
                 at += piece.numel
         return result
 
     def _sum_partials_over_tp(self, flats: list[Tensor]) -> None:
-        """Norm and bias gradients under sequence parallelism: each tp rank saw a slice of the sequence."""
+        """Finish the gradients of which each tp rank saw a part: its slice of the sequence, or its heads."""
         if self.tp is None:
             return
         partial = [
             values
-            for piece, values in self._owned_slices(flats)
-            if partial_over_tp(self.space.tensors[piece.tensor].name, self.space.tensors[piece.tensor].split, self.tp)
+            for piece, values in self._valid_slices(flats, self.config.parallel.reduction == "fast")
+            if self.space.tensors[piece.tensor].partial_over_tp(self.tp.size, self.tp.sequence_parallel)
         ]
         if partial:
             summed = self.tp.sum_in_rank_order(torch.cat(partial))
@@ -182,7 +183,7 @@ class Engine:
         """Sum of squares per owned piece, in fp64; pieces replicated over tp are counted by the first tp rank."""
         return {
             (piece.tensor, piece.shard, piece.start): values.double().square().sum().item()
-            for piece, values in self._owned_slices(flats)
+            for piece, values in self._valid_slices(flats, fast=False)
             if self.shard == 0 or self.space.tensors[piece.tensor].split is not None
         }
 

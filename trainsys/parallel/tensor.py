@@ -210,10 +210,3 @@ def apply_tensor_parallel(model: Decoder, tp: TensorParallel) -> None:
 
 def _entering(tp: TensorParallel) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     return lambda module, args: (enter(args[0], tp), *args[1:])
-
-
-def partial_over_tp(name: str, split: int | None, tp: TensorParallel | None) -> bool:
-    """Whether a parameter's gradient is a partial sum over tp: replicated weights that see a slice of the sequence."""
-    if tp is None or not tp.sequence_parallel or split is not None:
-        return False
-    return not name.startswith("pos_embeddings")

@@ -22,6 +22,8 @@ class LogicalTensor:
         block: which model block owns it: ``EMBED`` (-1), a layer index, or ``num_layers`` for final norm and head.
         split: dim that tensor parallelism shards (``Shard(split)``), or None (``Replicate()`` over tp).
         uses: blocks that compute with it; more than one for a tied embedding, which is then held by both stages.
+        partial: of a tensor replicated over tp, whether each tp rank's gradient is only a part of the sum: True where
+            it sees its own heads alone, False where it sees all, None where it sees its part of a split sequence.
     """
 
     name: str
@@ -29,6 +31,7 @@ class LogicalTensor:
     block: int
     split: int | None = None
     uses: tuple[int, ...] = ()
+    partial: bool | None = None
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -52,6 +55,12 @@ class LogicalTensor:
 
     def local_box(self, tp: int, index: int) -> Box:
         return Box.whole(self.local_shape(tp)).shift(self.local_origin(tp, index))
+
+    def partial_over_tp(self, tp: int, sequence_parallel: bool) -> bool:
+        """Whether the gradient of what a tp rank holds is the sum of what several tp ranks compute."""
+        if self.split is not None or tp == 1:
+            return False
+        return sequence_parallel if self.partial is None else self.partial
 
     def token(self, zero: int = 0) -> str:
         """The one printed form of a sharded tensor, e.g. ``layers.3.wq[512/tp, 512] zero@dp``."""
