@@ -31,7 +31,7 @@ MODELS = {
 def weights(config: ModelConfig) -> dict[str, torch.Tensor]:
     """Initial values, ten times as large and with norms that are not all ones, so that each of them matters."""
     values = {t.name: init_box(t, (0,) * len(t.shape), t.shape, 3, config) for t in tensors(config)}
-    for name, value in values.items():
+    for value in values.values():
         value *= 10 if value.dim() == 2 else torch.linspace(0.5, 1.5, len(value))
     return values
 

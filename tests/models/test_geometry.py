@@ -62,7 +62,9 @@ def test_resolve_rejects_impossible_sizes(sizes: dict[str, object], message: str
 @pytest.mark.parametrize(
     ("tp", "stages", "message"),
     [
-        (4, (4,), "num_kv_heads=2 is not divisible by tp=4; set tp=1 or 2$"),
+        (8, (4,), "num_heads=12 is not divisible by tp=8; set tp=1, 2, 4 or 12$"),
+        (6, (4,), "num_kv_heads=4 and tp=6: neither is divisible by the other; set tp=1, 2, 4 or 12$"),
+        (3, (4,), "num_kv_heads=4 and tp=3: neither is divisible by the other; set tp=1, 2, 4 or 12$"),
         (0, (4,), "tp=0 must be at least 1"),
         (1, (0, 4), r"stage 0 of stage_layers=\(0, 4\) has no layer; an even split of num_layers=4 is \(2, 2\)"),
         (1, (1, 2), "adds up to 3, but the model has num_layers=4"),
@@ -71,8 +73,9 @@ def test_resolve_rejects_impossible_sizes(sizes: dict[str, object], message: str
     ],
 )
 def test_check_split_names_the_legal_values(tp: int, stages: tuple[int, ...], message: str) -> None:
-    model = ModelConfig(num_layers=4, num_heads=4, num_kv_heads=2)
-    geometry.check_split(model, 2, (1, 3))
+    model = ModelConfig(vocab_size=1536, dim=96, num_layers=4, num_heads=12, num_kv_heads=4, ffn_dim=192)
+    for legal in (1, 2, 4, 12):
+        geometry.check_split(model, legal, (1, 3))
     with pytest.raises(ValueError, match=message):
         geometry.check_split(model, tp, stages)
 
@@ -83,6 +86,20 @@ def test_check_split_offers_a_padded_vocabulary() -> None:
         ValueError, match="vocab_size=50257 is not divisible by tp=4; set tp=1, or vocab_size=50256 or 50260"
     ):
         geometry.check_split(gpt2, 4, (4,))
+
+
+def test_neighbours_share_a_key_value_head_where_ranks_outnumber_them() -> None:
+    model = geometry.resolve(ModelConfig(num_layers=1, num_heads=8, num_kv_heads=2))
+    tensors = {t.name.removeprefix("layers.0."): t for t in geometry.tensors(model)}
+    wk = tensors["attention.wk.weight"]
+    assert [wk.local_box(8, rank) for rank in range(8)] == [wk.local_box(2, head) for head in (0, 0, 0, 0, 1, 1, 1, 1)]
+    assert [wk.first_copy(8, rank) for rank in range(8)] == [0, 0, 0, 0, 4, 4, 4, 4]
+    assert [wk.first_copy(2, rank) for rank in range(2)] == [0, 1]
+    assert str(wk.token()) == "layers.0.attention.wk.weight[32/min(tp, 2), 128]"
+    once = geometry.forward_flops(model, 0, 64)
+    kv = 2 * 2 * 32 * 128  # FLOPs per token of both projections, which are halved and not cut in eight
+    assert 8 * geometry.forward_flops(model, 0, 64, tp=8) == pytest.approx(once + 3 * kv)
+    assert 2 * geometry.forward_flops(model, 0, 64, tp=2) == pytest.approx(once)
 
 
 def test_split_layers() -> None:

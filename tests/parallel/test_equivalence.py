@@ -89,6 +89,23 @@ def test_norms_of_heads(ranks: RankPool, model: dict[str, Any]) -> None:
     compare(ranks, 4, {"family": "qwen3", **model}, grids)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [{"num_kv_heads": 2, "tied": True}, {"num_kv_heads": 1}, {"family": "qwen3", "num_kv_heads": 2, "head_dim": 6}],
+    ids=["two", "one", "qwen3"],
+)
+def test_tp_ranks_share_key_value_heads(ranks: RankPool, model: dict[str, Any]) -> None:
+    """Twice and four times as many tp ranks as key/value heads."""
+    grids = [
+        {"tp": 4},
+        {"tp": 8, "sequence_parallel": True, "recompute": "full"},
+        {"tp": 4, "dp": 2, "zero": 1},
+        {"tp": 4, "pp": 2, "zero": 1},
+        {"tp": 4, "dp": 2, "reduction": "fast"},
+    ]
+    compare(ranks, 8, model, grids)
+
+
 def test_fast_reduction(ranks: RankPool) -> None:
     """One running sum and an all-reduce: other bits, the same numbers."""
     grids = [

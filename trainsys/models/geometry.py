@@ -88,8 +88,10 @@ def num_params(config: ModelConfig) -> int:
     return sum(t.numel for t in tensors(config))
 
 
-def forward_flops(config: ModelConfig, block: int, seq_len: int) -> float:
-    """Matmul FLOPs per token of one block's forward pass, 2·m·n·k each (Narayanan et al. 2021, arXiv:2104.04473, §5.1).
+def forward_flops(config: ModelConfig, block: int, seq_len: int, tp: int = 1) -> float:
+    """Matmul FLOPs per token of one block's forward pass on one of `tp` ranks, 2·m·n·k each.
+
+    Narayanan et al. 2021 (arXiv:2104.04473), §5.1.
 
     A layer counts its weight matrices and, for attention, scores and weighted values against all `seq_len` positions:
     causality is not discounted. The embedding is a lookup (0); block ``num_layers`` is the head, 2·dim·vocab.
@@ -99,9 +101,9 @@ def forward_flops(config: ModelConfig, block: int, seq_len: int) -> float:
     if block == EMBED:
         return 0.0
     if block == config.num_layers:
-        return 2.0 * config.dim * config.vocab_size
-    matrices = sum(t.numel for t in family.layer(config, 0) if len(t.shape) == 2)
-    attention = 2 * seq_len * q_dim(config)  # scores and values: this many products each
+        return 2.0 * config.dim * config.vocab_size / tp
+    matrices = sum(t.numel / t.shards(tp) for t in family.layer(config, 0) if len(t.shape) == 2)
+    attention = 2 * seq_len * q_dim(config) / tp  # scores and values: this many products each
     return 2.0 * matrices + 2.0 * attention
 
 
@@ -120,19 +122,24 @@ def split_layers(num_layers: int, pp: int) -> tuple[int, ...]:
 def check_split(config: ModelConfig, tp: int, stage_layers: Sequence[int]) -> None:
     """Whether `tp` divides everything it shards and `stage_layers` is a split of the layers.
 
+    Key/value heads may also be fewer than tp ranks: where their number divides tp, neighbours share one.
+
     Raises:
         ValueError: naming the size, the degree and the nearest legal values.
     """
     config = resolve(config)
     if tp < 1:
         raise ValueError(f"tp={tp} must be at least 1")
-    names = ("num_heads", "num_kv_heads", "ffn_dim", "vocab_size")
+    names, kv_heads = ("num_heads", "ffn_dim", "vocab_size"), config.num_kv_heads
+    whole = [t for t in _divisors(gcd(*(getattr(config, n) for n in names))) if not (kv_heads % t and t % kv_heads)]
+    legal = _or(_nearest(whole, tp))
     for name in names:
         size = getattr(config, name)
         if size % tp:
-            legal = _or(_near_divisors(gcd(*(getattr(config, n) for n in names)), tp))
             resize = f", or {name}={_or(_near_multiples(size, tp))}" if name in ("ffn_dim", "vocab_size") else ""
             raise ValueError(f"{name}={size} is not divisible by tp={tp}; set tp={legal}{resize}")
+    if kv_heads % tp and tp % kv_heads:
+        raise ValueError(f"num_kv_heads={kv_heads} and tp={tp}: neither is divisible by the other; set tp={legal}")
     _check_stages(config.num_layers, tuple(stage_layers))
 
 
@@ -156,10 +163,18 @@ def _check_stages(num_layers: int, stage_layers: tuple[int, ...]) -> None:
         )
 
 
-def _near_divisors(number: int, value: int, count: int = 4) -> list[int]:
-    """The `count` divisors of `number` nearest to `value`, ascending."""
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return sorted(sorted(divisors, key=lambda d: (abs(d - value), d))[:count])
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _nearest(values: Sequence[int], value: int, count: int = 4) -> list[int]:
+    """The `count` of `values` nearest to `value`, ascending."""
+    return sorted(sorted(values, key=lambda v: (abs(v - value), v))[:count])
+
+
+def _near_divisors(number: int, value: int) -> list[int]:
+    """The divisors of `number` nearest to `value`, ascending."""
+    return _nearest(_divisors(number), value)
 
 
 def _near_multiples(number: int, value: int) -> list[int]:

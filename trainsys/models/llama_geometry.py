@@ -33,14 +33,14 @@ def _check(config: ModelConfig) -> None:
 def _layer(config: ModelConfig, i: int) -> Tensors:
     dim, q, kv, ffn = config.dim, q_dim(config), kv_dim(config), config.ffn_dim
 
-    def tensor(name: str, *shape: int, split: int | None = None) -> LogicalTensor:
-        return LogicalTensor(f"layers.{i}.{name}.weight", shape, i, split)
+    def tensor(name: str, *shape: int, split: int | None = None, max_shards: int | None = None) -> LogicalTensor:
+        return LogicalTensor(f"layers.{i}.{name}.weight", shape, i, split, max_shards=max_shards)
 
     return (
         tensor("attention_norm", dim),
         tensor("attention.wq", q, dim, split=0),
-        tensor("attention.wk", kv, dim, split=0),
-        tensor("attention.wv", kv, dim, split=0),
+        tensor("attention.wk", kv, dim, split=0, max_shards=config.num_kv_heads),
+        tensor("attention.wv", kv, dim, split=0, max_shards=config.num_kv_heads),
         tensor("attention.wo", dim, q, split=1),
         tensor("ffn_norm", dim),
         tensor("feed_forward.w1", ffn, dim, split=0),

@@ -169,22 +169,22 @@ class Engine:
         """Finish the gradients of which each tp rank saw a part: its slice of the sequence, or its heads."""
         if self.tp is None:
             return
-        partial = [
-            values
-            for piece, values in self._valid_slices(flats, self.config.parallel.reduction == "fast")
-            if self.space.tensors[piece.tensor].partial_over_tp(self.tp.size, self.tp.sequence_parallel)
-        ]
-        if partial:
-            summed = self.tp.sum_in_rank_order(torch.cat(partial))
-            for values, total in zip(partial, torch.split(summed, [v.numel() for v in partial]), strict=True):
+        partial: dict[int, list[Tensor]] = {}  # number of tp ranks that hold copies -> their pieces
+        for piece, values in self._valid_slices(flats, self.config.parallel.reduction == "fast"):
+            tensor = self.space.tensors[piece.tensor]
+            if tensor.partial_over_tp(self.tp.size, self.tp.sequence_parallel):
+                partial.setdefault(tensor.copies(self.tp.size), []).append(values)
+        for copies, parts in partial.items():
+            summed = self.tp.neighbours(copies).all_reduce(torch.cat(parts))
+            for values, total in zip(parts, torch.split(summed, [v.numel() for v in parts]), strict=True):
                 values.copy_(total)
 
     def _squares(self, flats: list[Tensor]) -> dict[tuple[int, int, int], float]:
-        """Sum of squares per owned piece, in fp64; pieces replicated over tp are counted by the first tp rank."""
+        """Sum of squares per owned piece, in fp64; of copies within a team the first counts."""
         return {
             (piece.tensor, piece.shard, piece.start): values.double().square().sum().item()
             for piece, values in self._valid_slices(flats, fast=False)
-            if self.shard == 0 or self.space.tensors[piece.tensor].split is not None
+            if self.space.tensors[piece.tensor].first_copy(self.layout.tp, self.shard) == self.shard
         }
 
     def _snapshot(self, flats: list[Tensor]) -> Tensor:

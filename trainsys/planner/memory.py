@@ -99,7 +99,8 @@ def layer_bytes(config: RunConfig, tp: int) -> float:
     matrices, biased, head_norms = _layer_kinds(model)
     per_norm = 2 if biased else 3
     whole = 2 * per_norm * model.dim * size + (2 * model.dim * size if model.dropout else 0)
-    normed = 2 * (q_dim(model) + kv_dim(model)) if head_norms else 0  # their inputs and the normalised values
+    shared = max(1, tp // model.num_kv_heads)  # tp ranks that compute the same key/value head
+    normed = 2 * (q_dim(model) + shared * kv_dim(model)) if head_norms else 0  # their inputs and normalised values
     split = (4 * q_dim(model) + normed + 2 * (matrices - 1) * model.ffn_dim) * size + 4 * model.num_heads
     per_token = split / tp + whole / (tp if config.parallel.sequence_parallel else 1)
     return batch.microbatch_size * batch.seq_len * per_token

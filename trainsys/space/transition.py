@@ -75,11 +75,12 @@ class Index:
     def find(self, tensor: int, box: Box) -> Iterator[tuple[Box, list[tuple[int, Place]]]]:
         """Cut `box` at the borders of the layout's pieces; yield each part with its holders."""
         logical, tp = self.space.tensors[tensor], self.layout.tp
-        for shard in range(tp if logical.split is not None else 1):
+        copies = logical.copies(tp)
+        for shard in range(0, tp, copies):
             part = box.intersect(logical.local_box(tp, shard))
             if part is None:
                 continue
-            shards = [shard] if logical.split is not None else range(tp)
+            shards = range(shard, shard + copies)
             for number in self._numbers(logical, tp, shard, part):
                 piece = self._of(tensor, shard)[number][0]
                 for run, place in enumerate(piece_places(logical, tp, piece, 0)):
