@@ -30,7 +30,7 @@ class ModelConfig:
     dim: int = 128  # features of the residual stream
     num_layers: int = 4  # transformer layers
     num_heads: int = 4  # attention heads; dim is divided among them unless head_dim says otherwise
-    num_kv_heads: int = 0  # 0: num_heads (no GQA)
+    num_kv_heads: int = 0  # 0: num_heads (no GQA); tp divides it, or is a multiple of it
     head_dim: int = 0  # features of one attention head (llama, qwen3); 0: dim / num_heads
     ffn_dim: int = 0  # 0: 4·dim for gpt2, 3·dim for qwen3, 8/3·dim rounded up to 32 for llama
     max_seq_len: int = 128  # longest sequence; positions that gpt2 learns
