@@ -23,17 +23,18 @@ DType = Literal["float32", "float64", "bfloat16"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of the model. Sizes count elements; ``num_kv_heads``/``ffn_dim`` of 0 mean "derive it"."""
+    """Architecture of the model. Sizes count elements; ``num_kv_heads``/``head_dim``/``ffn_dim`` 0: derived."""
 
     family: str = "llama"  # a name registered in trainsys.models
     vocab_size: int = 2048  # rows of the embedding; with data.tokenizer=bpe also the size of its vocabulary
     dim: int = 128  # features of the residual stream
     num_layers: int = 4  # transformer layers
-    num_heads: int = 4  # attention heads; dim is divided among them
-    num_kv_heads: int = 0  # 0: num_heads (no GQA)
-    ffn_dim: int = 0  # 0: 4·dim for gpt2, 8/3·dim rounded up to 32 for llama
+    num_heads: int = 4  # attention heads; dim is divided among them unless head_dim says otherwise
+    num_kv_heads: int = 0  # 0: num_heads (no GQA); tp divides it, or is a multiple of it
+    head_dim: int = 0  # features of one attention head (llama, qwen3); 0: dim / num_heads
+    ffn_dim: int = 0  # 0: 4·dim for gpt2, 3·dim for qwen3, 8/3·dim rounded up to 32 for llama
     max_seq_len: int = 128  # longest sequence; positions that gpt2 learns
-    rope_theta: float = 10000.0  # base of the rotary frequencies (llama)
+    rope_theta: float = 10000.0  # base of the rotary frequencies (llama, qwen3)
     norm_eps: float = 1e-5  # added to the variance in every norm
     tied: bool = False  # output head shares the embedding's weight
     dropout: float = 0.0  # probability (gpt2)

@@ -22,7 +22,7 @@ from trainsys.space.layout import Layout
 from trainsys.space.places import piece_places, storage_places
 from trainsys.space.tensor import SLOTS, LogicalTensor, Space
 
-MODEL = resolve(ModelConfig(vocab_size=24, dim=8, num_layers=4, num_heads=2, max_seq_len=8, ffn_dim=12))
+MODEL = resolve(ModelConfig(vocab_size=24, dim=8, num_layers=4, num_heads=4, num_kv_heads=2, max_seq_len=8, ffn_dim=12))
 SPACE = Space(tensors(MODEL))
 STEP = 7
 States = dict[int, FlatState]
@@ -70,7 +70,16 @@ def evidence(src: Layout, old: States, dst: Layout, new: States, alive: Collecti
     }
 
 
-LAYOUTS = [(2, 1, 2, 1), (4, 1, 1, 0), (1, 1, 4, 0), (2, 2, 1, 1), (1, 2, 2, 0), (3, 1, 2, 1)]
+LAYOUTS = [
+    (2, 1, 2, 1),
+    (4, 1, 1, 0),
+    (1, 1, 4, 0),
+    (2, 2, 1, 1),
+    (1, 2, 2, 0),
+    (3, 1, 2, 1),
+    (2, 4, 1, 1),
+    (1, 4, 2, 0),
+]
 
 
 @pytest.mark.parametrize("to", LAYOUTS, ids=str)
@@ -170,6 +179,29 @@ def test_a_mirror_that_differs_is_noticed() -> None:
     new[mirror].slots["exp_avg"][-1] += 1
     with pytest.raises(ValueError, match=f"rank {mirror} holds another"):
         check_census(SPACE, evidence(dst, spread(dst, whole), dst, new, dst.ranks), True, STEP)
+
+
+def test_a_copy_within_a_team_that_differs_is_noticed() -> None:
+    """Of a norm, which all tp ranks hold, and of a key/value head, which two neighbours hold."""
+    dst, whole = mesh(1, 4, 1, 0), values()
+    for name, other in (("layers.0.attention_norm.weight", 3), ("layers.0.attention.wk.weight", 3)):
+        new = spread(dst, whole)
+        piece = next(p for p in new[other].pieces if SPACE.tensors[p.tensor].name == name)
+        new[other].view("exp_avg", piece)[0] += 1
+        with pytest.raises(ValueError, match=f"census: rank 3 holds another {name} than its owner"):
+            check_census(SPACE, evidence(dst, spread(dst, whole), dst, new, dst.ranks), True, STEP)
+
+
+def test_a_shared_head_outlives_its_first_holder() -> None:
+    """Another tp rank vouches for what the lost rank and its mirror held, where it holds a copy."""
+    src, whole = dataclasses.replace(mesh(1, 4, 1, 0), mirrors=()), values()
+    old = {r: s for r, s in spread(src, whole).items() if r != 0}
+    kept = [t for t in SPACE.tensors if t.copies(4) > 1]
+    reports = evidence(src, old, src, spread(src, whole), tuple(old))
+    for ordinal in (SPACE.ordinal[t.name] for t in kept):
+        for slot in SLOTS:
+            seen = sum(c.before.get((ordinal, slot), 0) for c in reports.values()) % 2**64
+            assert seen == sum(c.after.get((ordinal, slot), 0) for c in reports.values()) % 2**64
 
 
 def test_a_missing_rank_is_noticed() -> None:

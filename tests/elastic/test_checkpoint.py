@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from tests.tiny import STEPS, command, eventually, steps_done, tiny
 from trainsys.cli.main import main
 from trainsys.config import load
-from trainsys.elastic.manifest import find_checkpoint
+from trainsys.elastic.manifest import MANIFEST, _crc_of, find_checkpoint
 from trainsys.models.geometry import tensors
 from trainsys.models.init import init_box
 
@@ -196,6 +196,17 @@ def test_a_checkpoint_of_another_run_is_refused(
 
 def test_a_derived_size_that_is_written_out_is_the_same_model(half: Path) -> None:
     assert find_checkpoint(load(tiny(half, "model.num_kv_heads=4", "model.ffn_dim=96"))).step == 6
+
+
+def test_a_checkpoint_from_before_a_key_existed_is_the_same_model(half: Path) -> None:
+    path = half / "checkpoints" / "step-00000006" / MANIFEST
+    manifest = json.loads(path.read_text())
+    assert manifest.pop("crc") == _crc_of(manifest)
+    del manifest["model"]["head_dim"]
+    path.write_text(json.dumps({**manifest, "crc": _crc_of(manifest)}))
+    assert find_checkpoint(load(tiny(half))).step == 6
+    with pytest.raises(ValueError, match=r"made with model\.head_dim=8, this run has 6"):
+        find_checkpoint(load(tiny(half, "model.head_dim=6")))
 
 
 # -- for others ------------------------------------------------------------------------------------------------------

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-from trainsys.config import ModelConfig
-from trainsys.interop.hf import HFFolder, write_hf
+from trainsys.config import ModelConfig, RunConfig, TrainConfig, load
+from trainsys.interop.hf import HFFolder, hf_folder, write_hf
 from trainsys.interop.hf_names import config_from_hf, config_to_hf
 from trainsys.models.geometry import resolve, tensors
 from trainsys.models.init import init_box
@@ -19,11 +20,20 @@ from trainsys.space.box import Box
 
 LLAMA = ModelConfig(vocab_size=96, dim=32, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=48, max_seq_len=32)
 GPT2 = ModelConfig(family="gpt2", vocab_size=96, dim=32, num_layers=2, num_heads=4, max_seq_len=32, tied=True)
-MODELS = {"llama": LLAMA, "llama tied": ModelConfig(**{**LLAMA.__dict__, "tied": True}), "gpt2": GPT2}
+QWEN3 = replace(LLAMA, family="qwen3", head_dim=12, rope_theta=1e6, norm_eps=1e-6)
+MODELS = {
+    "llama": LLAMA, "llama tied": replace(LLAMA, tied=True), "llama wide": replace(LLAMA, head_dim=16), "gpt2": GPT2,
+    "qwen3": QWEN3, "qwen3 tied": replace(QWEN3, tied=True, num_kv_heads=1),
+    "qwen3 derived": replace(QWEN3, head_dim=0),
+}  # fmt: skip
 
 
 def weights(config: ModelConfig) -> dict[str, torch.Tensor]:
-    return {t.name: init_box(t, (0,) * len(t.shape), t.shape, 3, config) for t in tensors(config)}
+    """Initial values, ten times as large and with norms that are not all ones, so that each of them matters."""
+    values = {t.name: init_box(t, (0,) * len(t.shape), t.shape, 3, config) for t in tensors(config)}
+    for value in values.values():
+        value *= 10 if value.dim() == 2 else torch.linspace(0.5, 1.5, len(value))
+    return values
 
 
 def logits(config: ModelConfig, values: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
@@ -71,11 +81,40 @@ def test_foreign_checkpoints_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no Hugging Face checkpoint: config\.json"):
         HFFolder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match="model_type='bert'; known: llama, gpt2"):
+    with pytest.raises(ValueError, match="model_type='bert'; known: llama, qwen3, gpt2"):
         HFFolder(tmp_path)
     scaled = config_to_hf(LLAMA, "float32") | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}
     with pytest.raises(ValueError, match="rope_type='llama3'"):
         config_from_hf(scaled)
+    qwen3 = config_to_hf(QWEN3, "float32")
+    for key, value, said in (
+        ("attention_bias", True, "attention_bias=True; our qwen3 has False"),
+        ("use_sliding_window", True, "use_sliding_window=True; our qwen3 has False"),
+        (
+            "layer_types",
+            ["full_attention", "sliding_attention"],
+            r"layer_types\[1\]='sliding_attention'; our qwen3 has",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            config_from_hf(qwen3 | {key: value})
+
+
+def test_published_config_files() -> None:
+    """What config.json of a published checkpoint says, in the old notation and with keys left out."""
+    theirs = {
+        "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "head_dim": 128,
+        "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072, "max_position_embeddings": 40960,
+        "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28,
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000,
+        "sliding_window": None, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_sliding_window": False,
+        "vocab_size": 151936,
+    }  # fmt: skip
+    shipped = load([str(Path(__file__).parents[2] / "configs" / "model" / "qwen3-0.6b.yaml")]).model
+    assert replace(config_from_hf(theirs), max_seq_len=shipped.max_seq_len) == shipped
+    del theirs["head_dim"]
+    assert config_from_hf(theirs).head_dim == transformers.Qwen3Config().head_dim
+    assert config_from_hf(config_to_hf(LLAMA, "float32") | {"head_dim": None}).head_dim == 0
 
 
 def test_another_size_lists_names_and_shapes(tmp_path: Path) -> None:
@@ -83,11 +122,34 @@ def test_another_size_lists_names_and_shapes(tmp_path: Path) -> None:
     values = weights(config)
     for _ in write_hf(tmp_path / "out", config, lambda n, b: values[n], torch.float32):
         pass
-    wider = resolve(ModelConfig(**{**LLAMA.__dict__, "ffn_dim": 64, "num_layers": 4}))
+    wider = resolve(replace(LLAMA, ffn_dim=64, num_layers=4))
     with pytest.raises(ValueError, match=r"gate_proj\.weight is \[48, 32\], not \[64, 32\]"):
         HFFolder(tmp_path / "out").check(wider)
     with pytest.raises(ValueError, match="exists already"):
         next(iter(write_hf(tmp_path / "out", config, lambda n, b: values[n], torch.float32)))
+
+
+def test_another_architecture_lists_names_and_shapes(tmp_path: Path) -> None:
+    """Nothing that we need may lack, and no weight of theirs may be passed over in silence."""
+    for name, config in (("qwen3", resolve(QWEN3)), ("llama", resolve(replace(LLAMA, head_dim=12)))):
+        values = weights(config)
+        list(write_hf(tmp_path / name, config, lambda n, b, v=values: v[n], torch.float32))
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.self_attn\.k_norm\.weight \[12\] is not in our llama; .* 1 more$"
+    ):
+        HFFolder(tmp_path / "qwen3").check(resolve(replace(LLAMA, head_dim=12)))
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.self_attn\.q_norm\.weight \[12\] is missing; .* 1 more$"
+    ) as error:
+        HFFolder(tmp_path / "llama").check(resolve(QWEN3))
+    assert "\n" not in str(error.value)
+    with pytest.raises(
+        ValueError, match=r"q_proj\.weight is \[48, 32\], not \[64, 32\]; .*k_proj\.weight is \[24, 32\]"
+    ):
+        HFFolder(tmp_path / "qwen3").check(resolve(replace(QWEN3, head_dim=16)))
+    run = RunConfig(model=LLAMA, train=TrainConfig(init_from=f"hf:{tmp_path / 'qwen3'}"))
+    with pytest.raises(ValueError, match=r"has family=qwen3, the run has llama; set model\.family=qwen3"):
+        hf_folder(run)
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:

@@ -25,20 +25,28 @@ def test_resolve_fills_the_derived_sizes_and_is_idempotent() -> None:
     llama = geometry.resolve(ModelConfig(dim=4096, num_heads=32))
     assert (llama.num_kv_heads, llama.ffn_dim) == (32, 10944)  # 8/3 · 4096 = 10922.7, rounded up to 32
     assert geometry.resolve(ModelConfig(family="gpt2", dim=768, num_heads=12)).ffn_dim == 3072
+    assert llama.head_dim == 128
     assert geometry.resolve(llama) == llama
+    wide = geometry.resolve(ModelConfig(family="qwen3", dim=100, num_heads=6, head_dim=32))
+    assert (wide.head_dim, wide.ffn_dim) == (32, 300)
+    assert geometry.resolve(wide) == wide
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"family": "mamba"}, "unknown model.family='mamba'; known: gpt2, llama"),
+        ({"family": "mamba"}, "unknown model.family='mamba'; known: gpt2, llama, qwen3"),
         ({"dim": 100, "num_heads": 6}, "dim=100 is not divisible by num_heads=6; set dim=96 or 102, or num_heads="),
         (
             {"num_heads": 4, "num_kv_heads": 3},
             "num_heads=4 is not divisible by num_kv_heads=3; set num_kv_heads=1, 2 or 4",
         ),
         ({"dim": 12, "num_heads": 4}, "head_dim=3 .* is odd, .*; set dim=16"),
+        ({"dim": 12, "num_heads": 4, "head_dim": 5}, "^head_dim=5 is odd, .*; set head_dim=6$"),
+        ({"head_dim": -1}, "model.head_dim=-1 must be positive, or 0 to derive it"),
+        ({"family": "gpt2", "head_dim": 16}, "gpt2 divides dim=128 among num_heads=4, got head_dim=16; set head_dim=0"),
         ({"dropout": 0.1}, "llama has no dropout"),
+        ({"family": "qwen3", "dropout": 0.1}, "qwen3 has no dropout"),
         ({"dropout": 1.0}, r"dropout=1 must lie in \[0, 1\)"),
         ({"family": "gpt2", "num_kv_heads": 2}, "num_kv_heads=2 must be 0 or num_heads=4"),
         ({"num_layers": 0}, "model.num_layers=0 must be at least 1"),
@@ -54,7 +62,9 @@ def test_resolve_rejects_impossible_sizes(sizes: dict[str, object], message: str
 @pytest.mark.parametrize(
     ("tp", "stages", "message"),
     [
-        (4, (4,), "num_kv_heads=2 is not divisible by tp=4; set tp=1 or 2$"),
+        (8, (4,), "num_heads=12 is not divisible by tp=8; set tp=1, 2, 4 or 12$"),
+        (6, (4,), "num_kv_heads=4 and tp=6: neither is divisible by the other; set tp=1, 2, 4 or 12$"),
+        (3, (4,), "num_kv_heads=4 and tp=3: neither is divisible by the other; set tp=1, 2, 4 or 12$"),
         (0, (4,), "tp=0 must be at least 1"),
         (1, (0, 4), r"stage 0 of stage_layers=\(0, 4\) has no layer; an even split of num_layers=4 is \(2, 2\)"),
         (1, (1, 2), "adds up to 3, but the model has num_layers=4"),
@@ -63,8 +73,9 @@ def test_resolve_rejects_impossible_sizes(sizes: dict[str, object], message: str
     ],
 )
 def test_check_split_names_the_legal_values(tp: int, stages: tuple[int, ...], message: str) -> None:
-    model = ModelConfig(num_layers=4, num_heads=4, num_kv_heads=2)
-    geometry.check_split(model, 2, (1, 3))
+    model = ModelConfig(vocab_size=1536, dim=96, num_layers=4, num_heads=12, num_kv_heads=4, ffn_dim=192)
+    for legal in (1, 2, 4, 12):
+        geometry.check_split(model, legal, (1, 3))
     with pytest.raises(ValueError, match=message):
         geometry.check_split(model, tp, stages)
 
@@ -75,6 +86,20 @@ def test_check_split_offers_a_padded_vocabulary() -> None:
         ValueError, match="vocab_size=50257 is not divisible by tp=4; set tp=1, or vocab_size=50256 or 50260"
     ):
         geometry.check_split(gpt2, 4, (4,))
+
+
+def test_neighbours_share_a_key_value_head_where_ranks_outnumber_them() -> None:
+    model = geometry.resolve(ModelConfig(num_layers=1, num_heads=8, num_kv_heads=2))
+    tensors = {t.name.removeprefix("layers.0."): t for t in geometry.tensors(model)}
+    wk = tensors["attention.wk.weight"]
+    assert [wk.local_box(8, rank) for rank in range(8)] == [wk.local_box(2, head) for head in (0, 0, 0, 0, 1, 1, 1, 1)]
+    assert [wk.first_copy(8, rank) for rank in range(8)] == [0, 0, 0, 0, 4, 4, 4, 4]
+    assert [wk.first_copy(2, rank) for rank in range(2)] == [0, 1]
+    assert str(wk.token()) == "layers.0.attention.wk.weight[32/min(tp, 2), 128]"
+    once = geometry.forward_flops(model, 0, 64)
+    kv = 2 * 2 * 32 * 128  # FLOPs per token of both projections, which are halved and not cut in eight
+    assert 8 * geometry.forward_flops(model, 0, 64, tp=8) == pytest.approx(once + 3 * kv)
+    assert 2 * geometry.forward_flops(model, 0, 64, tp=2) == pytest.approx(once)
 
 
 def test_split_layers() -> None:
@@ -99,6 +124,7 @@ def test_parameters_of_published_models() -> None:
     assert geometry.num_params(config.load([str(CONFIGS[0].parent / "llama-8b.yaml")]).model) == 8_030_261_248
     gpt2 = ModelConfig("gpt2", 50257, dim=768, num_layers=12, num_heads=12, max_seq_len=1024, tied=True)
     assert geometry.num_params(gpt2) == 124_439_808
+    assert geometry.num_params(config.load([str(CONFIGS[0].parent / "qwen3-0.6b.yaml")]).model) == 596_049_920
 
 
 def test_forward_flops_of_gpt3_match_the_published_formula() -> None:

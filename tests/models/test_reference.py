@@ -32,9 +32,40 @@ def test_llama(kv_heads: int, tied: bool) -> None:
             rope_parameters={"rope_type": "default", "rope_theta": 500.0}, initializer_range=0.2,
         )
     )  # fmt: skip
+    config = ModelConfig(
+        "llama", VOCAB, DIM, L, num_heads=4, num_kv_heads=kv_heads, ffn_dim=80, rope_theta=500.0, norm_eps=1e-6,
+        tied=tied,
+    )  # fmt: skip
+    assert_same(filled(config, theirs), theirs)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("head_dim", [12, 20])
+@pytest.mark.parametrize("tied", [False, True])
+def test_qwen3(kv_heads: int, head_dim: int, tied: bool) -> None:
+    """Also with heads whose features together are more than the stream's."""
+    torch.manual_seed(0)
+    theirs = transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(
+            vocab_size=VOCAB, hidden_size=DIM, intermediate_size=80, num_hidden_layers=L, num_attention_heads=4,
+            num_key_value_heads=kv_heads, head_dim=head_dim, max_position_embeddings=64, rms_norm_eps=1e-6,
+            tie_word_embeddings=tied, rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+            initializer_range=0.2,
+        )
+    )  # fmt: skip
+    config = ModelConfig(
+        "qwen3", VOCAB, DIM, L, num_heads=4, num_kv_heads=kv_heads, head_dim=head_dim, ffn_dim=80, rope_theta=500.0,
+        norm_eps=1e-6, tied=tied,
+    )  # fmt: skip
+    assert_same(filled(config, theirs), theirs)
+
+
+def filled(config: ModelConfig, theirs: nn.Module) -> nn.Module:
+    """Our Llama or Qwen3 with the weights of theirs, whose norms are first made to matter."""
     for name, p in theirs.named_parameters():
         if "norm" in name:
             nn.init.uniform_(p, 0.5, 1.5)
+    qk_norm = config.family == "qwen3"
     names = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
     for i in range(L):
         names |= {
@@ -49,24 +80,13 @@ def test_llama(kv_heads: int, tied: bool) -> None:
                 "feed_forward.w1": "mlp.gate_proj",
                 "feed_forward.w3": "mlp.up_proj",
                 "feed_forward.w2": "mlp.down_proj",
+                **({"attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm"} if qk_norm else {}),
             }.items()
         }
-    config = ModelConfig(
-        "llama",
-        VOCAB,
-        DIM,
-        L,
-        num_heads=4,
-        num_kv_heads=kv_heads,
-        ffn_dim=80,
-        rope_theta=500.0,
-        norm_eps=1e-6,
-        tied=tied,
-    )
     ours = build(config, range(-1, L + 1))
     state = theirs.state_dict()
     ours.load_state_dict({f"{a}.weight": state[f"{b}.weight"] for a, b in names.items()})
-    assert_same(ours, theirs)
+    return ours
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -13,12 +15,15 @@ from trainsys.models.registry import build
 L = 3
 CONFIGS = [
     ModelConfig(family, 96, dim=32, num_layers=L, num_heads=4, num_kv_heads=kv, max_seq_len=16, tied=tied)
-    for family, kv in (("llama", 2), ("llama", 0), ("gpt2", 0))
+    for family, kv in (("llama", 2), ("llama", 0), ("gpt2", 0), ("qwen3", 2))
     for tied in (False, True)
 ]
+CONFIGS += [dataclasses.replace(c, head_dim=12) for c in CONFIGS if c.family != "gpt2" and c.num_kv_heads]  # 48 ≠ dim
 WHOLE = range(-1, L + 1)
 SLICES = [range(a, b) for a in WHOLE for b in range(a + 1, L + 2)]
-every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.family}-kv{c.num_kv_heads}-tied{c.tied:d}")
+every_config = pytest.mark.parametrize(
+    "config", CONFIGS, ids=lambda c: f"{c.family}-kv{c.num_kv_heads}-head{c.head_dim}-tied{c.tied:d}"
+)
 
 
 def tokens(batch: int = 2, seq_len: int = 16) -> torch.Tensor:

@@ -130,6 +130,9 @@ def sums(rank: int, world_size: int, store: Any) -> dict[str, Any]:
         "gather": torch.equal(tp.gather_sequence(tp.slice_sequence(every[0])), every[0]),
         "scatter": torch.equal(tp.scatter_sequence(x), tp.slice_sequence(total)),
         "place": torch.equal(whole[3:], shifted),
+        "few": torch.equal(tp.all_reduce(x.flatten()[:3]), total.flatten()[:3]),
+        "many": torch.equal(tp.all_reduce(x), total),
+        "neighbours": torch.equal(tp.neighbours(2).all_reduce(x), every[rank - rank % 2] + every[rank - rank % 2 + 1]),
         "leave": off(leave(x, tp), tp.slice_sequence(total)) < 1e-14,
     }
     comm.close()

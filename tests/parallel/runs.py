@@ -48,7 +48,7 @@ class Outcome:
                 self.mirrored += 1
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """Whole tensors put together from their owners' pieces; copies replicated over tp must agree."""
+        """Whole tensors put together from their owners' pieces; copies within a team must agree."""
         space, layout = bodies.layout_of(self.config, 8)
         whole = {}
         for ordinal, tensor in enumerate(space.tensors):
@@ -57,9 +57,10 @@ class Outcome:
             for shard in range(layout.tp):
                 own = sorted(p for p in self.pieces if (p.tensor, p.shard) == (ordinal, shard))
                 shards.append(np.concatenate([self.pieces[p] for p in own]).reshape(shape))
-            if tensor.split is None:
-                assert all(np.array_equal(s, shards[0]) for s in shards), f"{tensor.name} differs within a team"
-            whole[tensor.name] = shards[0] if tensor.split is None else np.concatenate(shards, axis=tensor.split)
+            first = [shards[tensor.first_copy(layout.tp, i)] for i in range(layout.tp)]
+            assert all(map(np.array_equal, shards, first)), f"{tensor.name} differs within a team"
+            different = shards[:: tensor.copies(layout.tp)]
+            whole[tensor.name] = different[0] if tensor.split is None else np.concatenate(different, axis=tensor.split)
             assert whole[tensor.name].shape == tensor.shape
         return whole
 

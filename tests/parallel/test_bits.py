@@ -61,6 +61,16 @@ def test_tensor_parallel_family(ranks: RankPool, tp: int, sequence_parallel: boo
         assert_same_bits(got, expected)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_shared_key_value_heads(ranks: RankPool, kv_heads: int) -> None:
+    """Gradients that tp neighbours sum after the reduction have one order, whoever owns the piece."""
+    model = {"family": "qwen3", "num_kv_heads": kv_heads, "head_dim": 6}
+    (expected,) = run_all(ranks, 4, [run_config("float32", model, tp=4)], steps=3)
+    grids: list[dict[str, Any]] = [{"dp": 2, "zero": 1}, {"dp": 2}, {"pp": 2, "zero": 1}]
+    for got in run_all(ranks, 8, [run_config("float32", model, tp=4, **grid) for grid in grids], steps=3):
+        assert_same_bits(got, expected)
+
+
 def test_fast_reduction_does_not_claim_the_bits(ranks: RankPool) -> None:
     """The comparison can fail: another order of additions has other bits."""
     (expected,) = run_all(ranks, 1, [run_config("float32")])

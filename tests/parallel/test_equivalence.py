@@ -74,11 +74,44 @@ def test_sequence_parallel_and_tied(ranks: RankPool, model: dict[str, Any]) -> N
     compare(ranks, 4, model, grids)
 
 
+@pytest.mark.parametrize(
+    "model", [{"num_kv_heads": 4}, {"num_kv_heads": 2, "head_dim": 6, "tied": True}], ids=["qwen3", "qwen3 wide tied"]
+)
+def test_norms_of_heads(ranks: RankPool, model: dict[str, Any]) -> None:
+    """Each tp rank sees the norm weights' gradient from its own heads only, with and without a split sequence."""
+    grids = [
+        {"tp": 2},
+        {"tp": 2, "pp": 2},
+        {"tp": 2, "pp": 2, "sequence_parallel": True, "zero": 1},
+        {"tp": 2, "dp": 2, "zero": 1, "recompute": "full"},
+        {"tp": 2, "dp": 2, "reduction": "fast"},
+    ]
+    compare(ranks, 4, {"family": "qwen3", **model}, grids)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"num_kv_heads": 2, "tied": True}, {"num_kv_heads": 1}, {"family": "qwen3", "num_kv_heads": 2, "head_dim": 6}],
+    ids=["two", "one", "qwen3"],
+)
+def test_tp_ranks_share_key_value_heads(ranks: RankPool, model: dict[str, Any]) -> None:
+    """Twice and four times as many tp ranks as key/value heads."""
+    grids = [
+        {"tp": 4},
+        {"tp": 8, "sequence_parallel": True, "recompute": "full"},
+        {"tp": 4, "dp": 2, "zero": 1},
+        {"tp": 4, "pp": 2, "zero": 1},
+        {"tp": 4, "dp": 2, "reduction": "fast"},
+    ]
+    compare(ranks, 8, model, grids)
+
+
 def test_fast_reduction(ranks: RankPool) -> None:
     """One running sum and an all-reduce: other bits, the same numbers."""
     grids = [
         {"dp": 4, "reduction": "fast"},
         {"dp": 2, "tp": 2, "zero": 1, "reduction": "fast"},
+        {"dp": 2, "tp": 2, "sequence_parallel": True, "reduction": "fast"},
         {"dp": 2, "pp": 2, "reduction": "fast"},
     ]
     compare(ranks, 4, {"tied": True}, grids)

@@ -18,17 +18,17 @@ CONFIGS = ["configs/model/llama-tiny.yaml", "configs/cluster/local-4.yaml"]
 
 def test_it_writes_the_winner_as_a_config_that_trains(tmp_path, capsys):
     out = tmp_path / "plan.yaml"
-    assert main(["plan", *CONFIGS, "train.steps=7", "--out", str(out)]) == 0
+    assert main(["plan", *CONFIGS, "model.ffn_dim=350", "train.steps=7", "--out", str(out)]) == 0
     screen = capsys.readouterr().out
     plan = load([str(out)])
     assert plan.train.steps == 7
     check_parallel(plan, 4)
     assert f"trainsys train {out}" in screen
-    assert "num_kv_heads=2 is not divisible by tp=4" in screen
+    assert "ffn_dim=350 is not divisible by tp=4" in screen
 
 
 def test_json_is_the_only_thing_on_stdout(tmp_path, capsys):
-    assert main(["plan", *CONFIGS, "--json", "--out", str(tmp_path / "p.yaml")]) == 0
+    assert main(["plan", *CONFIGS, "model.ffn_dim=350", "--json", "--out", str(tmp_path / "p.yaml")]) == 0
     report = json.loads(capsys.readouterr().out)
     assert list(report) == ["cluster", "model", "plans", "rejected", "search_s"]
     assert {"layout", "step_s", "tokens_per_s", "mfu", "peak_gib", "limit_gib", "bubble"} <= set(report["plans"][0])

@@ -8,7 +8,15 @@ import pytest
 from trainsys.comm.topology import Link, Topology
 from trainsys.config import BatchConfig, ModelConfig, ParallelConfig, RunConfig, load
 from trainsys.models.geometry import num_params
-from trainsys.planner.communication import all_gather_s, all_reduce_s, gradient_s, mirror_s, send_s, tensor_cost
+from trainsys.planner.communication import (
+    all_gather_s,
+    all_reduce_s,
+    gradient_s,
+    mirror_s,
+    send_s,
+    shared_s,
+    tensor_cost,
+)  # fmt: skip
 from trainsys.planner.compute import compute_cost, model_flops
 from trainsys.planner.memory import gradient_buffers, layer_bytes, stage_memory
 from trainsys.planner.precision import GIB
@@ -97,6 +105,20 @@ def test_gradient_exchange_has_the_same_volume_under_zero_0_and_1(small):
     assert times[0] == times[1] == pytest.approx(6 * 2e-4 + 2 * 3 / 4 * num_params(small.model) * 4 / 1e9)
 
 
+def test_shared_key_value_heads_are_summed_by_those_who_share(small):
+    def seconds(kv_heads: int, **parallel) -> float:
+        config, stages = stages_of(small, **parallel)
+        model = replace(config.model, num_kv_heads=kv_heads, num_heads=8)
+        return shared_s(replace(config, model=model), stages, Topology.from_config(config.cluster), 0)
+
+    size = 6 * 2 * 24 * 192 * 4  # bytes of one head's keys and values in six layers
+    assert seconds(1, tp=2) == pytest.approx(2 * (2e-4 + size / 2 / 1e9))
+    assert seconds(2, tp=4) == pytest.approx(seconds(1, tp=2))
+    assert seconds(1, tp=2, dp=2) == pytest.approx(2 * (2e-4 + size / 4 / 1e9))
+    assert seconds(1, tp=2, dp=2, reduction="fast") == pytest.approx(seconds(1, tp=2))
+    assert seconds(2, tp=2) == seconds(8, tp=4) == 0.0
+
+
 def test_only_pieces_without_a_second_holder_are_mirrored(small):
     def mirrored(zero: int, **parallel) -> tuple[int, ...]:
         return stage_sizes(small.model, stages_of(small, zero=zero, **parallel)[1], zero).mirrored
@@ -142,7 +164,7 @@ def test_the_canonical_tree_keeps_log2_subtrees(small, dp, buffers):
     assert gradient_buffers(fast, stages, 0) == 1
 
 
-@pytest.mark.parametrize("name", ["llama-tiny", "llama-small", "gpt2-tiny"])
+@pytest.mark.parametrize("name", ["llama-tiny", "llama-small", "gpt2-tiny", "qwen3-tiny"])
 def test_layer_bytes_match_what_autograd_saves(name):
     torch = pytest.importorskip("torch")
     from trainsys.models.registry import build

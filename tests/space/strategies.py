@@ -27,8 +27,8 @@ def spaces(draw: st.DrawFn, num_layers: int) -> Space:
         split = draw(st.sampled_from([None, *range(min(2, len(shape)))]))
         if split is not None:
             shape[split] = 4 * draw(st.integers(1, 2))
-        block = draw(st.integers(EMBED, num_layers))
-        tensors.append(LogicalTensor(f"t{number}", tuple(shape), block, split))
+        block, most = draw(st.integers(EMBED, num_layers)), draw(st.sampled_from([None, 1, 2, 4]))
+        tensors.append(LogicalTensor(f"t{number}", tuple(shape), block, split, max_shards=most))
     if draw(st.booleans()):
         tensors.append(LogicalTensor("tied", (8, 3), EMBED, 0, (EMBED, num_layers)))
     return Space(tuple(tensors))
@@ -96,7 +96,8 @@ def elements(full: Sequence[np.ndarray], space: Space, tp: int, piece: Piece) ->
     """The elements of a piece by slicing the whole tensor, without any box."""
     tensor, array = space.tensors[piece.tensor], full[piece.tensor]
     if tensor.split is not None:
-        array = np.split(array, tp, axis=tensor.split)[piece.shard]
+        parts = min(tp, tensor.max_shards or tp)
+        array = np.split(array, parts, axis=tensor.split)[piece.shard * parts // tp]
     return array.reshape(-1)[piece.start : piece.stop]
 
 

@@ -103,10 +103,10 @@ def test_a_loss_is_the_first_piece_without_a_living_holder(case: tuple[Space, La
     living = {p for rank in alive for p in layout.storage(space, rank)}
     expected = None
     for ordinal, tensor in enumerate(space.tensors):
-        shards = range(layout.tp)
-        for shard in shards if tensor.split is not None else range(1):
+        copies = tensor.copies(layout.tp)
+        for shard in range(0, layout.tp, copies):
             for piece, _ in layout.pieces(tensor, ordinal, shard):
-                equal = [shard] if tensor.split is not None else shards
+                equal = range(shard, shard + copies)
                 if not any(Piece(ordinal, t, piece.start, piece.stop) in living for t in equal):
                     box = piece_places(tensor, layout.tp, piece, 0)[0].box
                     expected = expected or (tensor.name, box.start)

@@ -32,15 +32,15 @@ def copies(case: Case, pieces_of: str) -> np.ndarray:
 
 
 def expected(case: Case, replicas_of: str) -> np.ndarray:
-    """Copies by definition: tp of what tensor parallelism replicates, times one or times the teams that use it."""
+    """Copies by definition: tp ranks that hold the same part, times one or times the teams that use it."""
     space, layout, _ = case
     parts = []
     for tensor in space.tensors:
-        shards = 1 if tensor.split is not None else layout.tp
+        same = layout.tp if tensor.split is None else layout.tp // min(layout.tp, tensor.max_shards or layout.tp)
         teams = sum(
             len(s.teams) for s in layout.stages if any(b in range(s.first, s.stop) for b in tensor.blocks)
         )  # fmt: skip
-        parts.append(np.full(tensor.numel, shards * (teams if replicas_of == "teams" else 1)))
+        parts.append(np.full(tensor.numel, same * (teams if replicas_of == "teams" else 1)))
     return np.concatenate(parts)
 
 
@@ -89,7 +89,8 @@ def test_holders_are_the_ranks_that_store_a_piece(case: Case) -> None:
                 assert holders[0] == owner[shard]
                 assert sorted(holders) == [r for r in layout.ranks if piece in layout.storage(space, r)]
                 assert piece in layout.owned(space, owner[shard])
-            assert covered == tensor.numel // (layout.tp if tensor.split is not None else 1)
+            parts = 1 if tensor.split is None else min(layout.tp, tensor.max_shards or layout.tp)
+            assert covered == tensor.numel // parts
 
 
 @settings(max_examples=100, deadline=None)

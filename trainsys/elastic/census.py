@@ -7,6 +7,7 @@ manager only adds up and compares.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -72,16 +73,20 @@ def take_census(
     after: dict[tuple[int, str], int] = {}
     elements: dict[int, int] = {}
     owned: dict[tuple[int, int, int], int] = {}
-    copies: dict[tuple[int, int, int], int] = {}
+    copies = []
     mine = set(dst.owned(space, rank)) if rank in dst.ranks else set()
     for piece in new.pieces:
         hashes = [hash_piece(new, slot, piece, space, dst.tp) for slot in SLOTS]
-        (owned if piece in mine else copies)[piece.tensor, piece.shard, piece.start] = _mix(hashes)
-        if piece in mine and _counts(space, piece):
+        first = space.tensors[piece.tensor].first_copy(dst.tp, piece.shard)
+        name = (piece.tensor, first, piece.start)
+        if piece not in mine or piece.shard != first:
+            copies.append((name, _mix(hashes)))
+        else:
+            owned[name] = _mix(hashes)
             elements[piece.tensor] = elements.get(piece.tensor, 0) + piece.numel
             for slot, value in zip(SLOTS, hashes, strict=True):
                 after[piece.tensor, slot] = (after.get((piece.tensor, slot), 0) + value) & _MASK
-    return Census(before, after, elements, owned, copies, step if src is not None and rank in living else None)
+    return Census(before, after, elements, owned, tuple(copies), step if src is not None and rank in living else None)
 
 
 def check_census(space: Space, reports: Mapping[int, Census], compare: bool, step: int) -> None:
@@ -107,7 +112,7 @@ def check_census(space: Space, reports: Mapping[int, Census], compare: bool, ste
         if elements.get(ordinal, 0) != logical.numel:
             raise ValueError(f"census: {logical.name} has {elements.get(ordinal, 0)} of {logical.numel} elements owned")
     for rank, census in reports.items():
-        for key, value in census.copies.items():
+        for key, value in census.copies:
             if owners.get(key) != value:
                 raise ValueError(f"census: rank {rank} holds another {space.tensors[key[0]].name} than its owner")
     if compare:
@@ -122,20 +127,14 @@ def check_census(space: Space, reports: Mapping[int, Census], compare: bool, ste
 def _witnesses(space: Space, layout: Layout, alive: set[int]) -> Iterable[tuple[Piece, int]]:
     """Each piece of the source once, with the first living rank that holds it."""
     for ordinal, tensor in enumerate(space.tensors):
-        for shard in range(layout.tp):
+        copies = tensor.copies(layout.tp)
+        for shard in range(0, layout.tp, copies):
             for piece, owner in layout.pieces(tensor, ordinal, shard):
-                if _counts(space, piece):
-                    holders = layout.holders(tensor, shard, owner)
-                    if tensor.split is None:
-                        holders = tuple(r for s in range(layout.tp) for r in layout.holders(tensor, s, owner))
-                    witness = next((r for r in holders if r in alive), None)
-                    if witness is not None:
-                        yield piece, witness
-
-
-def _counts(space: Space, piece: Piece) -> bool:
-    """Tensors replicated over tp are counted once, in their first shard."""
-    return piece.shard == 0 or space.tensors[piece.tensor].split is not None
+                same = range(shard, shard + copies)
+                holders = ((s, r) for s in same for r in layout.holders(tensor, s, owner))
+                held = next(((dataclasses.replace(piece, shard=s), r) for s, r in holders if r in alive), None)
+                if held is not None:
+                    yield held
 
 
 def _mix(hashes: list[int]) -> int:

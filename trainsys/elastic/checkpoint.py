@@ -97,7 +97,7 @@ def _writes(space: Space, layout: Layout, rank: int) -> list[tuple[int, Place]]:
     writes, offsets = [], dict(storage_places(space, layout, rank))
     if layout.zero == 0:  # whole shards, spread over the replicas
         for ordinal, tensor in enumerate(space.tensors):
-            if not layout.stages[stage].holds(tensor) or (tensor.split is None and shard):
+            if not layout.stages[stage].holds(tensor) or tensor.first_copy(layout.tp, shard) != shard:
                 continue
             teams = layout.teams_of(tensor)
             if rank in teams[ordinal % len(teams)]:
@@ -106,7 +106,7 @@ def _writes(space: Space, layout: Layout, rank: int) -> list[tuple[int, Place]]:
         return writes
     for piece in layout.owned(space, rank):
         tensor = space.tensors[piece.tensor]
-        if tensor.split is not None or shard == 0:
+        if tensor.first_copy(layout.tp, shard) == shard:
             writes += [(piece.tensor, p) for p in piece_places(tensor, layout.tp, piece, offsets[piece])]
     return writes
 

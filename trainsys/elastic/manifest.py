@@ -6,6 +6,7 @@ whole checkpoints only; `find_checkpoint` still verifies every byte and falls ba
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainsys.config import RunConfig, to_dict
+from trainsys.config import ModelConfig, RunConfig, to_dict
 from trainsys.models.geometry import resolve
 
 MANIFEST = "trainsys.json"
@@ -215,8 +216,11 @@ def _check_same(config: RunConfig, folder: Path, manifest: dict[str, Any]) -> No
         "train.seed": config.train.seed,
         "train.dtype": config.train.dtype,
     }
+    known = {f.name for f in dataclasses.fields(ModelConfig)}  # a manifest lacks the keys that are younger than itself
+    model = resolve(ModelConfig(**{key: value for key, value in manifest["model"].items() if key in known}))
     theirs = {
-        **{f"{section}.{key}": value for section in ("model", "batch") for key, value in manifest[section].items()},
+        **{f"model.{key}": value for key, value in to_dict(model).items()},
+        **{f"batch.{key}": value for key, value in manifest["batch"].items()},
         "train.seed": manifest["seed"],
         "train.dtype": manifest["dtype"],
     }

@@ -62,7 +62,8 @@ class Census:
         before: (tensor, slot) -> hash of the elements this rank vouches for in the source.
         after: (tensor, slot) -> hash of the elements this rank owns in the destination.
         elements: tensor -> owned elements in the destination.
-        owned, copies: (tensor, shard, start) -> hash of the owner's piece, and of each other copy, in the destination.
+        owned: (tensor, shard, start) -> hash of the owner's piece in the destination, in the first shard that has it.
+        copies: (such a key, hash) of every other copy: on replicas, on mirrors and within the team.
         step: optimizer steps that the source state has seen; None: the rank holds none.
     """
 
@@ -70,7 +71,7 @@ class Census:
     after: dict[tuple[int, str], int] = field(default_factory=dict)
     elements: dict[int, int] = field(default_factory=dict)
     owned: dict[tuple[int, int, int], int] = field(default_factory=dict)
-    copies: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    copies: tuple[tuple[tuple[int, int, int], int], ...] = ()
     step: int | None = None
 
 

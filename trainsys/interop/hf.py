@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainsys.config import ModelConfig, RunConfig, to_dict
-from trainsys.interop.hf_names import config_from_hf, config_to_hf, part_of, their_shapes
+from trainsys.interop.hf_names import config_from_hf, config_to_hf, ignorable, part_of, their_shapes
 from trainsys.models.geometry import resolve, tensors
 from trainsys.space.box import Box
 from trainsys.space.tensor import LogicalTensor
@@ -33,7 +33,7 @@ class HFFolder:
         try:
             self.hf_config: dict[str, Any] = json.loads((path / "config.json").read_text())
         except OSError as error:
-            raise ValueError(f"{path} is no Hugging Face checkpoint: {error.strerror}: config.json") from None
+            raise ValueError(f"{path} is no Hugging Face checkpoint: config.json: {error.strerror}") from None
         except ValueError as error:
             raise ValueError(f"{path} is no Hugging Face checkpoint: config.json: {error}") from None
         self.config = config_from_hf(self.hf_config)
@@ -45,13 +45,15 @@ class HFFolder:
             raise ValueError(f"{path} has neither {SINGLE} nor {INDEX}")
 
     def check(self, config: ModelConfig) -> None:
-        """Whether every tensor of `config` is there with its shape; ValueError lists what is not."""
-        wrong = []
-        for name, shape in their_shapes(config).items():
+        """Whether exactly the tensors of `config` are there with their shapes; ValueError lists what is not so."""
+        shapes, wrong = their_shapes(config), []
+        for name, shape in shapes.items():
             if name not in self._files:
-                wrong.append(f"{name} is missing")
-            elif (found := tuple(self._open(self._files[name]).get_slice(name).get_shape())) != shape:
+                wrong.append(f"{name} {list(shape)} is missing")
+            elif (found := self._shape(name)) != shape:
                 wrong.append(f"{name} is {list(found)}, not {list(shape)}")
+        extra = (name for name in sorted(self._files) if name not in shapes and not ignorable(config, name))
+        wrong += [f"{name} {list(self._shape(name))} is not in our {config.family}" for name in extra]
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise ValueError(f"{self.path} does not hold this model: {'; '.join(wrong[:5])}{more}")
@@ -63,6 +65,9 @@ class HFFolder:
         view = self._open(self._files[part.name]).get_slice(part.name)
         values: Tensor = view[tuple(slice(a, b) for a, b in zip(theirs.start, theirs.stop, strict=True))]
         return values.T if part.transposed else values
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._open(self._files[name]).get_slice(name).get_shape())
 
     def _open(self, file: str) -> Any:
         from safetensors import SafetensorError, safe_open

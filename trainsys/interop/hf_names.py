@@ -48,6 +48,7 @@ _LLAMA = {
     "feed_forward.w2": "mlp.down_proj",
     "feed_forward.w3": "mlp.up_proj",
 }
+_QWEN3 = {**_LLAMA, "attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm"}
 _GPT2 = {
     "tok_embeddings.weight": "transformer.wte.weight",
     "pos_embeddings.weight": "transformer.wpe.weight",
@@ -60,17 +61,24 @@ _GPT2 = {
     "feed_forward.c_fc": "mlp.c_fc",
     "feed_forward.c_proj": "mlp.c_proj",
 }
+_TABLES = {  # family -> names, and what their layers are called
+    "llama": (_LLAMA, "model.layers"),
+    "qwen3": (_QWEN3, "model.layers"),
+    "gpt2": (_GPT2, "transformer.h"),
+}
+_CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "gpt2": "GPT2LMHeadModel"}
+_BUFFERS = re.compile(r".*\.(rotary_emb\.inv_freq|attn\.(masked_)?bias)")  # of older checkpoints; no weights
 _FUSED = {"attention.wq": 0, "attention.wk": 1, "attention.wv": 2}  # thirds of gpt2's attn.c_attn
 
 
 def part_of(config: ModelConfig, name: str) -> Part:
     """Where logical tensor `name` lies in a Hugging Face checkpoint of the same architecture."""
-    table, layers = (_LLAMA, "model.layers") if config.family == "llama" else (_GPT2, "transformer.h")
+    table, layers = _TABLES[config.family]
     match = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
     if match is None:
         return Part(table[name])
     layer, module, kind = match.groups()
-    if config.family == "llama":
+    if config.family != "gpt2":
         return Part(f"{layers}.{layer}.{table[module]}.{kind}")
     matrix = kind == "weight" and not module.startswith("ln_")  # their Conv1D keeps [in, out]
     if module in _FUSED:
@@ -89,37 +97,45 @@ def their_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def ignorable(config: ModelConfig, name: str) -> bool:
+    """Whether their tensor `name` says nothing that our model does not have: a buffer, or a tied head written twice."""
+    return bool(_BUFFERS.fullmatch(name)) or (config.tied and name == _TABLES[config.family][0]["output.weight"])
+
+
 def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """The ``config.json`` of a checkpoint with this architecture."""
     config = resolve(config)
-    common = {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied, "dtype": dtype}
-    if config.family == "llama":
+    common = {
+        "architectures": [_CLASSES[config.family]],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tied,
+        "dtype": dtype,
+    }
+    if config.family != "gpt2":
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            **common,
             "hidden_size": config.dim,
             "intermediate_size": config.ffn_dim,
             "num_hidden_layers": config.num_layers,
             "num_attention_heads": config.num_heads,
             "num_key_value_heads": config.num_kv_heads,
+            "head_dim": config.head_dim,
             "max_position_embeddings": config.max_seq_len,
             "rms_norm_eps": config.norm_eps,
             "rope_theta": config.rope_theta,
             "hidden_act": "silu",
             "attention_bias": False,
-            "mlp_bias": False,
-            **common,
+            **({"mlp_bias": False} if config.family == "llama" else {"use_sliding_window": False}),
         }
     return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
+        **common,
         "n_embd": config.dim,
         "n_inner": config.ffn_dim,
         "n_layer": config.num_layers,
         "n_head": config.num_heads,
         "n_positions": config.max_seq_len,
         "layer_norm_epsilon": config.norm_eps,
-        **common,
     }
 
 
@@ -136,18 +152,29 @@ def config_from_hf(hf: Mapping[str, Any], dropout: float = 0.0) -> ModelConfig:
             num_heads=hf["n_head"], ffn_dim=hf.get("n_inner") or 4 * hf["n_embd"], max_seq_len=hf["n_positions"],
             norm_eps=hf["layer_norm_epsilon"], tied=hf.get("tie_word_embeddings", True), dropout=dropout,
         )  # fmt: skip
-    if kind != "llama":
-        raise ValueError(f"config.json has model_type={kind!r}; known: llama, gpt2")
+    if kind not in _TABLES:
+        raise ValueError(f"config.json has model_type={kind!r}; known: {', '.join(_TABLES)}")
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    for key, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
-        if hf.get(key, plain) != plain:
-            raise ValueError(f"config.json has {key}={hf[key]!r}; our llama has {plain!r}")
+    _check_plain(kind, hf)
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ValueError(f"config.json has rope_type={rope.get('rope_type', rope.get('type'))!r}; ours is 'default'")
     return ModelConfig(
-        family="llama", vocab_size=hf["vocab_size"], dim=hf["hidden_size"], num_layers=hf["num_hidden_layers"],
+        family=kind, vocab_size=hf["vocab_size"], dim=hf["hidden_size"], num_layers=hf["num_hidden_layers"],
         num_heads=hf["num_attention_heads"], num_kv_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
+        head_dim=hf.get("head_dim") or (128 if kind == "qwen3" else 0),  # what their classes take for granted
         ffn_dim=hf["intermediate_size"], max_seq_len=hf["max_position_embeddings"],
         rope_theta=float(rope.get("rope_theta", hf.get("rope_theta", 10000.0))), norm_eps=hf["rms_norm_eps"],
         tied=hf.get("tie_word_embeddings", False),
     )  # fmt: skip
+
+
+def _check_plain(kind: str, hf: Mapping[str, Any]) -> None:
+    """Whether a llama or qwen3 has no option that ours lacks. Raises ValueError."""
+    plain = {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "hidden_act": "silu"}
+    for key, value in plain.items():
+        if hf.get(key, value) != value:
+            raise ValueError(f"config.json has {key}={hf[key]!r}; our {kind} has {value!r}")
+    sliding = [i for i, layer in enumerate(hf.get("layer_types") or ()) if layer != "full_attention"]
+    if sliding:
+        i = sliding[0]
+        raise ValueError(f"config.json has layer_types[{i}]={hf['layer_types'][i]!r}; our {kind} has 'full_attention'")

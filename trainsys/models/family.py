@@ -35,8 +35,13 @@ class Family:
 
 
 def head_dim(config: ModelConfig) -> int:
-    """Elements of one attention head."""
-    return config.dim // config.num_heads
+    """Features of one attention head."""
+    return config.head_dim or config.dim // config.num_heads
+
+
+def q_dim(config: ModelConfig) -> int:
+    """Output features of the query projection: all heads together, which need not be ``dim``."""
+    return config.num_heads * head_dim(config)
 
 
 def kv_dim(config: ModelConfig) -> int:

@@ -8,14 +8,16 @@ from functools import lru_cache
 from math import gcd
 
 from trainsys.config import ModelConfig
-from trainsys.models.family import Family, head_dim
+from trainsys.models.family import Family, q_dim
 from trainsys.models.gpt2_geometry import GPT2
 from trainsys.models.llama_geometry import LLAMA
+from trainsys.models.qwen3_geometry import QWEN3
 from trainsys.space.tensor import EMBED, LogicalTensor
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
     "gpt2": GPT2,
+    "qwen3": QWEN3,
 }
 
 
@@ -28,7 +30,7 @@ def family_of(config: ModelConfig) -> Family:
 
 @lru_cache(maxsize=256)
 def resolve(config: ModelConfig) -> ModelConfig:
-    """`config` with ``num_kv_heads`` and ``ffn_dim`` filled in. Idempotent.
+    """`config` with ``num_kv_heads``, ``head_dim`` and ``ffn_dim`` filled in. Idempotent.
 
     Raises:
         ValueError: for an unknown family, or sizes that no model of that family can have.
@@ -37,18 +39,13 @@ def resolve(config: ModelConfig) -> ModelConfig:
     for name in ("vocab_size", "dim", "num_layers", "num_heads", "max_seq_len"):
         if getattr(config, name) < 1:
             raise ValueError(f"model.{name}={getattr(config, name)} must be at least 1")
-    for name in ("num_kv_heads", "ffn_dim"):
+    for name in ("num_kv_heads", "head_dim", "ffn_dim"):
         if getattr(config, name) < 0:
             raise ValueError(f"model.{name}={getattr(config, name)} must be positive, or 0 to derive it")
     if not 0 <= config.dropout < 1:
         raise ValueError(f"model.dropout={config.dropout:g} must lie in [0, 1)")
-    config = dataclasses.replace(
-        config,
-        num_kv_heads=config.num_kv_heads or config.num_heads,
-        ffn_dim=config.ffn_dim or family.default_ffn_dim(config.dim),
-    )
-    heads, kv_heads = config.num_heads, config.num_kv_heads
-    if config.dim % heads:
+    heads, kv_heads = config.num_heads, config.num_kv_heads or config.num_heads
+    if not config.head_dim and config.dim % heads:
         raise ValueError(
             f"dim={config.dim} is not divisible by num_heads={heads}; "
             f"set dim={_or(_near_multiples(config.dim, heads))}, or num_heads={_or(_near_divisors(config.dim, heads))}"
@@ -58,6 +55,12 @@ def resolve(config: ModelConfig) -> ModelConfig:
             f"num_heads={heads} is not divisible by num_kv_heads={kv_heads}; "
             f"set num_kv_heads={_or(_near_divisors(heads, kv_heads))}"
         )
+    config = dataclasses.replace(
+        config,
+        num_kv_heads=kv_heads,
+        head_dim=config.head_dim or config.dim // heads,
+        ffn_dim=config.ffn_dim or family.default_ffn_dim(config.dim),
+    )
     family.check(config)
     return config
 
@@ -85,8 +88,10 @@ def num_params(config: ModelConfig) -> int:
     return sum(t.numel for t in tensors(config))
 
 
-def forward_flops(config: ModelConfig, block: int, seq_len: int) -> float:
-    """Matmul FLOPs per token of one block's forward pass, 2·m·n·k each (Narayanan et al. 2021, arXiv:2104.04473, §5.1).
+def forward_flops(config: ModelConfig, block: int, seq_len: int, tp: int = 1) -> float:
+    """Matmul FLOPs per token of one block's forward pass on one of `tp` ranks, 2·m·n·k each.
+
+    Narayanan et al. 2021 (arXiv:2104.04473), §5.1.
 
     A layer counts its weight matrices and, for attention, scores and weighted values against all `seq_len` positions:
     causality is not discounted. The embedding is a lookup (0); block ``num_layers`` is the head, 2·dim·vocab.
@@ -96,9 +101,9 @@ def forward_flops(config: ModelConfig, block: int, seq_len: int) -> float:
     if block == EMBED:
         return 0.0
     if block == config.num_layers:
-        return 2.0 * config.dim * config.vocab_size
-    matrices = sum(t.numel for t in family.layer(config, 0) if len(t.shape) == 2)
-    attention = 2 * seq_len * config.num_heads * head_dim(config)  # scores and values: this many products each
+        return 2.0 * config.dim * config.vocab_size / tp
+    matrices = sum(t.numel / t.shards(tp) for t in family.layer(config, 0) if len(t.shape) == 2)
+    attention = 2 * seq_len * q_dim(config) / tp  # scores and values: this many products each
     return 2.0 * matrices + 2.0 * attention
 
 
@@ -117,19 +122,24 @@ def split_layers(num_layers: int, pp: int) -> tuple[int, ...]:
 def check_split(config: ModelConfig, tp: int, stage_layers: Sequence[int]) -> None:
     """Whether `tp` divides everything it shards and `stage_layers` is a split of the layers.
 
+    Key/value heads may also be fewer than tp ranks: where their number divides tp, neighbours share one.
+
     Raises:
         ValueError: naming the size, the degree and the nearest legal values.
     """
     config = resolve(config)
     if tp < 1:
         raise ValueError(f"tp={tp} must be at least 1")
-    names = ("num_heads", "num_kv_heads", "ffn_dim", "vocab_size")
+    names, kv_heads = ("num_heads", "ffn_dim", "vocab_size"), config.num_kv_heads
+    whole = [t for t in _divisors(gcd(*(getattr(config, n) for n in names))) if not (kv_heads % t and t % kv_heads)]
+    legal = _or(_nearest(whole, tp))
     for name in names:
         size = getattr(config, name)
         if size % tp:
-            legal = _or(_near_divisors(gcd(*(getattr(config, n) for n in names)), tp))
             resize = f", or {name}={_or(_near_multiples(size, tp))}" if name in ("ffn_dim", "vocab_size") else ""
             raise ValueError(f"{name}={size} is not divisible by tp={tp}; set tp={legal}{resize}")
+    if kv_heads % tp and tp % kv_heads:
+        raise ValueError(f"num_kv_heads={kv_heads} and tp={tp}: neither is divisible by the other; set tp={legal}")
     _check_stages(config.num_layers, tuple(stage_layers))
 
 
@@ -153,10 +163,18 @@ def _check_stages(num_layers: int, stage_layers: tuple[int, ...]) -> None:
         )
 
 
-def _near_divisors(number: int, value: int, count: int = 4) -> list[int]:
-    """The `count` divisors of `number` nearest to `value`, ascending."""
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return sorted(sorted(divisors, key=lambda d: (abs(d - value), d))[:count])
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _nearest(values: Sequence[int], value: int, count: int = 4) -> list[int]:
+    """The `count` of `values` nearest to `value`, ascending."""
+    return sorted(sorted(values, key=lambda v: (abs(v - value), v))[:count])
+
+
+def _near_divisors(number: int, value: int) -> list[int]:
+    """The divisors of `number` nearest to `value`, ascending."""
+    return _nearest(_divisors(number), value)
 
 
 def _near_multiples(number: int, value: int) -> list[int]:

@@ -6,7 +6,7 @@ Queries, keys and values are three matrices here, so that each splits by heads w
 from __future__ import annotations
 
 from trainsys.config import ModelConfig
-from trainsys.models.family import Family, Tensors, output_weight, token_embedding
+from trainsys.models.family import Family, Tensors, head_dim, output_weight, token_embedding
 from trainsys.space.tensor import EMBED, LogicalTensor
 
 
@@ -16,10 +16,17 @@ def _check(config: ModelConfig) -> None:
             f"family gpt2 has one key/value head per head: num_kv_heads={config.num_kv_heads} must be 0 or "
             f"num_heads={config.num_heads}; family=llama groups them"
         )
+    if config.num_heads * head_dim(config) != config.dim:
+        raise ValueError(
+            f"family gpt2 divides dim={config.dim} among num_heads={config.num_heads}, got head_dim={config.head_dim}; "
+            "set head_dim=0 or family=llama"
+        )
 
 
 def _embed(config: ModelConfig) -> Tensors:
-    return token_embedding(config), LogicalTensor("pos_embeddings.weight", (config.max_seq_len, config.dim), EMBED)
+    return token_embedding(config), LogicalTensor(
+        "pos_embeddings.weight", (config.max_seq_len, config.dim), EMBED, partial=False
+    )
 
 
 def _layer(config: ModelConfig, i: int) -> Tensors:

@@ -12,7 +12,7 @@ from trainsys.config import ModelConfig
 from trainsys.models.attention import causal_attention
 from trainsys.models.decoder import Decoder
 from trainsys.models.dropout import SampleKeys
-from trainsys.models.family import head_dim, kv_dim
+from trainsys.models.family import head_dim, kv_dim, q_dim
 from trainsys.models.geometry import resolve
 from trainsys.models.rotary import rotate
 
@@ -23,13 +23,18 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim, self.theta = head_dim(config), config.rope_theta
-        self.wq = nn.Linear(config.dim, config.dim, bias=False)
+        self.wq = nn.Linear(config.dim, q_dim(config), bias=False)
         self.wk = nn.Linear(config.dim, kv_dim(config), bias=False)
         self.wv = nn.Linear(config.dim, kv_dim(config), bias=False)
-        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+        self.wo = nn.Linear(q_dim(config), config.dim, bias=False)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, S, heads, head_dim] before their rotation."""
+        q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
+        return q, k, v
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
+        q, k, v = self.heads(x)
         out: Tensor = self.wo(causal_attention(rotate(q, self.theta), rotate(k, self.theta), v))
         return out
 
@@ -49,10 +54,10 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, attention: type[Attention]) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.attention = Attention(config)
+        self.attention = attention(config)
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward = FeedForward(config)
 
@@ -63,12 +68,14 @@ class Layer(nn.Module):
 
 
 class Llama(Decoder):
-    """Blocks `blocks` of a Llama; see `Decoder`."""
+    """Blocks `blocks` of a Llama; see `Decoder`. A kindred family names another `attention`."""
+
+    attention: type[Attention] = Attention
 
     def __init__(self, config: ModelConfig, blocks: range) -> None:
         config = resolve(config)
 
         def layer(index: int, keys: SampleKeys) -> nn.Module:
-            return Layer(config)
+            return Layer(config, self.attention)
 
         super().__init__(config, blocks, layer, norm=lambda: nn.RMSNorm(config.dim, eps=config.norm_eps))

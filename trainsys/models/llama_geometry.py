@@ -6,7 +6,7 @@ Touvron et al. 2023 (arXiv:2302.13971); grouped queries: Ainslie et al. 2023 (ar
 from __future__ import annotations
 
 from trainsys.config import ModelConfig
-from trainsys.models.family import Family, Tensors, head_dim, kv_dim, output_weight, token_embedding
+from trainsys.models.family import Family, Tensors, head_dim, kv_dim, output_weight, q_dim, token_embedding
 from trainsys.space.tensor import LogicalTensor
 
 
@@ -16,27 +16,32 @@ def _default_ffn_dim(dim: int) -> int:
 
 
 def _check(config: ModelConfig) -> None:
-    if head_dim(config) % 2:
+    size, heads, family = head_dim(config), config.num_heads, config.family
+    if size % 2:
+        derived = size * heads == config.dim
+        origin = f" (dim={config.dim} / num_heads={heads})" if derived else ""
+        resize = f"dim={heads * (size + 1)}, or " if derived else ""
         raise ValueError(
-            f"head_dim={head_dim(config)} (dim={config.dim} / num_heads={config.num_heads}) is odd, but rotary "
-            f"positions turn pairs; set dim={config.num_heads * (head_dim(config) + 1)}"
+            f"head_dim={size}{origin} is odd, but rotary positions turn pairs; set {resize}head_dim={size + 1}"
         )
     if config.dropout:
-        raise ValueError(f"family llama has no dropout, got dropout={config.dropout:g}; set dropout=0 or family=gpt2")
+        raise ValueError(
+            f"family {family} has no dropout, got dropout={config.dropout:g}; set dropout=0 or family=gpt2"
+        )
 
 
 def _layer(config: ModelConfig, i: int) -> Tensors:
-    dim, kv, ffn = config.dim, kv_dim(config), config.ffn_dim
+    dim, q, kv, ffn = config.dim, q_dim(config), kv_dim(config), config.ffn_dim
 
-    def tensor(name: str, *shape: int, split: int | None = None) -> LogicalTensor:
-        return LogicalTensor(f"layers.{i}.{name}.weight", shape, i, split)
+    def tensor(name: str, *shape: int, split: int | None = None, max_shards: int | None = None) -> LogicalTensor:
+        return LogicalTensor(f"layers.{i}.{name}.weight", shape, i, split, max_shards=max_shards)
 
     return (
         tensor("attention_norm", dim),
-        tensor("attention.wq", dim, dim, split=0),
-        tensor("attention.wk", kv, dim, split=0),
-        tensor("attention.wv", kv, dim, split=0),
-        tensor("attention.wo", dim, dim, split=1),
+        tensor("attention.wq", q, dim, split=0),
+        tensor("attention.wk", kv, dim, split=0, max_shards=config.num_kv_heads),
+        tensor("attention.wv", kv, dim, split=0, max_shards=config.num_kv_heads),
+        tensor("attention.wo", dim, q, split=1),
         tensor("ffn_norm", dim),
         tensor("feed_forward.w1", ffn, dim, split=0),
         tensor("feed_forward.w3", ffn, dim, split=0),

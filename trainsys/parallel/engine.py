@@ -24,7 +24,7 @@ from trainsys.parallel.stage import Batch, StageRunner, build_stage
 from trainsys.parallel.state import FlatState, master_dtype
 from trainsys.parallel.step import Decision, Report
 from trainsys.parallel.stream import StreamedBucket
-from trainsys.parallel.tensor import TensorParallel, partial_over_tp
+from trainsys.parallel.tensor import TensorParallel
 from trainsys.schedule.actions import Kind
 from trainsys.schedule.generators import build as build_schedule
 from trainsys.schedule.routes import Routes
@@ -164,36 +164,37 @@ class Engine:
             for part, values in parts.items():
                 bucket.push(bucket.spec.tree.leaf(microbatch, part), values)
 
-    def _owned_slices(self, flats: list[Tensor]) -> list[tuple[Piece, Tensor]]:
+    def _valid_slices(self, flats: list[Tensor], fast: bool) -> list[tuple[Piece, Tensor]]:
+        """The pieces whose sum over replicas is known here: the owned ones, after a `fast` reduction all."""
         result = []
         for bucket, flat in zip(self.buckets, flats, strict=True):
             at = 0
             for piece in bucket.spec.pieces:
-                if bucket.region.start <= at < bucket.region.stop:
+                if (fast and bucket.fast) or bucket.region.start <= at < bucket.region.stop:
                     result.append((piece, flat[at - bucket.base :][: piece.numel]))
                 at += piece.numel
         return result
 
     def _sum_partials_over_tp(self, flats: list[Tensor]) -> None:
-        """Norm and bias gradients under sequence parallelism: each tp rank saw a slice of the sequence."""
+        """Finish the gradients of which each tp rank saw a part: its slice of the sequence, or its heads."""
         if self.tp is None:
             return
-        partial = [
-            values
-            for piece, values in self._owned_slices(flats)
-            if partial_over_tp(self.space.tensors[piece.tensor].name, self.space.tensors[piece.tensor].split, self.tp)
-        ]
-        if partial:
-            summed = self.tp.sum_in_rank_order(torch.cat(partial))
-            for values, total in zip(partial, torch.split(summed, [v.numel() for v in partial]), strict=True):
+        partial: dict[int, list[Tensor]] = {}  # number of tp ranks that hold copies -> their pieces
+        for piece, values in self._valid_slices(flats, self.config.parallel.reduction == "fast"):
+            tensor = self.space.tensors[piece.tensor]
+            if tensor.partial_over_tp(self.tp.size, self.tp.sequence_parallel):
+                partial.setdefault(tensor.copies(self.tp.size), []).append(values)
+        for copies, parts in partial.items():
+            summed = self.tp.neighbours(copies).all_reduce(torch.cat(parts))
+            for values, total in zip(parts, torch.split(summed, [v.numel() for v in parts]), strict=True):
                 values.copy_(total)
 
     def _squares(self, flats: list[Tensor]) -> dict[tuple[int, int, int], float]:
-        """Sum of squares per owned piece, in fp64; pieces replicated over tp are counted by the first tp rank."""
+        """Sum of squares per owned piece, in fp64; of copies within a team the first counts."""
         return {
             (piece.tensor, piece.shard, piece.start): values.double().square().sum().item()
-            for piece, values in self._owned_slices(flats)
-            if self.shard == 0 or self.space.tensors[piece.tensor].split is not None
+            for piece, values in self._valid_slices(flats, fast=False)
+            if self.space.tensors[piece.tensor].first_copy(self.layout.tp, self.shard) == self.shard
         }
 
     def _snapshot(self, flats: list[Tensor]) -> Tensor:

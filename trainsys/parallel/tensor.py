@@ -10,7 +10,7 @@ leave it. Under sequence parallelism ``f`` gathers the sequence and ``g`` scatte
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -27,18 +27,32 @@ REGIONS = ("attention", "feed_forward")  # submodules whose inside runs on shard
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """The tp group of this rank and how activations travel between regions."""
+    """The tp group of this rank and how activations travel between regions.
+
+    Attributes:
+        members: those of the group that take part; empty: all.
+    """
 
     group: Group
     sequence_parallel: bool = False
+    members: tuple[int, ...] = ()
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return self.members or tuple(self.group.ranks)
 
     @property
     def size(self) -> int:
-        return self.group.size
+        return len(self.ranks)
 
     @property
     def index(self) -> int:
-        return self.group.ranks.index(self.group.rank)
+        return self.ranks.index(self.group.rank)
+
+    def neighbours(self, count: int) -> TensorParallel:
+        """The same among the `count` ranks around this one, of which it is one; `count` divides the size."""
+        first = self.index - self.index % count
+        return replace(self, members=self.ranks[first : first + count])
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the group in rank order; the bits are equal on all members.
@@ -46,7 +60,7 @@ class TensorParallel:
         By direct messages: as many bytes as a ring, and a wait that an abort ends at once. gloo's own all-reduce was
         seen to sit out its whole timeout when its peer had left for another epoch.
         """
-        if self.size == 2:
+        if self.size == 2 or x.numel() < self.size:
             return self.sum_in_rank_order(x)
         slices = [part.contiguous() for part in x.reshape(-1).tensor_split(self.size)]
         own = _sum_in_order(self._exchange_slices(slices, [torch.empty_like(slices[self.index]) for _ in slices]))
@@ -56,7 +70,7 @@ class TensorParallel:
     def _exchange_slices(self, sends: list[Tensor], into: list[Tensor]) -> list[Tensor]:
         """Send ``sends[i]`` to the i-th rank and receive ``into[i]`` from it; the own one is taken over."""
         into[self.index] = sends[self.index]
-        peers = [(r, i) for i, r in enumerate(self.group.ranks) if i != self.index]
+        peers = [(r, i) for i, r in enumerate(self.ranks) if i != self.index]
         exchange(self.group, [(r, sends[i], 0) for r, i in peers], [(r, into[i], 0) for r, i in peers])
         return into
 
@@ -210,10 +224,3 @@ def apply_tensor_parallel(model: Decoder, tp: TensorParallel) -> None:
 
 def _entering(tp: TensorParallel) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     return lambda module, args: (enter(args[0], tp), *args[1:])
-
-
-def partial_over_tp(name: str, split: int | None, tp: TensorParallel | None) -> bool:
-    """Whether a parameter's gradient is a partial sum over tp: replicated weights that see a slice of the sequence."""
-    if tp is None or not tp.sequence_parallel or split is not None:
-        return False
-    return not name.startswith("pos_embeddings")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from trainsys.comm.topology import Link, Topology
 from trainsys.config import RunConfig
 from trainsys.planner.precision import Precision
-from trainsys.planner.sizes import StageSizes
+from trainsys.planner.sizes import StageSizes, shared_elements
 from trainsys.planner.stages import Stages
 
 
@@ -91,6 +91,23 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
         ends = (*stages.data_group(0), *stages.data_group(stages.count - 1))
         seconds += all_reduce_s(sizes.tied * precision.gradient, len(ends), topology.slowest(ends))
     return seconds
+
+
+def shared_s(config: RunConfig, stages: Stages, topology: Topology, stage: int) -> float:
+    """Seconds to sum, once per step, the gradients of what neighbouring tp ranks share: key/value heads, where there
+    are fewer of them than tp ranks.
+
+    Each sees its own query heads alone. The team that owns a piece sums it; under ``fast`` every team sums all.
+    """
+    blocks, by_copies = stages.blocks(stage), dict[int, int]()
+    for block, copies, elements in shared_elements(config.model, stages.tp):
+        if block in blocks:
+            by_copies[copies] = by_copies.get(copies, 0) + elements
+    precision, teams = Precision.of(config.train.dtype), stages.replicas[stage]
+    share = 1 if config.parallel.reduction == "fast" else teams
+    links = [topology.slowest(stages.ranks_of(stages.team(stage, replica))) for replica in range(teams)]
+    worst = max((link for link in links if link), key=lambda link: link.transfer_s(1e6), default=None)
+    return sum(all_reduce_s(n * precision.state / share, copies, worst) for copies, n in by_copies.items())
 
 
 def mirror_s(config: RunConfig, mirrored: float, topology: Topology) -> float:

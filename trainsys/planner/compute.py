@@ -19,7 +19,7 @@ class ComputeCost:
 
 
 def compute_cost(config: RunConfig, stages: Stages, flops: float) -> ComputeCost:
-    """F = forward FLOPs · tokens / tp / `flops`; B = 2 F, and the layers' F once more under full recomputation.
+    """F = forward FLOPs of a tp rank · tokens / `flops`; B = 2 F, and the layers' F once more under full recomputation.
 
     Narayanan et al. 2021 (arXiv:2104.04473), §5.1 and appendix. The embedding and the head load the first and the last
     stage, so that stages with equally many layers are not equally slow.
@@ -29,9 +29,9 @@ def compute_cost(config: RunConfig, stages: Stages, flops: float) -> ComputeCost
     recomputes = config.parallel.recompute == "full"
     forward, backward = [], []
     for stage in range(stages.count):
-        seconds = {b: forward_flops(config.model, b, batch.seq_len) * tokens for b in stages.blocks(stage)}
-        once = sum(seconds.values()) / stages.tp / flops
-        again = sum(s for b, s in seconds.items() if 0 <= b < head) / stages.tp / flops if recomputes else 0.0
+        seconds = {b: forward_flops(config.model, b, batch.seq_len, stages.tp) * tokens for b in stages.blocks(stage)}
+        once = sum(seconds.values()) / flops
+        again = sum(s for b, s in seconds.items() if 0 <= b < head) / flops if recomputes else 0.0
         forward.append(once)
         backward.append(2 * once + again)
     return ComputeCost(tuple(forward), tuple(backward))

@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 
 from trainsys.config import ModelConfig, RunConfig
+from trainsys.models.family import kv_dim, q_dim
 from trainsys.models.geometry import resolve, tensors
 from trainsys.planner.precision import GIB, Precision
 from trainsys.planner.sizes import StageSizes
@@ -111,25 +112,28 @@ def layer_bytes(config: RunConfig, tp: int) -> float:
     Korthikanti et al. 2022 (arXiv:2205.05198), eq. 2 and 4, written in elements for any dtype and feed-forward. Only
     sequence parallelism splits what surrounds the matrices: inputs and outputs of both norms (RMSNorm also keeps the
     normalised values) and two dropout masks. tp splits queries, keys and values (repeated to all heads), attention's
-    output, and the feed-forward's intermediates (two ffn-wide, four when gated). Attention is fused (Dao et al. 2022,
-    arXiv:2205.14135): in place of the 5·a·s/h term it keeps one float32 per row and head.
+    output, what norms of query and key heads keep, and the feed-forward's intermediates (two ffn-wide, four when
+    gated). Attention is fused (Dao et al. 2022, arXiv:2205.14135): in place of the 5·a·s/h term it keeps one float32
+    per row and head.
     """
     model, batch = resolve(config.model), config.batch
     size = Precision.of(config.train.dtype).activation
-    matrices, biased = _feed_forward(model)
+    matrices, biased, head_norms = _layer_kinds(model)
     per_norm = 2 if biased else 3
     whole = 2 * per_norm * model.dim * size + (2 * model.dim * size if model.dropout else 0)
-    split = (4 * model.dim + 2 * (matrices - 1) * model.ffn_dim) * size + 4 * model.num_heads
+    shared = max(1, tp // model.num_kv_heads)  # tp ranks that compute the same key/value head
+    normed = 2 * (q_dim(model) + shared * kv_dim(model)) if head_norms else 0  # their inputs and normalised values
+    split = (4 * q_dim(model) + normed + 2 * (matrices - 1) * model.ffn_dim) * size + 4 * model.num_heads
     per_token = split / tp + whole / (tp if config.parallel.sequence_parallel else 1)
     return batch.microbatch_size * batch.seq_len * per_token
 
 
 @lru_cache(maxsize=64)
-def _feed_forward(model: ModelConfig) -> tuple[int, bool]:
-    """Matrices of a layer's feed-forward (three when gated), and whether the family has biases (LayerNorm)."""
+def _layer_kinds(model: ModelConfig) -> tuple[int, bool, bool]:
+    """Matrices of a layer's feed-forward (three when gated); are there biases (LayerNorm)? norms of heads?"""
     layer = [t for t in tensors(model) if t.block == 0]
     matrices = sum(".feed_forward." in t.name and len(t.shape) == 2 for t in layer)
-    return matrices, any(t.name.endswith(".bias") for t in layer)
+    return matrices, any(t.name.endswith(".bias") for t in layer), any(t.partial for t in layer)
 
 
 def activation_bytes(config: RunConfig, stages: Stages, stage: int, in_flight: int) -> float:

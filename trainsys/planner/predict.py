@@ -6,7 +6,7 @@ import dataclasses
 
 from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig, RunConfig
-from trainsys.planner.communication import gradient_s, mirror_s, send_s, tensor_cost
+from trainsys.planner.communication import gradient_s, mirror_s, send_s, shared_s, tensor_cost
 from trainsys.planner.compute import compute_cost, model_flops, update_s
 from trainsys.planner.device import Rate, rate
 from trainsys.planner.memory import Memory, stage_memory
@@ -136,7 +136,10 @@ def _after(config: RunConfig, stages: Stages, topology: Topology) -> tuple[list[
     """Per stage, what follows its last backward: seconds of the gradient exchange, and of the update."""
     sizes = stage_sizes(config.model, stages, config.parallel.zero)
     precision, gbps = Precision.of(config.train.dtype), config.cluster.device.memory_gbps
-    exchange = [gradient_s(config, stages, sizes, topology, stage) for stage in range(stages.count)]
+    exchange = [
+        gradient_s(config, stages, sizes, topology, stage) + shared_s(config, stages, topology, stage)
+        for stage in range(stages.count)
+    ]
     update = [update_s(own, held, precision, gbps) for own, held in zip(sizes.owned, sizes.held, strict=True)]
     return exchange, update
 

@@ -57,6 +57,13 @@ def _elements(model: ModelConfig, tp: int) -> tuple[dict[int, int], int]:
     return by_block, tied
 
 
+@lru_cache(maxsize=128)
+def shared_elements(model: ModelConfig, tp: int) -> tuple[tuple[int, int, int], ...]:
+    """(block, tp ranks that hold copies, elements of a copy) of each split tensor of which neighbours hold the same."""
+    split = [t for t in tensors(model) if t.split is not None and t.copies(tp) > 1]
+    return tuple((t.block, t.copies(tp), prod(t.local_shape(tp))) for t in split)
+
+
 def block_elements(model: ModelConfig, tp: int) -> dict[int, int]:
     """Elements of one tp shard, per model block."""
     return _elements(model, tp)[0]

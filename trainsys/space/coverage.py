@@ -29,10 +29,10 @@ def check_covered(space: Space, layout: Layout, alive: Collection[int]) -> None:
     if not dead:
         return
     table = deals(space, layout)
-    gone: dict[tuple[tuple[int, ...], bool, bool], list[tuple[int, int, int]]] = {}
+    gone: dict[tuple[tuple[int, ...], int, bool], list[tuple[int, int, int]]] = {}
     shelves: dict[tuple[int, int], Shelf] = {}
     for deal in table:
-        key = (deal.stages, deal.split, deal.shared)
+        key = (deal.stages, deal.copies, deal.shared)
         if key not in gone:
             gone[key] = _gone(layout, deal, dead)
         cells = []
@@ -48,8 +48,8 @@ def check_covered(space: Space, layout: Layout, alive: Collection[int]) -> None:
 
 
 def _gone(layout: Layout, deal: Deal, dead: set[int]) -> list[tuple[int, int, int]]:
-    """The (stage, replica, shard) whose cells of such a tensor nobody keeps any more; equal shards count as shard 0."""
-    shards = [range(t, t + 1) for t in range(layout.tp)] if deal.split else [range(layout.tp)]
+    """The (stage, replica, shard) whose cells of such a tensor that nobody keeps any more; of equal shards the first."""
+    shards = [range(t, t + deal.copies) for t in range(0, layout.tp, deal.copies)]
     if deal.shared:
         teams = [team for s in deal.stages for team in layout.stages[s].teams]
         return [

@@ -28,7 +28,7 @@ class Deal:
 
     Attributes:
         tensor: its number in the space.
-        split: whether tensor parallelism shards it.
+        copies: neighbouring tp ranks with equal shards: 1 where tp cuts it for each, tp where it is replicated.
         numel: elements of one shard.
         grain: elements of a cell; the last of a shard may be smaller.
         stages: those that hold it.
@@ -37,7 +37,7 @@ class Deal:
     """
 
     tensor: int
-    split: bool
+    copies: int
     numel: int
     grain: int
     stages: tuple[int, ...]
@@ -71,12 +71,12 @@ def deals(space: Space, layout: Layout) -> list[Deal]:
         if blocks not in held_by:
             held_by[blocks] = tuple(s for s, stage in enumerate(layout.stages) if stage.holds(tensor))
         stages = held_by[blocks]
-        split = tensor.split is not None
-        numel = tensor.numel // (layout.tp if split else 1)
+        numel = tensor.numel // tensor.shards(layout.tp)
         alone = len(stages) == 1 and len(layout.stages[stages[0]].teams) == 1
         whole = alone or layout.zero == 0
         grain = numel if whole else layout.chunk
-        result.append(Deal(number, split, numel, grain, stages, whole, layout.zero == 0 and not alone))
+        copies = tensor.copies(layout.tp)
+        result.append(Deal(number, copies, numel, grain, stages, whole, layout.zero == 0 and not alone))
     return result
 
 

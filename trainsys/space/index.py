@@ -17,7 +17,6 @@ from trainsys.space.layout import Layout, Piece, Team
 from trainsys.space.places import Place, piece_places
 from trainsys.space.tensor import Space
 
-ALL = -1  # in place of a shard: every one of them, for a tensor that tensor parallelism replicates
 Copy = tuple[int, int]  # (rank, ward): the rank stores what is the ward's; its own, or as a mirror
 
 
@@ -144,18 +143,18 @@ class Index:
                         yield Found(common, cell, run, self.holders(deal, shard, cell))
 
     def holders(self, deal: Deal, shard: int, cell: int) -> Holders:
-        """Who keeps a cell; of a replicated tensor, any rank with any of its equal shards."""
-        shard = shard if deal.split else ALL
+        """Who keeps a cell: any rank with any of its equal shards."""
+        first = shard - shard % deal.copies
         stages = [self.layout.stages[s] for s in deal.stages]
-        key: tuple[object, ...] = (deal.stages, shard)
+        key: tuple[object, ...] = (deal.stages, first, deal.copies)
         teams: tuple[Team, ...] = ()
         if not deal.shared:
             turn, at = deal.turn(cell)
             replica = stages[at].seats[turn % len(stages[at].seats)]
-            key, teams = (deal.stages[at], replica, shard), (stages[at].teams[replica],)
+            key, teams = (deal.stages[at], replica, first, deal.copies), (stages[at].teams[replica],)
         if key not in self._holders:
             teams = teams or tuple(team for stage in stages for team in stage.teams)
-            owners = [rank for team in teams for rank in (team if shard == ALL else (team[shard],))]
+            owners = [rank for team in teams for rank in team[first : first + deal.copies]]
             copies = [(rank, rank) for rank in owners]
             if not deal.shared:
                 peers = self.layout.mirror_of
@@ -166,11 +165,13 @@ class Index:
         return self._holders[key]
 
     def _shards(self, tensor: int, box: Box) -> range:
-        logical = self.space.tensors[tensor]
+        """The shards that `box` touches, each by the first of the tp ranks that hold it."""
+        logical, tp = self.space.tensors[tensor], self.layout.tp
         if logical.split is None:
             return range(1)
-        size = logical.shape[logical.split] // self.layout.tp
-        return range(box.start[logical.split] // size, (box.stop[logical.split] - 1) // size + 1)
+        size, copies = logical.shape[logical.split] // logical.shards(tp), logical.copies(tp)
+        first, last = box.start[logical.split] // size, (box.stop[logical.split] - 1) // size
+        return range(first * copies, last * copies + 1, copies)
 
     def _cells(self, deal: Deal, shard: int, part: Box) -> range:
         """The cells that `part` of a shard may touch, from the flat index of its first and last element."""

@@ -20,7 +20,11 @@ Team = tuple[int, ...]
 
 @dataclass(frozen=True, order=True)
 class Piece:
-    """Elements ``[start, stop)`` of the row-major tp shard `shard` of tensor number `tensor`."""
+    """Elements ``[start, stop)`` of the row-major shard that tp rank `shard` holds of tensor number `tensor`.
+
+    What several tp ranks hold is a piece of each: every copy is owned, mirrored and updated by itself, to equal bits.
+    Where each element counts once (norm, census, checkpoint), `LogicalTensor.first_copy` stands for all.
+    """
 
     tensor: int
     shard: int
@@ -119,7 +123,7 @@ class Layout:
         The stages that hold the tensor take turns, and within a stage its seats do: an edit of one stage's seats
         leaves the pieces of the others where they are.
         """
-        numel = tensor.numel // (1 if tensor.split is None else self.tp)
+        numel = tensor.numel // tensor.shards(self.tp)
         stages = [s for s in self.stages if s.holds(tensor)]
         for i, start in enumerate(range(0, numel, self.chunk)):
             turn, at = divmod(ordinal + i, len(stages))

@@ -22,6 +22,9 @@ class LogicalTensor:
         block: which model block owns it: ``EMBED`` (-1), a layer index, or ``num_layers`` for final norm and head.
         split: dim that tensor parallelism shards (``Shard(split)``), or None (``Replicate()`` over tp).
         uses: blocks that compute with it; more than one for a tied embedding, which is then held by both stages.
+        partial: of a tensor replicated over tp, whether each tp rank's gradient is only a part of the sum: True where
+            it sees its own heads alone, False where it sees all, None where it sees its part of a split sequence.
+        max_shards: most shards that tp cuts it into; with more tp ranks, neighbours hold copies of one. None: any.
     """
 
     name: str
@@ -29,6 +32,8 @@ class LogicalTensor:
     block: int
     split: int | None = None
     uses: tuple[int, ...] = ()
+    partial: bool | None = None
+    max_shards: int | None = None
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -38,24 +43,42 @@ class LogicalTensor:
     def numel(self) -> int:
         return prod(self.shape)
 
+    def shards(self, tp: int) -> int:
+        """Different shards over `tp` ranks: 1 for a replicated tensor."""
+        return 1 if self.split is None else min(tp, self.max_shards or tp)
+
+    def copies(self, tp: int) -> int:
+        """Neighbouring tp ranks that hold the same shard; the first of them stands for all where each counts once."""
+        return tp // self.shards(tp)
+
+    def first_copy(self, tp: int, index: int) -> int:
+        """The first of the tp ranks that hold what tp rank `index` does."""
+        return index - index % self.copies(tp)
+
     def local_shape(self, tp: int) -> tuple[int, ...]:
-        """Shape of one of `tp` equal shards."""
-        if self.split is None or tp == 1:
-            return self.shape
-        return tuple(n // tp if d == self.split else n for d, n in enumerate(self.shape))
+        """Shape of the shard of one of `tp` ranks."""
+        return tuple(n // self.shards(tp) if d == self.split else n for d, n in enumerate(self.shape))
 
     def local_origin(self, tp: int, index: int) -> tuple[int, ...]:
-        """Global coordinate at which shard `index` of `tp` begins."""
-        if self.split is None or tp == 1:
-            return (0,) * len(self.shape)
-        return tuple(index * (n // tp) if d == self.split else 0 for d, n in enumerate(self.shape))
+        """Global coordinate at which the shard of tp rank `index` begins."""
+        shard = index // self.copies(tp)
+        return tuple(shard * (n // self.shards(tp)) if d == self.split else 0 for d, n in enumerate(self.shape))
 
     def local_box(self, tp: int, index: int) -> Box:
         return Box.whole(self.local_shape(tp)).shift(self.local_origin(tp, index))
 
+    def partial_over_tp(self, tp: int, sequence_parallel: bool) -> bool:
+        """Whether the gradient of what a tp rank holds is the sum of what several tp ranks compute."""
+        if self.copies(tp) == 1:
+            return False
+        if self.split is not None:  # each copy serves heads of its own
+            return True
+        return sequence_parallel if self.partial is None else self.partial
+
     def token(self, zero: int = 0) -> str:
         """The one printed form of a sharded tensor, e.g. ``layers.3.wq[512/tp, 512] zero@dp``."""
-        dims = ", ".join(f"{n}/tp" if d == self.split else str(n) for d, n in enumerate(self.shape))
+        parts = "tp" if self.max_shards is None else f"min(tp, {self.max_shards})"
+        dims = ", ".join(f"{n}/{parts}" if d == self.split else str(n) for d, n in enumerate(self.shape))
         return f"{self.name}[{dims}]" + (" zero@dp" if zero else "")
 
 
