@@ -28,7 +28,7 @@ class FlatState:
         offsets: piece -> where it begins.
     """
 
-    def __init__(self, pieces: Sequence[Piece], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, pieces: Sequence[Piece], dtype: torch.dtype, device: torch.device, fill: bool = True) -> None:
         self.pieces = tuple(pieces)
         self.offsets: dict[Piece, int] = {}
         at = 0
@@ -36,7 +36,8 @@ class FlatState:
             self.offsets[piece] = at
             at += piece.numel
         self.numel = at
-        self.slots = {slot: torch.zeros(at, dtype=dtype, device=device) for slot in SLOTS}
+        make = torch.zeros if fill else torch.empty
+        self.slots = {slot: make(at, dtype=dtype, device=device) for slot in SLOTS}
 
     def view(self, slot: str, piece: Piece) -> Tensor:
         at = self.offsets[piece]
