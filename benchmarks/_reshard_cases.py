@@ -87,9 +87,7 @@ def state_bytes(space: Space) -> int:
     return 4 * len(SLOTS) * space.numel
 
 
-def expected(
-    space: Space, ordinal: int, slot: str, start: tuple[int, ...], stop: tuple[int, ...]
-) -> torch.Tensor:
+def expected(space: Space, ordinal: int, slot: str, start: tuple[int, ...], stop: tuple[int, ...]) -> torch.Tensor:
     """Values of one box: the slot, the tensor and the coordinate as one number, exact in fp32."""
     tensor = space.tensors[ordinal]
     flat = torch.zeros((), dtype=torch.int64)

@@ -65,7 +65,9 @@ def _save_and_load(before: Tensors, after: Tensors, path: str) -> None:
 
 def _meshes(layout: Layout, world_size: int) -> list[DeviceMesh]:
     """One mesh per stage, axes dp and tp; made by all ranks, as c10d wants it."""
-    return [DeviceMesh("cpu", [list(team) for team in stage.teams], mesh_dim_names=("dp", "tp")) for stage in layout.stages]
+    return [
+        DeviceMesh("cpu", [list(team) for team in stage.teams], mesh_dim_names=("dp", "tp")) for stage in layout.stages
+    ]
 
 
 def _placements(layout: Layout, tensor: Any) -> list[Placement]:
@@ -88,9 +90,7 @@ def _dtensors(space: Space, layout: Layout, meshes: list[DeviceMesh], rank: int,
     return made
 
 
-def _local(
-    space: Space, ordinal: int, slot: str, mesh: DeviceMesh, placements: list[Placement], fill: bool
-) -> Any:
+def _local(space: Space, ordinal: int, slot: str, mesh: DeviceMesh, placements: list[Placement], fill: bool) -> Any:
     tensor = space.tensors[ordinal]
     shape, offset = _extent(tensor.shape, mesh, placements)
     values = torch.zeros(shape)

@@ -6,6 +6,8 @@ repetition begins at a barrier and lasts until the slowest rank is done; medians
 * `seconds`: `run_transition`, planning included. The census that a run takes before the commit is timed apart.
 * `wire_seconds`: the same bytes between the same ranks as one big tensor per pair, receives posted first and buffers
   in place, so that this bound knows how many ranks share a core.
+* `floor_seconds`: the same into new memory, and one copy of what stays on its rank: no way that keeps the old state
+  whole can do less.
 * `dcp_seconds`: `torch.distributed.checkpoint` save and load of the same state as DTensors, in a folder in memory.
 * `redistribute_seconds`: `DTensor.redistribute`, where one mesh can express the change.
 
@@ -18,25 +20,22 @@ result is compared with what its global coordinate says it must be.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks._reshard_cases import CASES, Case, build, expected, model_of, state_bytes
+from benchmarks._reshard_cases import CASES, Case, build, expected, state_bytes
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
 from trainsys.elastic.census import take_census
-from trainsys.elastic.transit import Staging, run_transition
+from trainsys.elastic.transit import Staging, carry_out, run_transition
+from trainsys.parallel.pages import want_huge_pages
 from trainsys.parallel.state import FlatState
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import SLOTS, Space
@@ -66,7 +65,6 @@ def body(rank: int, world_size: int, store: Any, name: str, mib: float, repeat: 
     stagings: list[Staging] = []
 
     def ours() -> None:
-        results.clear()
         stagings.append(Staging())
         if party is not None:
             nodes = dict.fromkeys(members, 0)
@@ -74,6 +72,10 @@ def body(rank: int, world_size: int, store: Any, name: str, mib: float, repeat: 
                 space, src, dst, rank, alive, nodes, old, party, torch.float32, CPU, staging=stagings[-1]
             )
             results.append(new)
+
+    def transfer() -> None:
+        if party is not None:
+            carried.append(carry_out(share, space, dst, old, party, torch.float32, CPU, Staging()))
 
     def census() -> None:
         if party is not None:
@@ -83,14 +85,19 @@ def body(rank: int, world_size: int, store: Any, name: str, mib: float, repeat: 
         if takes_part:
             transition(space, src, dst, rank, alive, lambda r: 0)
 
-    row["spans"]["ours"] = timed(group, ours, repeat)
+    row["spans"]["ours"] = timed(group, ours, repeat, results.clear)
     row["right"] = not results or is_right(results[0], space, dst, rank)
     row["spans"]["census"] = timed(group, census, 1)
     row["spans"]["plan"] = timed(group, plan, repeat)
     row["peak"] = max(s.peak_bytes for s in stagings)
     row["state"] = sum(_state_bytes(s) for s in (old, *results))
     results.clear()
+    carried: list[FlatState] = []
+    row["spans"]["transfer"] = timed(group, transfer, repeat, carried.clear)
+    carried.clear()
     row["spans"]["wire"] = timed(group, wire(group, share), repeat)
+    fresh: list[torch.Tensor] = []
+    row["spans"]["floor"] = timed(group, floor(group, share, fresh), repeat, fresh.clear)
     comm.close()
     row |= _peers(case, space, src, dst, rank, world_size, store, repeat)
     row["spans"] |= row.pop("peer_spans")
@@ -115,24 +122,51 @@ def is_right(state: FlatState, space: Space, layout: Layout, rank: int) -> bool:
 
 
 def wire(group: Group, share: Transition) -> Callable[[], None]:
-    """The moves' bytes between the same pairs, nothing planned, packed or placed."""
+    """The moves' bytes between the same pairs, nothing planned, packed or placed; every page is there before."""
+    sends, receives = _per_peer(group, share)
+    data = [(peer, torch.ones(n), 0) for peer, n in sends]
+    into = [(peer, torch.ones(n), 0) for peer, n in receives]
+    return lambda: exchange(group, data, into)
+
+
+def _per_peer(group: Group, share: Transition) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(peer, elements) to send and to receive, starting after this rank."""
     out: dict[int, int] = {}
     into: dict[int, int] = {}
     for m in share.sends:
         out[m.dst] = out.get(m.dst, 0) + len(SLOTS) * m.box.numel
     for m in share.receives:
         into[m.src] = into.get(m.src, 0) + len(SLOTS) * m.box.numel
-    sends = [(peer, torch.ones(n), 0) for peer, n in sorted(out.items(), key=lambda i: (i[0] - group.rank) % group.size)]
-    receives = [(peer, torch.zeros(n), 0) for peer, n in sorted(into.items())]
-    for _, buffer, _ in receives:
-        buffer.fill_(1)  # its pages are there before the clock runs
-    return lambda: exchange(group, sends, receives)
+    sends, receives = (
+        sorted(per_peer.items(), key=lambda i: sign * (i[0] - group.rank) % group.size)
+        for per_peer, sign in ((out, 1), (into, -1))
+    )
+    return sends, receives
 
 
-def timed(group: Group, action: Callable[[], None], repeat: int) -> list[Span]:
-    """(start, end) of each repetition on this rank; all start together."""
+def floor(group: Group, share: Transition, fresh: list[torch.Tensor]) -> Callable[[], None]:
+    """The same into memory that is new, as a state beside the old one has to be, and one copy of what stays."""
+    local = torch.ones(len(SLOTS) * sum(m.box.numel for m in share.local))
+    sends, receives = _per_peer(group, share)
+    data = [(peer, torch.ones(n), 0) for peer, n in sends]
+
+    def act() -> None:
+        fresh.extend(want_huge_pages(torch.empty(n)) for _, n in receives)
+        into = [(peer, buffer, 0) for (peer, _), buffer in zip(receives, fresh, strict=True)]
+        exchange(group, data, into)
+        fresh.append(want_huge_pages(torch.empty_like(local)).copy_(local))
+
+    return act
+
+
+def timed(
+    group: Group, action: Callable[[], None], repeat: int, forget: Callable[[], None] | None = None
+) -> list[Span]:
+    """(start, end) of each repetition on this rank; all start together. `forget` drops the last one's results."""
     spans = []
     for _ in range(repeat):
+        if forget is not None:
+            forget()
         group.backend.barrier().wait()
         start = time.perf_counter()
         action()
@@ -175,8 +209,10 @@ def measure(pool: RankPool, name: str, mib: float, repeat: int, mirrored: bool) 
         "bytes": sum(r["received"] for r in results),
         "seconds": seconds("ours"),
         "plan_seconds": seconds("plan"),
+        "transfer_seconds": seconds("transfer"),
         "census_seconds": seconds("census"),
         "wire_seconds": seconds("wire"),
+        "floor_seconds": seconds("floor"),
         "dcp_seconds": seconds("dcp"),
         "redistribute_seconds": seconds("redistribute"),
         "redistribute": case.redistribute,
@@ -212,18 +248,25 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _show(row: dict[str, Any], cores: int) -> None:
-    ours, wire_s, dcp = row["seconds"], row["wire_seconds"], row["dcp_seconds"]
     crowded = f"; {row['ranks']} ranks share {cores} cores" if row["ranks"] > cores else ""
-    other = row["redistribute_seconds"]
     print(
-        f"{row['case']:18} state {row['state_bytes'] / 2**20:.0f} MiB, {row['bytes'] / 2**20:.0f} MiB move{crowded}\n"
-        f"  ours {ours:.3f} s (planning {row['plan_seconds']:.3f} s; census apart {row['census_seconds']:.3f} s)  "
-        f"wire {wire_s:.3f} s  DCP {dcp:.3f} s  ours/wire {ours / wire_s:.2f}  ours/DCP {ours / dcp:.2f}\n"
-        f"  redistribute {f'{other:.3f} s' if other else row['redistribute']}  "
-        f"peak {row['peak_bytes'] / 2**20:.0f} MiB per rank, {row['staging_bytes'] / 2**20:.1f} of it staging  "
-        f"right: {row['right']}",
-        flush=True,
+        f"{row['case']:14} state {row['state_bytes'] / 2**20:.0f} MiB, {row['bytes'] / 2**20:.0f} MiB move{crowded}; "
+        f"peak {row['peak_bytes'] / 2**20:.0f} MiB per rank, {row['staging_bytes'] / 2**20:.1f} of it staging; "
+        f"right: {row['right']}"
     )
+    ours = row["seconds"]
+    print(
+        f"  ours          {ours:7.3f} s  planning {row['plan_seconds']:.3f} s, transfer {row['transfer_seconds']:.3f} s"
+    )
+    for way in ("wire", "floor", "dcp", "redistribute"):
+        seconds = row[f"{way}_seconds"]
+        result = (
+            ""
+            if seconds is None
+            else f"{seconds:7.3f} s  ours/{way} {ours / seconds:.2f}, transfer/{way} {row['transfer_seconds'] / seconds:.2f}"
+        )
+        print(f"  {way:13} {row[way] if seconds is None else result}", flush=True)
+    print(f"  census        {row['census_seconds']:7.3f} s, apart")
 
 
 if __name__ == "__main__":

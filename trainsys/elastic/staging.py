@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-STAGING_BYTES = 32 << 20
+STAGING_BYTES = 16 << 20
 
 
 class Staging:
@@ -36,10 +35,10 @@ class Staging:
         self._held += sum(t.untyped_storage().nbytes() for t in tensors)
         self.peak_bytes = max(self.peak_bytes, self._held)
 
-    def prepare(self, numel: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Set the size of a buffer to the largest that will be asked for."""
-        self._numel, self._dtype, self._device = numel, dtype, device
-        self._most = max(2, self.budget // max(1, numel * dtype.itemsize))
+    def prepare(self, numel: int, like: Tensor) -> None:
+        """Buffers of `numel` elements, the most that will be asked for, of the dtype and on the device of `like`."""
+        self._numel, self._like = numel, like
+        self._most = max(2, self.budget // max(1, numel * like.element_size()))
 
     @property
     def available(self) -> int:
@@ -49,10 +48,10 @@ class Staging:
     def take(self, numel: int) -> Tensor:
         """A buffer of at least `numel` elements; give it back whole."""
         assert numel <= self._numel and self.available > 0
-        self.staged_bytes += numel * self._dtype.itemsize
+        self.staged_bytes += numel * self._like.element_size()
         if self._free:
             return self._free.pop()
-        buffer = torch.empty(self._numel, dtype=self._dtype, device=self._device)
+        buffer = self._like.new_empty(self._numel)
         self._count += 1
         self.hold(buffer)
         return buffer

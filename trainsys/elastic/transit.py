@@ -21,11 +21,11 @@ from trainsys.elastic.staging import Staging
 from trainsys.parallel.state import FlatState
 from trainsys.space.layout import Layout
 from trainsys.space.rounds import Round, rounds
-from trainsys.space.spans import Cut, cut, spans
+from trainsys.space.strips import Cut, Strip, cut, strips
 from trainsys.space.tensor import SLOTS, Space
-from trainsys.space.transition import Move, transition
+from trainsys.space.transition import Move, Transition, transition
 
-PART_BYTES = 4 << 20  # of all slots together: a part of a round, and a staging buffer
+PART_BYTES = 2 << 20  # of all slots together: a part of a round, and a staging buffer
 LEAST_BYTES = 256 << 10  # per slot: from here on a message of its own costs less than two copies
 
 
@@ -57,16 +57,35 @@ def run_transition(
         CommError: the new state is void, the old one whole.
     """
     share = transition(space, src, dst, rank, alive, lambda r: nodes.get(r, -1))
+    new = carry_out(share, space, dst, old, group, dtype, device, staging or Staging())
+    return new, len(SLOTS) * dtype.itemsize * sum(m.box.numel for m in share.receives)
+
+
+def carry_out(
+    share: Transition,
+    space: Space,
+    dst: Layout,
+    old: FlatState | None,
+    group: Group | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    staging: Staging,
+) -> FlatState:
+    """The new state of `share.rank` under `dst`, by the moves of `share`.
+
+    Raises:
+        CommError: a peer failed; `old` is whole.
+    """
+    rank = share.rank
     storage = dst.storage(space, rank) if rank in dst.ranks else ()
     new = FlatState(storage, dtype, device, fill=False)  # a transition writes every element once
-    staging = staging or Staging()
     staging.hold(*new.slots.values(), *(old.slots.values() if old is not None else ()))
     participants = group.ranks if group is not None else (rank,)
     part = min(PART_BYTES, staging.budget // 2) // (len(SLOTS) * dtype.itemsize)
     steps = _steps(rounds(share, participants, part), LEAST_BYTES // dtype.itemsize)
     transit = _Transit(old, new, group, staging, dtype, device)
     transit.run(steps, share.local)
-    return new, len(SLOTS) * dtype.itemsize * sum(m.box.numel for m in share.receives)
+    return new
 
 
 @dataclass
@@ -81,7 +100,7 @@ class _Step:
     into_tag: int
     works: list[Work] = field(default_factory=list)
     buffers: list[Tensor] = field(default_factory=list)
-    unpack: list[tuple[Tensor, Sequence[Move], Sequence[str]] | None] = field(default_factory=list)
+    unpack: list[tuple[Tensor, Sequence[Strip], Sequence[str]] | None] = field(default_factory=list)
 
     @property
     def staged(self) -> tuple[int, int]:
@@ -93,10 +112,11 @@ def _steps(order: Sequence[Round], least: int) -> list[_Step]:
     steps = []
     for step in order:
         out_tag = into_tag = 0
-        for out, into in zip_longest(step.sends, step.receives, fillvalue=()):
-            steps.append(_Step(step.to, step.source, cut(out, least), cut(into, least), out_tag, into_tag))
-            out_tag += steps[-1].out.messages(len(SLOTS))
-            into_tag += steps[-1].into.messages(len(SLOTS))
+        for moves_out, moves_in in zip_longest(step.sends, step.receives, fillvalue=()):
+            out, into = cut(moves_out, least), cut(moves_in, least)
+            steps.append(_Step(step.to, step.source, out, into, out_tag, into_tag))
+            out_tag += sum(1 for _ in out.messages(SLOTS))
+            into_tag += sum(1 for _ in into.messages(SLOTS))
     return steps
 
 
@@ -108,55 +128,63 @@ class _Transit:
         device: torch.device,
     ) -> None:  # fmt: skip
         self.old, self.new, self.group, self.staging = old, new, group, staging
-        self.dtype, self.device = dtype, device
+        self.nothing = torch.empty(0, dtype=dtype, device=device)
 
     def run(self, steps: Sequence[_Step], local: Sequence[Move]) -> None:
         """Everything of one rank: the first messages leave before the local copies are made."""
-        self.staging.prepare(max((n for s in steps for n in s.staged), default=0), self.dtype, self.device)
-        under_way: deque[_Step] = deque()
-        waiting = deque(steps)
-        while waiting or under_way:
-            while waiting and self._has_room(waiting[0]):
-                under_way.append(waiting.popleft())
-                self._post(under_way[-1])
-            if local:
-                self._copy(local)
-                local = ()
-            if under_way:
-                self._finish(under_way.popleft())
-        self._copy(local)
+        self.staging.prepare(max((n for s in steps for n in s.staged), default=0), self.nothing)
+        waiting, under_way = deque(steps), deque[_Step]()
+        self._post(waiting, under_way)
+        for strip in strips(local):
+            assert self.old is not None
+            for slot in SLOTS:
+                _rows(self.new, slot, strip, False).copy_(_rows(self.old, slot, strip, True))
+        while under_way:
+            self._finish(under_way.popleft())
+            self._post(waiting, under_way)
 
-    def _has_room(self, step: _Step) -> bool:
-        return sum(n > 0 for n in step.staged) <= self.staging.available
+    def _post(self, waiting: deque[_Step], under_way: deque[_Step]) -> None:
+        """Begin what there are buffers for. A step of its own always finds two."""
+        while waiting and sum(n > 0 for n in waiting[0].staged) <= self.staging.available:
+            step = waiting.popleft()
+            self._receive(step)  # before it sends: no notice of readiness waits behind payload
+            self._send(step)
+            under_way.append(step)
 
-    def _post(self, step: _Step) -> None:
-        """Receives before sends, so that no notice of readiness waits behind payload."""
-        group, (leaving, arriving) = self.group, step.staged
-        assert group is not None
-        at, buffer = 0, self._buffer(step, arriving)
-        for tag, (span, slots) in enumerate(step.into.each(SLOTS), step.into_tag):
-            numel = len(slots) * span.numel
-            if span.into is not None:
-                target = self.new.slots[slots[0]][span.into : span.into + numel]
+    def _receive(self, step: _Step) -> None:
+        assert self.group is not None
+        buffer, at = self._buffer(step, step.staged[1]), 0
+        for tag, (run, slots) in enumerate(step.into.messages(SLOTS), step.into_tag):
+            numel = len(slots) * sum(s.numel for s in run)
+            if len(slots) == 1 and run[0].dst_whole:
+                target = _rows(self.new, slots[0], run[0], False).view(-1)
                 step.unpack.append(None)
             else:
                 target, at = buffer[at : at + numel], at + numel
-                step.unpack.append((target, span.moves, slots))
-            step.works.append(group.irecv(target, step.source, tag))
-        at, buffer = 0, self._buffer(step, leaving)
-        for tag, (span, slots) in enumerate(step.out.each(SLOTS), step.out_tag):
+                step.unpack.append((target, run, slots))
+            step.works.append(self.group.irecv(target, step.source, tag))
+
+    def _send(self, step: _Step) -> None:
+        assert self.group is not None
+        buffer, at = self._buffer(step, step.staged[0]), 0
+        for tag, (run, slots) in enumerate(step.out.messages(SLOTS), step.out_tag):
             assert self.old is not None
-            numel = len(slots) * span.numel
-            if span.out is not None:
-                data = self.old.slots[slots[0]][span.out : span.out + numel]
+            if len(slots) == 1 and run[0].src_whole:
+                data = _rows(self.old, slots[0], run[0], True).view(-1)
             else:
-                data, at = buffer[at : at + numel], at + numel
-                torch.cat([_source(self.old, slot, m).reshape(-1) for slot in slots for m in span.moves], out=data)
-            step.works.append(group.isend(data, step.to, tag))
+                first = at
+                for slot in slots:
+                    for strip in run:
+                        buffer[at : at + strip.numel].view(strip.rows, strip.row).copy_(
+                            _rows(self.old, slot, strip, True)
+                        )
+                        at += strip.numel
+                data = buffer[first:at]
+            step.works.append(self.group.isend(data, step.to, tag))
 
     def _buffer(self, step: _Step, numel: int) -> Tensor:
         if not numel:
-            return torch.empty(0, dtype=self.dtype, device=self.device)
+            return self.nothing
         step.buffers.append(self.staging.take(numel))
         return step.buffers[-1]
 
@@ -167,32 +195,18 @@ class _Transit:
         for buffer in step.buffers:
             self.staging.give(buffer)
 
-    def _unpack(self, arrived: tuple[Tensor, Sequence[Move], Sequence[str]] | None) -> None:
+    def _unpack(self, arrived: tuple[Tensor, Sequence[Strip], Sequence[str]] | None) -> None:
         if arrived is None:
             return
-        data, moves, slots = arrived
+        data, run, slots = arrived
         at = 0
         for slot in slots:
-            for move in moves:
-                _target(self.new, slot, move).copy_(data[at : at + move.box.numel].view(move.box.shape))
-                at += move.box.numel
-
-    def _copy(self, local: Sequence[Move]) -> None:
-        """What this rank already holds."""
-        for span in spans(local):
-            assert self.old is not None
-            for slot in SLOTS:
-                if span.out is not None and span.into is not None:
-                    run = self.old.slots[slot][span.out : span.out + span.numel]
-                    self.new.slots[slot][span.into : span.into + span.numel].copy_(run)
-                else:
-                    for move in span.moves:
-                        _target(self.new, slot, move).copy_(_source(self.old, slot, move))
+            for strip in run:
+                _rows(self.new, slot, strip, False).copy_(data[at : at + strip.numel].view(strip.rows, strip.row))
+                at += strip.numel
 
 
-def _source(state: FlatState, slot: str, move: Move) -> Tensor:
-    return state.run(slot, move.src_at)[move.box.within(move.src_at.box)]
-
-
-def _target(state: FlatState, slot: str, move: Move) -> Tensor:
-    return state.run(slot, move.dst_at)[move.box.within(move.dst_at.box)]
+def _rows(state: FlatState, slot: str, strip: Strip, sending: bool) -> Tensor:
+    """The strip's elements in one end's storage, [rows, row]."""
+    offset, step = (strip.src, strip.src_step) if sending else (strip.dst, strip.dst_step)
+    return state.slots[slot].as_strided((strip.rows, strip.row), (step if strip.rows > 1 else strip.row, 1), offset)

@@ -47,11 +47,12 @@ def _parts(moves: Sequence[Move], budget: int) -> tuple[tuple[Move, ...], ...]:
     parts: list[list[Move]] = []
     size = 0
     for move in moves:
-        if not parts or size + move.box.numel > budget:
+        numel = move.box.numel
+        if not parts or size + numel > budget:
             parts.append([])
             size = 0
         parts[-1].append(move)
-        size += move.box.numel
+        size += numel
     return tuple(map(tuple, parts))
 
 
