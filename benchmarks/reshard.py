@@ -202,7 +202,7 @@ def measure(pool: RankPool, name: str, mib: float, repeat: int, mirrored: bool) 
             return None
         return statistics.median(max(e for _, e in one) - min(s for s, _ in one) for one in zip(*spans, strict=True))
 
-    row = {
+    return {
         "case": name,
         "ranks": case.ranks,
         "state_bytes": state_bytes(build(name, mib, mirrored)[1]),
@@ -220,7 +220,6 @@ def measure(pool: RankPool, name: str, mib: float, repeat: int, mirrored: bool) 
         "staging_bytes": max(r["peak"] - r["state"] for r in results),
         "right": all(r["right"] for r in results),
     }
-    return row
 
 
 def main(argv: Sequence[str]) -> int:
@@ -259,13 +258,11 @@ def _show(row: dict[str, Any], cores: int) -> None:
         f"  ours          {ours:7.3f} s  planning {row['plan_seconds']:.3f} s, transfer {row['transfer_seconds']:.3f} s"
     )
     for way in ("wire", "floor", "dcp", "redistribute"):
-        seconds = row[f"{way}_seconds"]
-        result = (
-            ""
-            if seconds is None
-            else f"{seconds:7.3f} s  ours/{way} {ours / seconds:.2f}, transfer/{way} {row['transfer_seconds'] / seconds:.2f}"
-        )
-        print(f"  {way:13} {row[way] if seconds is None else result}", flush=True)
+        seconds, result = row[f"{way}_seconds"], row.get(way, "")
+        if seconds is not None:
+            both = f"ours/{way} {ours / seconds:.2f}, transfer/{way} {row['transfer_seconds'] / seconds:.2f}"
+            result = f"{seconds:7.3f} s  {both}"
+        print(f"  {way:13} {result}", flush=True)
     print(f"  census        {row['census_seconds']:7.3f} s, apart")
 
 

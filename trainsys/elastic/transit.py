@@ -25,8 +25,8 @@ from trainsys.space.strips import Cut, Strip, cut, strips
 from trainsys.space.tensor import SLOTS, Space
 from trainsys.space.transition import Move, Transition, transition
 
-PART_BYTES = 2 << 20  # of all slots together: a part of a round, and a staging buffer
-LEAST_BYTES = 256 << 10  # per slot: from here on a message of its own costs less than two copies
+PART_BYTES = 4 << 20  # of all slots together: a part of a round, and a staging buffer
+LEAST_BYTES = 128 << 10  # per slot: from here on a message of its own costs less than two copies
 
 
 def run_transition(

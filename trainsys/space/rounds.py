@@ -36,11 +36,16 @@ def rounds(part: Transition, ranks: Sequence[int], budget_elements: int) -> list
     result = []
     for k in range(1, n):
         to, source = ring[(at + k) % n], ring[(at - k) % n]
-        sends = _parts([m for m in part.sends if m.dst == to], budget_elements)
-        receives = _parts([m for m in part.receives if m.src == source], budget_elements)
+        sends = _parts(sorted((m for m in part.sends if m.dst == to), key=_into), budget_elements)
+        receives = _parts(sorted((m for m in part.receives if m.src == source), key=_into), budget_elements)
         if sends or receives:
             result.append(Round(to, source, sends, receives))
     return result
+
+
+def _into(move: Move) -> tuple[int, tuple[int, ...]]:
+    """Along the destination's storage, so that what lies together there also travels together."""
+    return (move.dst_at.offset, move.box.start)
 
 
 def _parts(moves: Sequence[Move], budget: int) -> tuple[tuple[Move, ...], ...]:
