@@ -36,8 +36,8 @@ def rounds(part: Transition, ranks: Sequence[int], budget_elements: int) -> list
     result = []
     for k in range(1, n):
         to, source = ring[(at + k) % n], ring[(at - k) % n]
-        sends = _parts(sorted((m for m in part.sends if m.dst == to), key=_into), budget_elements)
-        receives = _parts(sorted((m for m in part.receives if m.src == source), key=_into), budget_elements)
+        sends = _parts([m for m in part.sends if m.dst == to], budget_elements)
+        receives = _parts([m for m in part.receives if m.src == source], budget_elements)
         if sends or receives:
             result.append(Round(to, source, sends, receives))
     return result
@@ -51,7 +51,7 @@ def _into(move: Move) -> tuple[int, tuple[int, ...]]:
 def _parts(moves: Sequence[Move], budget: int) -> tuple[tuple[Move, ...], ...]:
     parts: list[list[Move]] = []
     size = 0
-    for move in moves:
+    for move in sorted(moves, key=_into):
         numel = move.box.numel
         if not parts or size + numel > budget:
             parts.append([])
