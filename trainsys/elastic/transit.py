@@ -11,12 +11,14 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
-from trainsys.comm.group import Group
+from trainsys.comm.group import CommError, Group
+from trainsys.comm.waiting import wait_elsewhere
 from trainsys.elastic.staging import Staging
 from trainsys.parallel.state import FlatState
 from trainsys.space.layout import Layout
@@ -48,7 +50,7 @@ def run_transition(
         alive: ranks of `src` that still hold their state.
         old: this rank's state under `src`, unchanged by this call; None for a rank that joins.
         group: contains all participants.
-        staging: the budget, and afterwards the bytes counted: at most old + new + budget.
+        staging: the budget, and afterwards the bytes counted: at most old + new + budget (or two moves, if larger).
 
     Returns:
         The new state and the bytes received for it.
@@ -139,9 +141,14 @@ class _Transit:
             assert self.old is not None
             for slot in SLOTS:
                 _rows(self.new, slot, strip, False).copy_(_rows(self.old, slot, strip, True))
-        while under_way:
-            self._finish(under_way.popleft())
-            self._post(waiting, under_way)
+        try:
+            while under_way:
+                self._finish(under_way.popleft())
+                self._post(waiting, under_way)
+        except CommError:
+            # gloo may be in the middle of one of them: let another thread hold them, and their tensors, until it ends
+            wait_elsewhere([work for step in under_way for work in step.works], SimpleQueue())
+            raise
 
     def _post(self, waiting: deque[_Step], under_way: deque[_Step]) -> None:
         """Begin what there are buffers for. A step of its own always finds two."""
