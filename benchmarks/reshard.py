@@ -1,14 +1,16 @@
 """Resharding live state between layouts, against the wire and against DCP through RAM, in one run.
 
 The state is the fp32 masters and Adam moments of a Llama whose sizes are chosen so that it has the asked MiB. Every
-repetition begins at a barrier and lasts until the slowest rank is done; medians over the repetitions.
+repetition begins at a barrier and lasts until the slowest rank is done; medians over the repetitions
+(the census: once).
 
 * `seconds`: `run_transition`, planning included. The census that a run takes before the commit is timed apart.
 * `wire_seconds`: the same bytes between the same ranks as one big tensor per pair, receives posted first and buffers
   in place, so that this bound knows how many ranks share a core.
-* `floor_seconds`: the same into new memory, and one copy of what stays on its rank: no way that keeps the old state
-  whole can do less.
+* `floor_seconds`: the same into new memory, and then one copy of what stays on its rank: the work that a way which
+  keeps the old state whole cannot avoid, done plainly and not overlapped. A reference, not a strict bound.
 * `dcp_seconds`: `torch.distributed.checkpoint` save and load of the same state as DTensors, in a folder in memory.
+  Under ZeRO-1 they are sharded by rows, as FSDP does, where ours are dealt out in chunks.
 * `redistribute_seconds`: `DTensor.redistribute`, where one mesh can express the change.
 
 Destinations have no mirrors unless `--mirrors` is given, because the peers make no second copy. Every element of every
