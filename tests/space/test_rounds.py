@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from tests.space.strategies import NodeOf, changes
 from trainsys.space.box import Box
+from trainsys.space.coverage import LostError
 from trainsys.space.layout import Layout
+from trainsys.space.places import Place
 from trainsys.space.rounds import Round, rounds, verify_rounds
 from trainsys.space.tensor import Space
-from trainsys.space.transition import LostError, Move, Place, Transition, transition
+from trainsys.space.transition import Move, Transition, transition
 
 Change = tuple[Space, Layout, Layout, tuple[int, ...], NodeOf]
 Plan = dict[int, list[Round]]
@@ -144,3 +146,38 @@ def test_shuffled_rounds_are_judged_as_the_graph_does(n: int, data: st.DataObjec
     expected = pytest.raises(AssertionError, match="wait for each other") if waits_in_a_circle(plan) else nullcontext()
     with expected:
         verify_rounds(plan)
+
+
+@settings(max_examples=60)
+@given(changes(), st.integers(1, 60), st.data())
+def test_several_rounds_under_way_still_end(change: Change, budget: int, data: st.DataObject) -> None:
+    """Ranks post ahead as far as each likes and wait for their oldest part: all of it is done in the end."""
+    _, plan = whole_plan(change, budget)
+    ahead = {rank: data.draw(st.integers(1, 5)) for rank in plan}
+    assert done_with_windows(plan, ahead)
+
+
+def test_several_rounds_in_another_order_can_hang() -> None:
+    plan = all_to_all(3)
+    plan[0].reverse()
+    assert not done_with_windows(plan, dict.fromkeys(plan, 1))
+
+
+def done_with_windows(plan: Plan, ahead: dict[int, int]) -> bool:
+    """Play a plan: a message is through once both ends have posted it; a rank posts on when its oldest part is."""
+    parts: dict[int, list[set[tuple[int, int, int]]]] = {}  # per rank: the (source, destination, number) of each part
+    for rank, own in plan.items():
+        parts[rank] = [
+            {(rank, step.to, i) for _ in step.sends[i : i + 1]}
+            | {(step.source, rank, i) for _ in step.receives[i : i + 1]}
+            for step in own
+            for i in range(max(len(step.sends), len(step.receives)))
+        ]
+    first = dict.fromkeys(plan, 0)
+    while True:
+        posted = Counter(m for r in plan for part in parts[r][: first[r] + ahead[r]] for m in part)
+        moving = [r for r in plan if first[r] < len(parts[r]) and all(posted[m] == 2 for m in parts[r][first[r]])]
+        if not moving:
+            return all(first[r] == len(parts[r]) for r in plan)
+        for r in moving:
+            first[r] += 1

@@ -13,9 +13,11 @@ from tests.space.strategies import NodeOf, changes, numbered, storage
 from trainsys.config import ParallelConfig
 from trainsys.space.box import Box
 from trainsys.space.build import build_layout
+from trainsys.space.coverage import LostError
 from trainsys.space.layout import Layout
+from trainsys.space.places import Place
 from trainsys.space.tensor import LogicalTensor, Space
-from trainsys.space.transition import LostError, Move, Place, Transition, transition
+from trainsys.space.transition import Move, Transition, transition
 
 Change = tuple[Space, Layout, Layout, tuple[int, ...], NodeOf]
 

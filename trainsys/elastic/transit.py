@@ -1,21 +1,34 @@
-"""Carry out a transition: fill the new storage from local copies and peers, in rounds, without touching the old one."""
+"""Carry out a transition: fill the new storage from local copies and peers, without touching the old one.
+
+Messages leave in the order of the rounds and several rounds may be under way, as far as the staging budget goes; a
+rank only ever waits for its oldest. So the message that comes first in the common order (round, part) among the
+unfinished is posted at both of its ends, whatever the others wait for: nobody waits for ever.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import Work
 
-from trainsys.comm.exchange import exchange
-from trainsys.comm.group import Group
+from trainsys.comm.group import CommError, Group
+from trainsys.comm.waiting import wait_elsewhere
+from trainsys.elastic.staging import Staging
 from trainsys.parallel.state import FlatState
 from trainsys.space.layout import Layout
-from trainsys.space.rounds import rounds
+from trainsys.space.rounds import Round, rounds
+from trainsys.space.strips import Cut, Strip, cut, strips
 from trainsys.space.tensor import SLOTS, Space
-from trainsys.space.transition import Move, transition
+from trainsys.space.transition import Move, Transition, transition
 
-STAGING_BYTES = 32 << 20
+PART_BYTES = 4 << 20  # of all slots together: a part of a round, and a staging buffer
+LEAST_BYTES = 128 << 10  # per slot: from here on a message of its own costs less than two copies
 
 
 def run_transition(
@@ -29,6 +42,7 @@ def run_transition(
     group: Group | None,
     dtype: torch.dtype,
     device: torch.device,
+    staging: Staging | None = None,
 ) -> tuple[FlatState, int]:
     """This rank's share of going from `src` to `dst`.
 
@@ -36,6 +50,7 @@ def run_transition(
         alive: ranks of `src` that still hold their state.
         old: this rank's state under `src`, unchanged by this call; None for a rank that joins.
         group: contains all participants.
+        staging: the budget, and afterwards the bytes counted: at most old + new + budget (or two moves, if larger).
 
     Returns:
         The new state and the bytes received for it.
@@ -44,59 +59,161 @@ def run_transition(
         CommError: the new state is void, the old one whole.
     """
     share = transition(space, src, dst, rank, alive, lambda r: nodes.get(r, -1))
-    storage = dst.storage(space, rank) if rank in dst.ranks else ()
-    new = FlatState(storage, dtype, device)
-    for move in share.local:
-        assert old is not None
-        for slot in SLOTS:
-            _target(new, slot, move).copy_(_source(old, slot, move))
-    received = 0
-    participants = group.ranks if group is not None else (rank,)
-    budget = STAGING_BYTES // (len(SLOTS) * dtype.itemsize)
-    for step in rounds(share, participants, budget):
-        assert group is not None
-        for i in range(max(len(step.sends), len(step.receives))):
-            out = step.sends[i] if i < len(step.sends) else ()
-            into = step.receives[i] if i < len(step.receives) else ()
-            received += _swap(group, step.to, step.source, out, into, old, new, dtype, device)
-    return new, received
+    new = carry_out(share, space, dst, old, group, dtype, device, staging or Staging())
+    return new, len(SLOTS) * dtype.itemsize * sum(m.box.numel for m in share.receives)
 
 
-def _swap(
-    group: Group,
-    to: int,
-    source: int,
-    out: Sequence[Move],
-    into: Sequence[Move],
+def carry_out(
+    share: Transition,
+    space: Space,
+    dst: Layout,
     old: FlatState | None,
-    new: FlatState,
+    group: Group | None,
     dtype: torch.dtype,
     device: torch.device,
-) -> int:
-    """One part of a round: pack, exchange, unpack. Returns the bytes received."""
-    sends, receives = [], []
-    if out:
-        assert old is not None
-        packed = torch.cat([_source(old, slot, m).reshape(-1) for m in out for slot in SLOTS])
-        sends.append((to, packed, 0))
-    buffer: Tensor | None = None
-    if into:
-        buffer = torch.empty(len(SLOTS) * sum(m.box.numel for m in into), dtype=dtype, device=device)
-        receives.append((source, buffer, 0))
-    exchange(group, sends, receives)
-    if buffer is None:
-        return 0
-    at = 0
-    for move in into:
-        for slot in SLOTS:
-            _target(new, slot, move).copy_(buffer[at : at + move.box.numel].view(move.box.shape))
-            at += move.box.numel
-    return buffer.numel() * dtype.itemsize
+    staging: Staging,
+) -> FlatState:
+    """The new state of `share.rank` under `dst`, by the moves of `share`.
+
+    Raises:
+        CommError: a peer failed; `old` is whole.
+    """
+    rank = share.rank
+    storage = dst.storage(space, rank) if rank in dst.ranks else ()
+    new = FlatState(storage, dtype, device, fill=False)  # a transition writes every element once
+    staging.hold(*new.slots.values(), *(old.slots.values() if old is not None else ()))
+    participants = group.ranks if group is not None else (rank,)
+    part = min(PART_BYTES, staging.budget // 2) // (len(SLOTS) * dtype.itemsize)
+    steps = _steps(rounds(share, participants, part), LEAST_BYTES // dtype.itemsize)
+    transit = _Transit(old, new, group, staging, dtype, device)
+    transit.run(steps, share.local)
+    return new
 
 
-def _source(state: FlatState, slot: str, move: Move) -> Tensor:
-    return state.run(slot, move.src_at)[move.box.within(move.src_at.box)]
+@dataclass
+class _Step:
+    """One part of a round, and what is under way for it."""
+
+    to: int
+    source: int
+    out: Cut
+    into: Cut
+    out_tag: int  # of its first message; the messages of a pair count on from part to part
+    into_tag: int
+    works: list[Work] = field(default_factory=list)
+    buffers: list[Tensor] = field(default_factory=list)
+    unpack: list[tuple[Tensor, Sequence[Strip], Sequence[str]] | None] = field(default_factory=list)
+
+    @property
+    def staged(self) -> tuple[int, int]:
+        """Elements of the buffer for sending and of that for receiving; 0: none is needed."""
+        return self.out.staged(True, len(SLOTS)), self.into.staged(False, len(SLOTS))
 
 
-def _target(state: FlatState, slot: str, move: Move) -> Tensor:
-    return state.run(slot, move.dst_at)[move.box.within(move.dst_at.box)]
+def _steps(order: Sequence[Round], least: int) -> list[_Step]:
+    steps = []
+    for step in order:
+        out_tag = into_tag = 0
+        for moves_out, moves_in in zip_longest(step.sends, step.receives, fillvalue=()):
+            out, into = cut(moves_out, least), cut(moves_in, least)
+            steps.append(_Step(step.to, step.source, out, into, out_tag, into_tag))
+            out_tag += sum(1 for _ in out.messages(SLOTS))
+            into_tag += sum(1 for _ in into.messages(SLOTS))
+    return steps
+
+
+class _Transit:
+    """Posts steps while there is room for them, and finishes them in order."""
+
+    def __init__(
+        self, old: FlatState | None, new: FlatState, group: Group | None, staging: Staging, dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.old, self.new, self.group, self.staging = old, new, group, staging
+        self.nothing = torch.empty(0, dtype=dtype, device=device)
+
+    def run(self, steps: Sequence[_Step], local: Sequence[Move]) -> None:
+        """Everything of one rank: the first messages leave before the local copies are made."""
+        self.staging.prepare(max((n for s in steps for n in s.staged), default=0), self.nothing)
+        waiting, under_way = deque(steps), deque[_Step]()
+        self._post(waiting, under_way)
+        for strip in strips(local):
+            assert self.old is not None
+            for slot in SLOTS:
+                _rows(self.new, slot, strip, False).copy_(_rows(self.old, slot, strip, True))
+        try:
+            while under_way:
+                self._finish(under_way.popleft())
+                self._post(waiting, under_way)
+        except CommError:
+            # gloo may be in the middle of one of them: let another thread hold them, and their tensors, until it ends
+            wait_elsewhere([work for step in under_way for work in step.works], SimpleQueue())
+            raise
+
+    def _post(self, waiting: deque[_Step], under_way: deque[_Step]) -> None:
+        """Begin what there are buffers for. A step of its own always finds two."""
+        while waiting and sum(n > 0 for n in waiting[0].staged) <= self.staging.available:
+            step = waiting.popleft()
+            self._receive(step)  # before it sends: no notice of readiness waits behind payload
+            self._send(step)
+            under_way.append(step)
+
+    def _receive(self, step: _Step) -> None:
+        assert self.group is not None
+        buffer, at = self._buffer(step, step.staged[1]), 0
+        for tag, (run, slots) in enumerate(step.into.messages(SLOTS), step.into_tag):
+            numel = len(slots) * sum(s.numel for s in run)
+            if len(slots) == 1 and run[0].dst_whole:
+                target = _rows(self.new, slots[0], run[0], False).view(-1)
+                step.unpack.append(None)
+            else:
+                target, at = buffer[at : at + numel], at + numel
+                step.unpack.append((target, run, slots))
+            step.works.append(self.group.irecv(target, step.source, tag))
+
+    def _send(self, step: _Step) -> None:
+        assert self.group is not None
+        buffer, at = self._buffer(step, step.staged[0]), 0
+        for tag, (run, slots) in enumerate(step.out.messages(SLOTS), step.out_tag):
+            assert self.old is not None
+            if len(slots) == 1 and run[0].src_whole:
+                data = _rows(self.old, slots[0], run[0], True).view(-1)
+            else:
+                first = at
+                for slot in slots:
+                    for strip in run:
+                        buffer[at : at + strip.numel].view(strip.rows, strip.row).copy_(
+                            _rows(self.old, slot, strip, True)
+                        )
+                        at += strip.numel
+                data = buffer[first:at]
+            step.works.append(self.group.isend(data, step.to, tag))
+
+    def _buffer(self, step: _Step, numel: int) -> Tensor:
+        if not numel:
+            return self.nothing
+        step.buffers.append(self.staging.take(numel))
+        return step.buffers[-1]
+
+    def _finish(self, step: _Step) -> None:
+        """Wait for the step; what arrives in a buffer is put in place while the rest is on the wire."""
+        assert self.group is not None
+        self.group.wait_all(step.works, lambda i: self._unpack(step.unpack[i]) if i < len(step.unpack) else None)
+        for buffer in step.buffers:
+            self.staging.give(buffer)
+
+    def _unpack(self, arrived: tuple[Tensor, Sequence[Strip], Sequence[str]] | None) -> None:
+        if arrived is None:
+            return
+        data, run, slots = arrived
+        at = 0
+        for slot in slots:
+            for strip in run:
+                _rows(self.new, slot, strip, False).copy_(data[at : at + strip.numel].view(strip.rows, strip.row))
+                at += strip.numel
+
+
+def _rows(state: FlatState, slot: str, strip: Strip, sending: bool) -> Tensor:
+    """The strip's elements in one end's storage, [rows, row]."""
+    offset, step = (strip.src, strip.src_step) if sending else (strip.dst, strip.dst_step)
+    return state.slots[slot].as_strided((strip.rows, strip.row), (step if strip.rows > 1 else strip.row, 1), offset)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainsys.config import ModelConfig
 from trainsys.models.init import init_box
+from trainsys.parallel.pages import want_huge_pages
 from trainsys.space.box import Box
 from trainsys.space.layout import Layout, Piece
 from trainsys.space.places import Place, piece_places, storage_places
@@ -23,12 +24,15 @@ def master_dtype(dtype: torch.dtype) -> torch.dtype:
 class FlatState:
     """Masters and Adam moments of `pieces`, row-major and end to end.
 
+    Args:
+        fill: zeros; False where every element is written before it is read.
+
     Attributes:
         slots: slot name -> 1-d tensor [elements stored].
         offsets: piece -> where it begins.
     """
 
-    def __init__(self, pieces: Sequence[Piece], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, pieces: Sequence[Piece], dtype: torch.dtype, device: torch.device, fill: bool = True) -> None:
         self.pieces = tuple(pieces)
         self.offsets: dict[Piece, int] = {}
         at = 0
@@ -36,7 +40,9 @@ class FlatState:
             self.offsets[piece] = at
             at += piece.numel
         self.numel = at
-        self.slots = {slot: torch.zeros(at, dtype=dtype, device=device) for slot in SLOTS}
+        self.slots = {slot: want_huge_pages(torch.empty(at, dtype=dtype, device=device)) for slot in SLOTS}
+        for flat in self.slots.values() if fill else ():
+            flat.zero_()
 
     def view(self, slot: str, piece: Piece) -> Tensor:
         at = self.offsets[piece]

@@ -48,7 +48,7 @@ def check_covered(space: Space, layout: Layout, alive: Collection[int]) -> None:
 
 
 def _gone(layout: Layout, deal: Deal, dead: set[int]) -> list[tuple[int, int, int]]:
-    """The (stage, replica, shard) whose cells of such a tensor that nobody keeps any more; of equal shards the first."""
+    """The (stage, replica, shard) whose cells of such a tensor nobody keeps any more; of equal shards the first."""
     shards = [range(t, t + deal.copies) for t in range(0, layout.tp, deal.copies)]
     if deal.shared:
         teams = [team for s in deal.stages for team in layout.stages[s].teams]

@@ -51,15 +51,21 @@ def rounds(part: Transition, ranks: Sequence[int], budget_elements: int) -> list
     ]
 
 
+def _into(move: Move) -> tuple[int, tuple[int, ...]]:
+    """Along the destination's storage, so that what lies together there also travels together."""
+    return (move.dst_at.offset, move.box.start)
+
+
 def _parts(moves: Sequence[Move], budget: int) -> tuple[tuple[Move, ...], ...]:
     parts: list[list[Move]] = []
     size = 0
-    for move in moves:
-        if not parts or size + move.box.numel > budget:
+    for move in sorted(moves, key=_into):
+        numel = move.box.numel
+        if not parts or size + numel > budget:
             parts.append([])
             size = 0
         parts[-1].append(move)
-        size += move.box.numel
+        size += numel
     return tuple(map(tuple, parts))
 
 
