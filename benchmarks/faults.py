@@ -9,7 +9,6 @@ commit of the redone step, on one clock.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import random
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trainsys.cli.arguments import Parser
 from trainsys.config import load
 from trainsys.elastic.agent import run_local
 from trainsys.elastic.drill import by_step, samples_lost_repeated
@@ -81,8 +81,17 @@ def judge(recorder: Recorder, reference: Recorder, global_size: int) -> dict[str
     }
 
 
+def line(row: dict[str, Any]) -> str:
+    """One case on the screen."""
+    times = "never struck" if not row["struck"] else "seen {detect_s:.3f} s  redone {recover_s:.3f} s".format(**row)
+    return f"{row['layout']:14} {row['fault']:24} {times}  " + (
+        "step {step_s:.3f} s  steps lost {steps_lost}  samples lost {samples_lost}, repeated {samples_repeated}  "
+        "bit-equal {bit_equal_loss}".format(**row)
+    )
+
+
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("trainsys bench faults", description=__doc__.splitlines()[0])
+    parser = Parser("bench faults", __doc__.splitlines()[0], "  trainsys bench faults --json")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -109,22 +118,23 @@ def main(argv: Sequence[str]) -> int:
                 **judge(recorder, references[layout], 12),
             })  # fmt: skip
             if not args.json:
-                print("{layout:14} {fault:24} seen {detect_s:.3f} s  redone {recover_s:.3f} s  step {step_s:.3f} s  "
-                      "steps lost {steps_lost}  samples lost {samples_lost}, repeated {samples_repeated}  "
-                      "bit-equal {bit_equal_loss}".format(**rows[-1]), flush=True)  # fmt: skip
+                print(line(rows[-1]), flush=True)
     struck = [r for r in rows if r["struck"]]
-    summary = {
+    summary: dict[str, Any] = {
         "faults": len(rows),
         "struck": len(struck),
         "steps_lost": sum(r["steps_lost"] for r in rows),
         "samples_lost": sum(r["samples_lost"] for r in rows),
         "samples_repeated": sum(r["samples_repeated"] for r in rows),
         "bit_equal": sum(r["bit_equal_loss"] for r in rows),
-        "detect_median_s": statistics.median(r["detect_s"] for r in struck),
-        "recover_median_s": statistics.median(r["recover_s"] for r in struck),
-        "recover_minus_step_median_s": statistics.median(r["recover_s"] - r["step_s"] for r in struck),
-        "recover_worst_s": max(r["recover_s"] for r in struck),
     }
+    if struck:
+        summary |= {
+            "detect_median_s": statistics.median(r["detect_s"] for r in struck),
+            "recover_median_s": statistics.median(r["recover_s"] for r in struck),
+            "recover_minus_step_median_s": statistics.median(r["recover_s"] - r["step_s"] for r in struck),
+            "recover_worst_s": max(r["recover_s"] for r in struck),
+        }
     if args.json:
         print(json.dumps({"rows": rows, **summary}))
     else:

@@ -9,7 +9,6 @@ is what `LEAST_BYTES` in `elastic/transit.py` stands for.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from trainsys.cli.arguments import Parser
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
@@ -76,7 +76,7 @@ def _timed(group: Group, action: Callable[[], None]) -> Span:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("trainsys bench packing", description=__doc__.splitlines()[0])
+    parser = Parser("bench packing", __doc__.splitlines()[0], "  trainsys bench packing --json")
     parser.add_argument("--ranks", type=int, default=4, help="an even number")
     parser.add_argument("--mib", type=float, default=24, help="what each rank sends, MiB")
     parser.add_argument("--kib", default="16,32,64,128,256,512,1024", help="sizes of a run, KiB")

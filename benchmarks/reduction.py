@@ -8,7 +8,6 @@ the bits do not depend on the ranks; the volume is the same as a ring's. Repetit
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from trainsys.cli.arguments import Parser
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.tree import Tree, TreeSum
 from trainsys.parallel.bucket import Bucket, BucketSpec
@@ -87,7 +87,7 @@ def _exact(bucket: Bucket, tree: Tree, grad: torch.Tensor, world_size: int, rank
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("trainsys bench reduction", description=__doc__.splitlines()[0])
+    parser = Parser("bench reduction", __doc__.splitlines()[0], "  trainsys bench reduction --json")
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--mib", default="1,16,64", help="sizes of the gradient, MiB")
     parser.add_argument("--repeat", type=int, default=15)

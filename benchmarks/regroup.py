@@ -9,12 +9,12 @@ Both in one run; a change lasts from the first rank's start to the last rank's e
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from trainsys.cli.arguments import Parser
 from trainsys.comm.communicator import Communicator
 from trainsys.testing import RankPool
 
@@ -63,7 +63,7 @@ def _quantile(values: Sequence[float], q: float) -> float:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("trainsys bench regroup", description=__doc__.splitlines()[0])
+    parser = Parser("bench regroup", __doc__.splitlines()[0], "  trainsys bench regroup --json")
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--repeat", type=int, default=20, help="times that the last rank leaves and returns")
     parser.add_argument("--json", action="store_true")

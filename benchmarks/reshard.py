@@ -21,7 +21,6 @@ result is compared with what its global coordinate says it must be.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -32,6 +31,7 @@ from typing import Any
 import torch
 
 from benchmarks._reshard_cases import CASES, Case, build, expected, state_bytes
+from trainsys.cli.arguments import Parser
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
@@ -226,7 +226,7 @@ def measure(pool: RankPool, name: str, mib: float, repeat: int, mirrored: bool) 
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("trainsys bench reshard", description=__doc__.splitlines()[0])
+    parser = Parser("bench reshard", __doc__.splitlines()[0], "  trainsys bench reshard --json")
     parser.add_argument("--mib", default="210", help="sizes of the whole state, MiB")
     parser.add_argument("--case", choices=list(CASES), help="one case only")
     parser.add_argument("--repeat", type=int, default=5)

@@ -7,13 +7,13 @@ Stages sleep (F takes T, B takes 2T), messages and the executor are real. `off` 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from trainsys.cli.arguments import Parser
 from trainsys.comm.communicator import Communicator
 from trainsys.parallel.emulated import EmulatedStage
 from trainsys.parallel.executor import Executor
@@ -43,7 +43,7 @@ def body(rank: int, world_size: int, store: Any, name: str, microbatches: int, t
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("trainsys bench schedules", description=__doc__.splitlines()[0])
+    parser = Parser("bench schedules", __doc__.splitlines()[0], "  trainsys bench schedules --json")
     parser.add_argument("--stages", type=int, default=4)
     parser.add_argument("--microbatches", type=int, default=8)
     parser.add_argument("--t-ms", type=float, default=40.0, help="seconds of F in ms; B takes twice as long")

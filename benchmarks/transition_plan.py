@@ -11,7 +11,6 @@ process groups, and the gather of weights under ZeRO-1, which every step has.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gc
 import json
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from trainsys import config
+from trainsys.cli.arguments import Parser
 from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig
 from trainsys.models.geometry import resolve, tensors
@@ -138,7 +138,7 @@ def _quantile(values: Sequence[float], q: float) -> float:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("trainsys bench transition-plan", description=__doc__.splitlines()[0])
+    parser = Parser("bench transition-plan", __doc__.splitlines()[0], "  trainsys bench transition-plan --json")
     parser.add_argument("--ranks", type=int, nargs="+", default=[4096, 131072], help="multiples of 64, at least 128")
     parser.add_argument("--sample", type=int, default=24, help="ranks planned for per case")
     parser.add_argument("--chunk", type=int, default=2**20, help="elements per piece")

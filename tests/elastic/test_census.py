@@ -7,20 +7,17 @@ from collections.abc import Callable, Collection
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from trainsys.config import ModelConfig, ParallelConfig
-from trainsys.elastic.census import check_census, hash_box, take_census
+from trainsys.elastic.census import check_census, take_census
 from trainsys.elastic.messages import Census
 from trainsys.models.geometry import resolve, split_layers, tensors
 from trainsys.parallel.state import FlatState
-from trainsys.space.box import Box
 from trainsys.space.build import build_layout, succeed
 from trainsys.space.coverage import LostError, check_covered
 from trainsys.space.layout import Layout
 from trainsys.space.places import piece_places, storage_places
-from trainsys.space.tensor import SLOTS, LogicalTensor, Space
+from trainsys.space.tensor import SLOTS, Space
 
 MODEL = resolve(ModelConfig(vocab_size=24, dim=8, num_layers=4, num_heads=4, num_kv_heads=2, max_seq_len=8, ffn_dim=12))
 SPACE = Space(tensors(MODEL))
@@ -225,69 +222,3 @@ def test_a_rank_that_joins_has_seen_no_step() -> None:
     reports = evidence(src, spread(src, whole), dst, spread(dst, whole), src.ranks)
     assert [reports[r].step for r in dst.ranks] == [STEP, STEP, None, None]
     check_census(SPACE, reports, True, STEP)
-
-
-# -- the hash --------------------------------------------------------------------------------------------------------
-
-shapes = st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple)
-
-
-@st.composite
-def cuts(draw: st.DrawFn, box: Box) -> list[Box]:
-    """`box` cut into boxes, recursively, at drawn places."""
-    wide = [d for d, n in enumerate(box.shape) if n > 1]
-    if not wide or not draw(st.booleans()):
-        return [box]
-    d = draw(st.sampled_from(wide))
-    at = draw(st.integers(box.start[d] + 1, box.stop[d] - 1))
-    low = Box(box.start, tuple(at if i == d else n for i, n in enumerate(box.stop)))
-    high = Box(tuple(at if i == d else n for i, n in enumerate(box.start)), box.stop)
-    return draw(cuts(low)) + draw(cuts(high))
-
-
-def total(whole: torch.Tensor, tensor: LogicalTensor, boxes: list[Box]) -> int:
-    parts = [whole[tuple(slice(a, b) for a, b in zip(x.start, x.stop, strict=True))] for x in boxes]
-    return sum(hash_box(p, tensor, x) for p, x in zip(parts, boxes, strict=True)) % 2**64
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.data(), shapes, st.sampled_from([torch.float32, torch.float64]), st.integers(0, 2**31))
-def test_the_hash_does_not_depend_on_the_cut(
-    data: st.DataObject, shape: tuple[int, ...], dtype: torch.dtype, seed: int
-) -> None:
-    tensor = LogicalTensor("x", shape, 0)
-    whole = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    box = Box.whole(shape)
-    assert total(whole, tensor, data.draw(cuts(box))) == total(whole, tensor, [box])
-
-
-VALUES = st.floats(width=32, allow_nan=False)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.integers(2, 1 << 20), st.integers(1, 1 << 20), VALUES, VALUES, st.sampled_from([torch.float32, torch.float64])
-)
-def test_the_hash_notices_any_swap(size: int, gap: int, a: float, b: float, dtype: torch.dtype) -> None:
-    """Of two different values, at any two places: also of x and -x, which differ in one bit."""
-    tensor, gap = LogicalTensor("x", (size + gap,), 0), gap
-    first, second = Box((0,), (1,)), Box((gap,), (gap + 1,))
-    for x, y in ((a, b), (a, -a)):
-        if str(x) == str(y):
-            continue
-        left, right = torch.tensor([x], dtype=dtype), torch.tensor([y], dtype=dtype)
-        straight = hash_box(left, tensor, first) + hash_box(right, tensor, second)
-        crossed = hash_box(right, tensor, first) + hash_box(left, tensor, second)
-        assert (straight - crossed) % 2**64
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 63), st.integers(0, 11), st.integers(0, 2**31))
-def test_the_hash_notices_any_flipped_bit(bit: int, at: int, seed: int) -> None:
-    tensor, box = LogicalTensor("x", (3, 4), 0), Box.whole((3, 4))
-    for dtype, integers, width in ((torch.float32, torch.int32, 32), (torch.float64, torch.int64, 64)):
-        whole = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-        damaged = whole.clone()
-        number = 1 << bit % width
-        damaged.view(integers).view(-1)[at] ^= number - (1 << width if number >> (width - 1) else 0)
-        assert hash_box(damaged, tensor, box) != hash_box(whole, tensor, box)

@@ -55,10 +55,10 @@ class TensorParallel:
         return replace(self, members=self.ranks[first : first + count])
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """Sum over the group in rank order; the bits are equal on all members.
+        """Sum over the members in rank order; the bits are equal on all of them.
 
-        By direct messages: as many bytes as a ring, and a wait that an abort ends at once. gloo's own all-reduce was
-        seen to sit out its whole timeout when its peer had left for another epoch.
+        By direct messages, as many bytes as in a ring: a backend's all-reduce has an order of its own for each part of
+        the tensor, and takes in the whole group.
         """
         if self.size == 2 or x.numel() < self.size:
             return self.sum_in_rank_order(x)
