@@ -67,9 +67,9 @@ def test_bits_do_not_depend_on_the_place(shift: int) -> None:
 def test_learning_rate() -> None:
     config = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=4)
     assert [learning_rate(config, s, 12) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert learning_rate(config, 4, 12) == 1.0
-    assert learning_rate(config, 8, 12) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + cos(pi / 2)))
-    assert learning_rate(config, 12, 12) == learning_rate(config, 50, 12) == pytest.approx(0.1)
+    assert learning_rate(config, 4, 13) == 1.0
+    assert learning_rate(config, 8, 13) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + cos(pi / 2)))
+    assert learning_rate(config, 12, 13) == learning_rate(config, 50, 13) == pytest.approx(0.1)  # 12 is the last step
 
 
 def test_clipping() -> None:

@@ -1,0 +1,73 @@
+"""Every pair of more than forty layouts of eight ranks: the state arrives whole, written once, with the least bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.space.execution import execute, plan
+from tests.space.strategies import numbered, storage
+from trainsys.config import ParallelConfig
+from trainsys.models.geometry import split_layers
+from trainsys.space.build import build_layout
+from trainsys.space.layout import Layout
+from trainsys.space.tensor import EMBED, LogicalTensor, Space
+
+RANKS, LAYERS = range(8), 8
+SPACE = Space((
+    LogicalTensor("embedding", (16, 6), EMBED, 0, (EMBED, LAYERS)),
+    *(tensor for i in range(LAYERS) for tensor in (
+        LogicalTensor(f"{i}.norm", (6,), i),
+        LogicalTensor(f"{i}.wk", (4, 6), i, 0, max_shards=2),
+        LogicalTensor(f"{i}.wo", (6, 16), i, 1),
+    )),
+    LogicalTensor("norm", (6,), LAYERS),
+))  # fmt: skip
+
+
+def mesh(zero: int, dp: int = 1, tp: int = 1, pp: int = 1, layers: tuple[int, ...] = (), **more: object) -> Layout:
+    parallel = ParallelConfig(dp=dp, tp=tp, pp=len(layers) or pp, zero=zero, **more)  # type: ignore[arg-type]
+    return build_layout(parallel, layers or split_layers(LAYERS, pp), RANKS, 29, lambda r: r // 4)
+
+
+EVEN = [(dp, tp, 8 // dp // tp) for dp in (1, 2, 4, 8) for tp in (1, 2, 4, 8) if dp * tp <= 8]
+LAYOUTS = [
+    *(mesh(zero, dp, tp, pp) for dp, tp, pp in EVEN for zero in (0, 1)),
+    *(mesh(zero, dp) for dp in (3, 5, 7) for zero in (0, 1)),
+    *(mesh(1, 4, 1, layers=layers) for layers in ((1, 7), (5, 3))),
+    *(mesh(zero, 2, 2, layers=(6, 2)) for zero in (0, 2)),
+    mesh(0, 1, 2, layers=(1, 1, 1, 5)),
+    mesh(0, 1, 1, 7),
+    mesh(1, 2, layers=(3, 1, 3, 1)),
+    *(mesh(zero, stage_replicas=(3, 5), pp=2) for zero in (0, 1)),
+    *(mesh(zero, stage_replicas=(1, 2, 4), layers=(2, 5, 1)) for zero in (0, 1)),
+    *(mesh(zero, tp=2, stage_replicas=(1, 3), pp=2) for zero in (0, 1)),
+    mesh(1, tp=2, stage_replicas=(2, 1, 1), layers=(4, 3, 1)),
+]
+
+
+def name(layout: Layout) -> str:
+    return f"{layout} {'+'.join(map(str, layout.layers(LAYERS)))}"
+
+
+def test_there_are_forty_different_ones() -> None:
+    assert len(set(LAYOUTS)) == len(LAYOUTS) >= 40
+
+
+@pytest.mark.parametrize("src", LAYOUTS, ids=name)
+def test_to_all_others(src: Layout) -> None:
+    full = numbered(SPACE)
+    held = np.zeros((len(RANKS), SPACE.numel), dtype=bool)
+    for rank in src.ranks:
+        held[rank, storage(full, SPACE, src, rank)] = True
+    for dst in LAYOUTS:
+        shares = plan(SPACE, src, dst, src.ranks, lambda r: r // 4)
+        assert shares is not None
+        moves = [m for share in shares.values() for m in (*share.local, *share.receives)]
+        new, written = execute(SPACE, src, dst, src.ranks, moves)
+        for rank in dst.ranks:
+            expected = storage(full, SPACE, dst, rank)
+            assert np.array_equal(new[rank], expected), (name(dst), rank)
+            assert (written[rank] == 1).all(), (name(dst), rank)
+            received = sum(m.box.numel for m in shares[rank].receives)
+            assert received == (~held[rank, expected]).sum(), (name(dst), rank)
