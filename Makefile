@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
-demo: venv  ## plan a small model, train it, kill a rank on the way, compare with an undisturbed run (3 minutes)
+demo: venv  ## plan a small model, train it, kill a rank on the way, compare with an undisturbed run (1 minute)
 	mkdir -p runs/demo
 	$(BIN)/trainsys plan configs/run/demo.yaml --out runs/demo/plan.yaml
 	$(BIN)/trainsys drill runs/demo/plan.yaml run_dir=runs/demo

@@ -179,7 +179,7 @@ def test_a_rank_and_its_mirror(tmp_path: Path) -> None:
     (line,) = err.splitlines()
     assert line.startswith(f"trainsys: state is lost with ranks 0, {mirror}: ") and "no living rank holds it" in line
     assert any(name in line for name in ("tok_embeddings", "layers."))
-    assert "restart to resume from the last checkpoint" in line
+    assert "there is no checkpoint yet to resume from" in line
 
 
 def test_fewer_ranks_than_asked_for(tmp_path: Path) -> None:

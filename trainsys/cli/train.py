@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainsys.cli.arguments import Parser, screen
@@ -39,10 +38,10 @@ def run(argv: list[str]) -> int:
     from trainsys.elastic.resume import announce, newest
 
     config = prepared(args.config)
-    found = newest(config)
     console = screen(stderr=args.json)
     check_data(config, console)
-    with claimed(Path(config.run_dir)):
+    with claimed(config):
+        found = newest(config)
         if announce(config, found, partial(console.print, markup=False)):
             return _train(config, found, console, args.json)
     if args.json:

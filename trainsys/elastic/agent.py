@@ -60,7 +60,7 @@ class LocalCluster:
         self._processes[rank].kill()
 
     def died_early(self) -> Sequence[int]:
-        return [rank for rank, process in self._processes.items() if process.exitcode not in (None, 0)]
+        return [rank for rank, process in self._processes.items() if process.exitcode is not None]
 
     def close(self, grace_s: float) -> None:
         """Wait up to `grace_s` seconds for the processes to leave, then end those that are still there."""

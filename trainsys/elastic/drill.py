@@ -67,7 +67,7 @@ def run_drill(config: RunConfig, console: Screen | None = None) -> Drill:
         )
     config = replace(config, checkpoint=replace(config.checkpoint, dir=""))
     events = planned_faults(config)
-    with claimed(Path(config.run_dir)):
+    with claimed(config):
         _clear(Path(config.run_dir))
         return _both(config, events, console)
 

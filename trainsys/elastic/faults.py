@@ -83,7 +83,7 @@ def random_kills(
     Raises:
         ValueError: when there are not enough ranks or steps.
     """
-    if kills >= len(ranks) and not rejoin_after:
+    if kills >= len(ranks) and not 0 < rejoin_after < steps // (kills + 1):
         raise ValueError(f"faults.kills={kills} would leave none of {len(ranks)} ranks; set faults.kills<{len(ranks)}")
     if kills > len(ranks) or 2 * kills >= steps:
         raise ValueError(f"faults.kills={kills} does not fit {len(ranks)} ranks and train.steps={steps}; set it lower")
@@ -93,7 +93,9 @@ def random_kills(
     width = steps // (kills + 1)
     for i, victim in enumerate(victims):
         step = 1 + i * width + rng.randrange(max(1, width // 2))
-        events.append(FaultEvent("kill", step, victim, rng.choice(list(phases))))
+        # after a loss there may be no pipeline any more that sends
+        possible = [p for p in phases if p != "send" or not i]
+        events.append(FaultEvent("kill", step, victim, rng.choice(possible)))
         if rejoin_after and step + rejoin_after < steps:
             events.append(FaultEvent("join", step + rejoin_after))
     return tuple(sorted(events, key=lambda e: e.step))

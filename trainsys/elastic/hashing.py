@@ -1,8 +1,9 @@
 """A hash of training state that does not depend on how the state is cut.
 
 The hash of a set of elements is the sum modulo 2⁶⁴ of bits(x) · (2·coordinate + 1) · K, where the coordinate is the
-row-major number of the element in its whole tensor. Sums over any parts add up to the whole's, and swapped, shifted,
-stale and missing elements change it.
+row-major number of the element in its whole tensor, and bits(x) the integer with the float's bits (of fp64: xor its
+upper half). Sums over any parts add up to the whole's; swapped, shifted and stale elements change it, and so do missing
+ones that are not zero (elements are counted, too).
 """
 
 from __future__ import annotations

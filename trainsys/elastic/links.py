@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -30,8 +31,9 @@ class Link:
     def send(self, message: Any) -> None:
         try:
             self._connection.send(message)
-        except OSError:
-            pass  # its end is read next
+        except OSError:  # what half a message has left of the stream is worth nothing
+            with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as sock:
+                sock.shutdown(socket.SHUT_RDWR)  # the end is read next
 
     def read(self) -> Any:
         message = self._connection.recv()

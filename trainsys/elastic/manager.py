@@ -69,7 +69,7 @@ class Launcher(Protocol):
     def kill(self, rank: int) -> None: ...
 
     def died_early(self) -> Sequence[int]:
-        """Ranks whose process failed, those that had connected among them."""
+        """Ranks whose process has ended, those that had connected among them."""
 
 
 @dataclass
@@ -241,7 +241,7 @@ class Manager:
             self.abort(f"rank {rank} ended before the first layout stood; there is nothing to go on from, start again")
         if not self.elastic:
             self.abort(
-                f"rank {rank} died at step {self.step}; this launcher cannot go on without it, restart to resume"
+                f"rank {rank} died at step {self.step} and this launcher cannot go on without it; {self._way_back()}"
             )
         if self.config.elastic.spare_delay_s >= 0:
             self._respawns.append((time.monotonic() + self.config.elastic.spare_delay_s, member.node))
@@ -266,7 +266,7 @@ class Manager:
 
     def _open_if_quiet(self) -> None:
         if not self.members:
-            self.abort("no rank is left; restart to resume from the last checkpoint")
+            self.abort(f"no rank is left; {self._way_back()}")
         if self._quiet.keys() >= self.members.keys():
             self._open()
 
@@ -280,14 +280,14 @@ class Manager:
                 check_covered(self.space, self.layout, alive)
         except LostError as error:
             gone = ", ".join(str(r) for r in self.layout.ranks if r not in self.members) if self.layout else ""
-            self.abort(f"state is lost with ranks {gone}: {error}; restart to resume from the last checkpoint")
+            self.abort(f"state is lost with ranks {gone}: {error}; {self._way_back()}")
         except ValueError as error:
             self.abort(str(error))
         assert self.target is not None
         self._fresh = set()
         self._participants = tuple(sorted({*alive, *self.target.ranks}))
-        counts = [self._quiet[r].clean for r in self._participants]
-        keep = tuple(name for name, seq in counts[0].items() if self._clean_everywhere(name, seq))
+        counts = {name: seq for r in self._participants for name, seq in self._quiet[r].clean.items()}
+        keep = tuple(name for name, seq in counts.items() if self._clean_everywhere(name, seq))
         order = Open(
             self.epoch, self.layout, self.target, self._planned, self.step, nodes, alive, self._participants, keep,
             self.resume if self.layout is None else "",
@@ -391,6 +391,11 @@ class Manager:
     def _finish(self, reason: str = "") -> None:
         self.phase = Phase.DONE
         self._broadcast(self.members, Quit(reason))
+
+    def _way_back(self) -> str:
+        if self._saved_step:
+            return f"restart to resume from step {self._saved_step}"
+        return "there is no checkpoint yet to resume from; set checkpoint.every to have some"
 
     def abort(self, reason: str) -> None:
         """Tell everybody to leave and raise `ElasticError`."""

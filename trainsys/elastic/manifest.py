@@ -73,6 +73,7 @@ def complete(config: RunConfig, step: int) -> None:
         "model": to_dict(resolve(config.model)),
         "batch": to_dict(config.batch),
         "dtype": config.train.dtype,
+        "settings": _settings(config),
         "files": {f.name: [f.stat().st_size, _crc(f)] for f in sorted(temporary.iterdir())},
     }
     with (temporary / MANIFEST).open("w") as stream:
@@ -123,12 +124,14 @@ class Found:
         step: optimizer steps in it.
         rejected: what is wrong with newer ones.
         planned_steps: ``train.steps`` of the run that wrote it; 0: no checkpoint.
+        changed: settings that may differ, and do: ``optim.lr 0.003 → 0.1``.
     """
 
     path: str = ""
     step: int = 0
     rejected: tuple[str, ...] = ()
     planned_steps: int = 0
+    changed: tuple[str, ...] = ()
 
 
 def find_checkpoint(config: RunConfig) -> Found:
@@ -147,7 +150,7 @@ def find_checkpoint(config: RunConfig) -> Found:
             rejected.append(f"{folder.name}: {' '.join(reason.split())}")
             continue
         _check_same(config, folder, manifest)
-        return Found(str(folder), step, tuple(rejected), int(manifest["steps"]))
+        return Found(str(folder), step, tuple(rejected), int(manifest["steps"]), _changed(config, manifest))
     if rejected:
         raise ValueError(
             f"no checkpoint in {checkpoint_dir(config)} is whole ({'; '.join(rejected)}); restore one, or set "
@@ -208,6 +211,25 @@ def _verified(folder: Path, step: int) -> dict[str, Any]:
     return found
 
 
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What else decides the numbers, by key."""
+    return {
+        **{f"data.{key}": value for key, value in to_dict(config.data).items() if key != "cache_dir"},
+        **{f"optim.{key}": list(v) if isinstance(v, tuple) else v for key, v in to_dict(config.optim).items()},
+        "elastic.chunk": config.elastic.chunk,
+        "parallel.reduction": config.parallel.reduction,
+    }
+
+
+def _changed(config: RunConfig, manifest: dict[str, Any]) -> tuple[str, ...]:
+    theirs = manifest.get("settings", {})
+    return tuple(
+        f"{key} {theirs[key]} → {value}"
+        for key, value in _settings(config).items()
+        if key in theirs and theirs[key] != value
+    )
+
+
 def _check_same(config: RunConfig, folder: Path, manifest: dict[str, Any]) -> None:
     """Whether the run that wrote `manifest` computes the same numbers as `config`. Raises ValueError."""
     ours = {
@@ -218,7 +240,11 @@ def _check_same(config: RunConfig, folder: Path, manifest: dict[str, Any]) -> No
     }
     known = {f.name for f in dataclasses.fields(ModelConfig)}  # a manifest lacks the keys that are younger than itself
     model = resolve(ModelConfig(**{key: value for key, value in manifest["model"].items() if key in known}))
+    fixed = ("data.tokenizer", "elastic.chunk")  # a position counts tokens of this kind; hashes and norms, these chunks
+    settings = {key: value for key, value in manifest.get("settings", {}).items() if key in fixed}
+    ours |= {key: _settings(config)[key] for key in settings}
     theirs = {
+        **settings,
         **{f"model.{key}": value for key, value in to_dict(model).items()},
         **{f"batch.{key}": value for key, value in manifest["batch"].items()},
         "train.seed": manifest["seed"],

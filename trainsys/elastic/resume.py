@@ -31,6 +31,8 @@ def announce(config: RunConfig, found: Found, say: Callable[[str], None]) -> boo
     if found.path:
         set_aside(config, found)
         say(f"resuming from {found.path} at step {found.step}")
+        if found.changed:
+            say(f"changed since that checkpoint: {', '.join(found.changed)}")
         if found.planned_steps != config.train.steps:
             say(
                 f"train.steps={config.train.steps} was {found.planned_steps} when that checkpoint was made: the "

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from torch._C._distributed_c10d import Store, TCPStore
 
@@ -28,7 +27,6 @@ from trainsys.elastic.agent import forkserver
 from trainsys.elastic.claim import claimed
 from trainsys.elastic.endpoint import Endpoint, Rendezvous
 from trainsys.elastic.manager import ElasticError, Manager
-from trainsys.elastic.manifest import Found
 from trainsys.elastic.recorder import Recorder
 from trainsys.elastic.resume import announce, ending, newest
 from trainsys.elastic.worker import serve
@@ -85,15 +83,12 @@ def join_torchrun(config: RunConfig) -> int:
     shared, key = place.store(), f"trainsys/{place.attempt}"
     manager = None
     if place.rank == 0:
-        found = newest(config)
-        rendezvous: Rendezvous | None = None
-        if announce(config, found, partial(print, flush=True)):
-            context = forkserver()
-            ours, theirs = context.Pipe()
-            manager = context.Process(target=manage, args=(config, place.world_size, place.master[0], found, theirs))
-            manager.start()
-            theirs.close()
-            rendezvous = _answer(ours)
+        context = forkserver()
+        ours, theirs = context.Pipe()
+        manager = context.Process(target=manage, args=(config, place.world_size, place.master[0], theirs))
+        manager.start()
+        theirs.close()
+        rendezvous = _answer(ours)
         shared.set(key, base64.b64encode(pickle.dumps(rendezvous)).decode())
     rendezvous = pickle.loads(base64.b64decode(shared.get(key)))
     if rendezvous is None:
@@ -108,20 +103,19 @@ def join_torchrun(config: RunConfig) -> int:
     return 0
 
 
-def _answer(link: Connection) -> Rendezvous:
-    """Where the manager listens; ValueError with its reason when it could not."""
+def _answer(link: Connection) -> Rendezvous | None:
+    """Where the manager listens, None when nothing is left to train; ValueError with its reason when it could not."""
     answer = link.recv()
     if isinstance(answer, str):
         raise ValueError(answer)
-    assert isinstance(answer, Rendezvous)
+    assert answer is None or isinstance(answer, Rendezvous)
     return answer
 
 
-def manage(config: RunConfig, world_size: int, host: str, found: Found, rank_0: Connection) -> None:
+def manage(config: RunConfig, world_size: int, host: str, rank_0: Connection) -> None:
     """Body of the manager's process.
 
     Args:
-        found: checkpoint to resume from.
         rank_0: told the address; its end closes when rank 0 ends.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -131,7 +125,11 @@ def manage(config: RunConfig, world_size: int, host: str, found: Found, rank_0: 
     console = Console(highlight=False, soft_wrap=True)
     try:
         with ExitStack() as stack:
-            stack.enter_context(claimed(Path(config.run_dir)))
+            stack.enter_context(claimed(config))
+            found = newest(config)
+            if not announce(config, found, partial(console.print, markup=False)):
+                rank_0.send(None)
+                return
             recorder = stack.enter_context(Recorder(config, config.run_dir, console, found.step))
             endpoint = Endpoint(host, config.elastic.port)
             rank_0.send(endpoint.rendezvous)

@@ -21,6 +21,7 @@ from trainsys.space.layout import Layout, Piece
 from trainsys.space.tensor import Space
 
 _PART = 1 << 18  # elements per message of the reduce-scatter
+_MOST_PARTS = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -196,8 +197,9 @@ def reduce_scatter_tree(
 
 
 def _cuts(start: int, stop: int) -> list[tuple[int, int]]:
-    """A region in parts small enough to be added while they are still in the cache."""
-    return [(a, min(a + _PART, stop)) for a in range(start, stop, _PART)]
+    """A region in parts small enough to be added while they are still in the cache, as far as tags can number them."""
+    part = max(_PART, -(-(stop - start) // _MOST_PARTS))
+    return [(a, min(a + part, stop)) for a in range(start, stop, part)]
 
 
 def _add(left: Tensor, right: Tensor) -> Tensor:
@@ -207,5 +209,5 @@ def _add(left: Tensor, right: Tensor) -> Tensor:
 def _tag(node: Node, part: int) -> int:
     """Unique per (node, part) in 31 bits: 4 of level, 14 of index, the rest of part."""
     assert node[1] < 1 << 14
-    assert part < 1 << 13
+    assert part < _MOST_PARTS
     return (part << 18) | (node[1] << 4) | node[0]
