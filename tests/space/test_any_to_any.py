@@ -17,7 +17,6 @@ RANKS, LAYERS = range(8), 8
 SPACE = Space((
     LogicalTensor("embedding", (16, 6), EMBED, 0, (EMBED, LAYERS)),
     *(tensor for i in range(LAYERS) for tensor in (
-        LogicalTensor(f"{i}.norm", (6,), i),
         LogicalTensor(f"{i}.wk", (4, 6), i, 0, max_shards=2),
         LogicalTensor(f"{i}.wo", (6, 16), i, 1),
     )),
@@ -27,7 +26,7 @@ SPACE = Space((
 
 def mesh(zero: int, dp: int = 1, tp: int = 1, pp: int = 1, layers: tuple[int, ...] = (), **more: object) -> Layout:
     parallel = ParallelConfig(dp=dp, tp=tp, pp=len(layers) or pp, zero=zero, **more)  # type: ignore[arg-type]
-    return build_layout(parallel, layers or split_layers(LAYERS, pp), RANKS, 29, lambda r: r // 4)
+    return build_layout(parallel, layers or split_layers(LAYERS, pp), RANKS, 61, lambda r: r // 4)
 
 
 EVEN = [(dp, tp, 8 // dp // tp) for dp in (1, 2, 4, 8) for tp in (1, 2, 4, 8) if dp * tp <= 8]
