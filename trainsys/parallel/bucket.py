@@ -169,7 +169,13 @@ def reduce_scatter_tree(
     own = {node: held.nodes[node] for node in roots[rank]}
     like = next(iter(own.values()))
     cuts = _cuts(start, stop)
-    totals: list[TreeSum[Tensor]] = [TreeSum(spec.tree, _add) for _ in cuts]
+    place = like.untyped_storage().data_ptr()
+
+    def add(left: Tensor, right: Tensor) -> Tensor:
+        """Into the vector that is returned, where one of them lies there: a sum of two has the bits of either order."""
+        return right.add_(left) if right.untyped_storage().data_ptr() == place else left.add_(right)
+
+    totals: list[TreeSum[Tensor]] = [TreeSum(spec.tree, add) for _ in cuts]
     for (a, b), total in zip(cuts, totals, strict=True):
         for node, value in own.items():
             total.push(node, value[a:b])
@@ -192,7 +198,9 @@ def reduce_scatter_tree(
         lambda i: totals[inbox[i][2]].push(inbox[i][1], inbox[i][3]),
     )
     for (a, b), total in zip(cuts, totals, strict=True):
-        like[a:b] = total.total()
+        result = total.total()
+        if result.data_ptr() != like[a:b].data_ptr():
+            like[a:b] = result
     return like
 
 
