@@ -3,7 +3,7 @@
 Every rank starts with one flat fp32 gradient and ends with the sum on all ranks. Ours adds in the fixed tree order, so
 the bits do not depend on the ranks; the volume is the same as a ring's. Repetitions alternate; median and best of each.
 
-    trainsys bench reduction [--ranks 4] [--mib 1,16,64] [--repeat 15] [--json]
+    trainsys bench reduction [--ranks 4] [--mib 1,16,64] [--repeat 25] [--json]
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser("bench reduction", __doc__.splitlines()[0], "  trainsys bench reduction --json")
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--mib", default="1,16,64", help="sizes of the gradient, MiB")
-    parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--repeat", type=int, default=25)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     sizes = [int(float(s) * (1 << 20)) for s in args.mib.split(",")]

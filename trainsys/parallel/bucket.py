@@ -1,9 +1,8 @@
 """Buckets: gradients of all tensors that the same teams hold, summed over microbatches in one fixed tree.
 
 A bucket is a flat vector in which the pieces of each owner lie together, so that what goes to one owner is one slice.
-Reducing is an all-to-all of tree nodes whose receiver adds in tree order; the volume equals a ring's when every
-replica's microbatches form an aligned subtree. `fast` keeps one running sum instead and all-reduces it: less memory,
-but the bits then depend on the layout.
+`fast` keeps one running sum instead of tree nodes and all-reduces it: less memory, but the bits then depend on the
+layout.
 """
 
 from __future__ import annotations
@@ -14,14 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainsys.comm.exchange import all_gather_regions, exchange
+from trainsys.comm.exchange import all_gather_regions
 from trainsys.comm.group import Group
 from trainsys.comm.tree import Node, Tree, TreeSum
+from trainsys.parallel.reduce_scatter import TreeReduceScatter
 from trainsys.space.layout import Layout, Piece
 from trainsys.space.tensor import Space
-
-_PART = 1 << 18  # elements per message of the reduce-scatter
-_MOST_PARTS = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -104,14 +101,14 @@ class Bucket:
     ) -> None:
         self.spec, self.rank, self.group, self.fast = spec, rank, group, fast
         self._dtype, self._device = dtype, device
-        self._sum: TreeSum[Tensor] = TreeSum(spec.tree, _add)
+        self._sum: TreeSum[Tensor] = TreeSum(spec.tree, Tensor.add_)
         self._running: Tensor | None = None
-        self._scratch: list[Tensor] = []
+        self._reduce_scatter: TreeReduceScatter | None = None  # made when first needed: its buffers cost memory
         self.region = slice(*spec.regions[rank])
         self.base = 0  # where in the flat vector that which `reduce` returns begins
 
     def begin(self) -> None:
-        self._sum = TreeSum(self.spec.tree, _add)
+        self._sum = TreeSum(self.spec.tree, Tensor.add_)
         self._running = None
 
     def push(self, leaf: Node, grads: Mapping[int, Tensor]) -> None:
@@ -136,7 +133,11 @@ class Bucket:
             return self._reduce_fast()
         if self.group is None:
             return self._sum.total()
-        return reduce_scatter_tree(self.group, self.spec, self._sum, self.rank, self._scratch)
+        if self._reduce_scatter is None:
+            self._reduce_scatter = TreeReduceScatter(
+                self.group, self.spec.tree, self.spec.leaves, self.spec.regions, self._dtype, self._device
+            )
+        return self._reduce_scatter(self._sum)
 
     def _reduce_fast(self) -> Tensor:
         assert self._running is not None
@@ -148,74 +149,3 @@ class Bucket:
         """Fill the other owners' regions of `flat` in place."""
         if self.group is not None:
             all_gather_regions(self.group, flat, self.spec.regions)
-
-
-def reduce_scatter_tree(
-    group: Group, spec: BucketSpec, held: TreeSum[Tensor], rank: int, scratch: list[Tensor]
-) -> Tensor:
-    """Canonical reduce-scatter: every rank sends its tree nodes' slices to their owners, who add in tree order.
-
-    Args:
-        held: this rank's nodes [numel]; consumed.
-        scratch: receive buffers, made at the first call and reused (fresh pages cost as much as the additions).
-
-    Returns:
-        A vector [numel] whose slice ``spec.regions[rank]`` is the sum over all ranks.
-    """
-    roots = {r: spec.tree.roots(spec.leaves[r]) for r in spec.ranks}
-    start, stop = spec.regions[rank]
-    at = group.ranks.index(rank)
-    peers = [group.ranks[(at + k) % group.size] for k in range(1, group.size)]
-    own = {node: held.nodes[node] for node in roots[rank]}
-    like = next(iter(own.values()))
-    cuts = _cuts(start, stop)
-    place = like.untyped_storage().data_ptr()
-
-    def add(left: Tensor, right: Tensor) -> Tensor:
-        """Into the vector that is returned, where one of them lies there: a sum of two has the bits of either order."""
-        return right.add_(left) if right.untyped_storage().data_ptr() == place else left.add_(right)
-
-    totals: list[TreeSum[Tensor]] = [TreeSum(spec.tree, add) for _ in cuts]
-    for (a, b), total in zip(cuts, totals, strict=True):
-        for node, value in own.items():
-            total.push(node, value[a:b])
-    wanted = [(peer, node, part) for part in range(len(cuts)) for peer in reversed(peers) for node in roots[peer]]
-    if not scratch:
-        scratch.extend(
-            torch.empty(b - a, dtype=like.dtype, device=like.device) for _, _, p in wanted for a, b in [cuts[p]]
-        )
-    inbox = [(*key, buffer) for key, buffer in zip(wanted, scratch, strict=True)]
-    sends = [
-        (peer, value[a:b], _tag(node, part))
-        for peer in peers
-        for part, (a, b) in enumerate(_cuts(*spec.regions[peer]))
-        for node, value in own.items()
-    ]
-    exchange(
-        group,
-        sends,
-        [(peer, buffer, _tag(node, part)) for peer, node, part, buffer in inbox],
-        lambda i: totals[inbox[i][2]].push(inbox[i][1], inbox[i][3]),
-    )
-    for (a, b), total in zip(cuts, totals, strict=True):
-        result = total.total()
-        if result.data_ptr() != like[a:b].data_ptr():
-            like[a:b] = result
-    return like
-
-
-def _cuts(start: int, stop: int) -> list[tuple[int, int]]:
-    """A region in parts small enough to be added while they are still in the cache, as far as tags can number them."""
-    part = max(_PART, -(-(stop - start) // _MOST_PARTS))
-    return [(a, min(a + part, stop)) for a in range(start, stop, part)]
-
-
-def _add(left: Tensor, right: Tensor) -> Tensor:
-    return left.add_(right)
-
-
-def _tag(node: Node, part: int) -> int:
-    """Unique per (node, part) in 31 bits: 4 of level, 14 of index, the rest of part."""
-    assert node[1] < 1 << 14
-    assert part < _MOST_PARTS
-    return (part << 18) | (node[1] << 4) | node[0]
