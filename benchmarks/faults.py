@@ -21,7 +21,7 @@ from typing import Any
 from trainsys.cli.arguments import Parser
 from trainsys.config import load
 from trainsys.elastic.agent import run_local
-from trainsys.elastic.drill import by_step, samples_lost_repeated
+from trainsys.elastic.drill import compare
 from trainsys.elastic.faults import CHANGE_PHASES, STEP_PHASES, FaultEvent
 from trainsys.elastic.recorder import Recorder
 
@@ -70,17 +70,6 @@ def run(layout: str, events: Sequence[FaultEvent], folder: str) -> Recorder:
     return recorder
 
 
-def judge(recorder: Recorder, reference: Recorder, global_size: int) -> dict[str, Any]:
-    ours, theirs = by_step(recorder.decisions), by_step(reference.decisions)
-    lost, repeated = samples_lost_repeated(recorder.samples, STEPS * global_size)
-    return {
-        "steps_lost": STEPS - len(ours) + len(recorder.decisions) - len(ours),
-        "samples_lost": lost,
-        "samples_repeated": repeated,
-        "bit_equal_loss": all(s in ours and ours[s].loss.hex() == theirs[s].loss.hex() for s in range(STEPS)),
-    }
-
-
 def line(row: dict[str, Any]) -> str:
     """One case on the screen."""
     times = "never struck" if not row["struck"] else "seen {detect_s:.3f} s  redone {recover_s:.3f} s".format(**row)
@@ -115,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
                 "detect_s": fault.detect_s if fault else None,
                 "recover_s": fault.recover_s if fault else None,
                 "step_s": step_s,
-                **judge(recorder, references[layout], 12),
+                **compare(recorder.config, recorder, references[layout]),
             })  # fmt: skip
             if not args.json:
                 print(line(rows[-1]), flush=True)

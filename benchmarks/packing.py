@@ -10,21 +10,19 @@ is what `LEAST_BYTES` in `elastic/transit.py` stands for.
 from __future__ import annotations
 
 import json
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from benchmarks._clock import Span, median_s, span
 from trainsys.cli.arguments import Parser
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
-from trainsys.elastic.transit import LEAST_BYTES, PART_BYTES
+from trainsys.elastic.transit import LEAST_BYTES
+from trainsys.space.rounds import PART_BYTES
 from trainsys.testing import RankPool
-
-Span = tuple[float, float]
 
 
 def body(rank: int, world_size: int, store: Any, total: int, sizes: Sequence[int], repeat: int) -> list[dict[str, Any]]:
@@ -42,10 +40,10 @@ def body(rank: int, world_size: int, store: Any, total: int, sizes: Sequence[int
         spans: dict[str, list[Span]] = {"direct": [], "packed": []}
         for _ in range(repeat):
             new.fill_(-1.0)
-            spans["direct"].append(_timed(group, lambda: _direct(group, peer, old[:, :row], new[:, :row], per_part)))
+            spans["direct"].append(span(group, lambda: _direct(group, peer, old[:, :row], new[:, :row], per_part)))
             right = bool((new[:, :row] == peer).all())
             new.fill_(-1.0)
-            spans["packed"].append(_timed(group, lambda: _packed(group, peer, old[:, :row], new[:, :row], out, into)))
+            spans["packed"].append(span(group, lambda: _packed(group, peer, old[:, :row], new[:, :row], out, into)))
             right = right and bool((new[:, :row] == peer).all())
         rows.append({**spans, "right": right})
     comm.close()
@@ -68,13 +66,6 @@ def _packed(
         new[at : at + n].copy_(into[:n])
 
 
-def _timed(group: Group, action: Callable[[], None]) -> Span:
-    group.backend.barrier().wait()
-    start = time.perf_counter()
-    action()
-    return start, time.perf_counter()
-
-
 def main(argv: Sequence[str]) -> int:
     parser = Parser("bench packing", __doc__.splitlines()[0], "  trainsys bench packing --json")
     parser.add_argument("--ranks", type=int, default=4, help="an even number")
@@ -89,13 +80,7 @@ def main(argv: Sequence[str]) -> int:
     pool.close()
     rows = []
     for i, size in enumerate(sizes):
-        seconds = {
-            way: statistics.median(
-                max(e for _, e in one) - min(s for s, _ in one)
-                for one in zip(*(r[i][way] for r in results), strict=True)
-            )
-            for way in ("direct", "packed")
-        }
+        seconds = {way: median_s([r[i][way] for r in results]) for way in ("direct", "packed")}
         right = all(r[i]["right"] for r in results)
         rows.append({"run_bytes": size, **{f"{way}_s": s for way, s in seconds.items()}, "right": right})
     if args.json:

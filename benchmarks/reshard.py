@@ -23,13 +23,12 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from benchmarks._clock import Span, median_s, span
 from benchmarks._reshard_cases import CASES, Case, build, expected, state_bytes
 from trainsys.cli.arguments import Parser
 from trainsys.comm.communicator import Communicator
@@ -46,7 +45,6 @@ from trainsys.space.transition import Transition, transition
 from trainsys.testing import RankPool
 
 CPU = torch.device("cpu")
-Span = tuple[float, float]
 
 
 def body(rank: int, world_size: int, store: Any, name: str, mib: float, repeat: int, mirrored: bool) -> dict[str, Any]:
@@ -170,10 +168,7 @@ def timed(
     for _ in range(repeat):
         if forget is not None:
             forget()
-        group.backend.barrier().wait()
-        start = time.perf_counter()
-        action()
-        spans.append((start, time.perf_counter()))
+        spans.append(span(group, action))
     group.backend.barrier().wait()
     return spans
 
@@ -203,7 +198,7 @@ def measure(pool: RankPool, name: str, mib: float, repeat: int, mirrored: bool) 
         spans = [r["spans"][way] for r in results if way in r["spans"]]
         if not spans:
             return None
-        return statistics.median(max(e for _, e in one) - min(s for s, _ in one) for one in zip(*spans, strict=True))
+        return median_s(spans)
 
     return {
         "case": name,

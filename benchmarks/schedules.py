@@ -8,11 +8,10 @@ Stages sleep (F takes T, B takes 2T), messages and the executor are real. `off` 
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks._clock import median_s, span
 from trainsys.cli.arguments import Parser
 from trainsys.comm.communicator import Communicator
 from trainsys.parallel.emulated import EmulatedStage
@@ -34,10 +33,7 @@ def body(rank: int, world_size: int, store: Any, name: str, microbatches: int, t
     executor = Executor(schedule, rank, stage, group, members)
     spans = []
     for _ in range(repeat + 1):  # the first connects and warms up
-        group.backend.barrier().wait()
-        start = time.perf_counter()
-        executor.run()
-        spans.append((start, time.perf_counter()))
+        spans.append(span(group, executor.run))
     comm.close()
     return {"spans": spans[1:], "peak": executor.peak_activations, "actions": len(executor.actions)}
 
@@ -56,9 +52,7 @@ def main(argv: Sequence[str]) -> int:
     rows = []
     for name in GENERATORS:
         results = pool.run(body, stages, name, m, t, args.repeat, timeout_s=300)
-        measured = statistics.median(
-            max(r["spans"][k][1] for r in results) - min(r["spans"][k][0] for r in results) for k in range(args.repeat)
-        )
+        measured = median_s([r["spans"] for r in results])
         predicted = simulate(build(name, Routes.balanced(m, [1] * stages)), Costs([t] * stages, [2 * t] * stages))
         rows.append(
             {

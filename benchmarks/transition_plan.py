@@ -29,18 +29,17 @@ from trainsys import config
 from trainsys.cli.arguments import Parser
 from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig
-from trainsys.models.geometry import resolve, tensors
+from trainsys.models.geometry import resolve, split_layers, tensors
 from trainsys.space.build import build_layout, succeed
 from trainsys.space.coverage import check_covered
 from trainsys.space.layout import Layout
-from trainsys.space.rounds import Round, rounds
+from trainsys.space.rounds import PART_BYTES, Round, rounds
 from trainsys.space.tensor import SLOTS, Space
 from trainsys.space.transition import transition
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CASES = ("node lost", "tp8·pp8 → tp4·pp16")
 ELEMENT_BYTES = 4 * len(SLOTS)
-STAGING_BYTES = 32 << 20
 PUBLISHED = {"system": "DynaTrain", "source": "arXiv:2605.18815", "model": "70B dense", "switch_s": 2.0}
 
 
@@ -49,16 +48,16 @@ def layouts(
 ) -> tuple[Layout, Layout, tuple[int, ...]]:
     """The layouts before and after, and who is alive in between."""
     every = tuple(range(ranks))
-    src = build_layout(parallel, _even(num_layers, parallel.pp), every, chunk, topology.node_of)
+    src = build_layout(parallel, split_layers(num_layers, parallel.pp), every, chunk, topology.node_of)
     if case != "node lost":
         wide = dataclasses.replace(parallel, tp=parallel.tp // 2, pp=parallel.pp * 2)
-        return src, build_layout(wide, _even(num_layers, wide.pp), every, chunk, topology.node_of), every
+        return src, build_layout(wide, split_layers(num_layers, wide.pp), every, chunk, topology.node_of), every
     gone = topology.nodes // 2
     alive = tuple(r for r in every if topology.node_of(r) != gone)
     living = set(alive)
     intact = [sum(living.issuperset(team) for team in stage.teams) for stage in src.stages]
     ragged = dataclasses.replace(parallel, stage_replicas=tuple(intact))
-    return src, succeed(src, ragged, _even(num_layers, parallel.pp), alive, topology.node_of), alive
+    return src, succeed(src, ragged, split_layers(num_layers, parallel.pp), alive, topology.node_of), alive
 
 
 def measure(case: str, zero: int, ranks: int, sample: int, chunk: int, model: Sequence[str]) -> dict[str, Any]:
@@ -86,7 +85,7 @@ def measure(case: str, zero: int, ranks: int, sample: int, chunk: int, model: Se
         gc.collect()
         started = time.perf_counter()
         share = transition(space, before, after, rank, alive, topology.node_of)
-        order = rounds(share, participants, STAGING_BYTES // ELEMENT_BYTES)
+        order = rounds(share, participants, PART_BYTES // ELEMENT_BYTES)
         plans.append(time.perf_counter() - started)
         switches.append(plans[-1] + _transfer_s(rank, order, topology))
         received.append(sum(m.box.numel for m in share.receives))
@@ -127,10 +126,6 @@ def _transfer_s(rank: int, order: Sequence[Round], topology: Topology) -> float:
 
 def _direction_s(a: int, b: int, parts: Sequence[Sequence[Any]], topology: Topology) -> float:
     return sum(topology.transfer_s(a, b, ELEMENT_BYTES * sum(m.box.numel for m in part)) for part in parts)
-
-
-def _even(num_layers: int, pp: int) -> list[int]:
-    return [num_layers // pp + (s < num_layers % pp) for s in range(pp)]
 
 
 def _quantile(values: Sequence[float], q: float) -> float:

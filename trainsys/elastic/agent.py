@@ -59,7 +59,7 @@ class LocalCluster:
         """SIGKILL: also ends a stopped process."""
         self._processes[rank].kill()
 
-    def died_early(self) -> Sequence[int]:
+    def ended(self) -> Sequence[int]:
         return [rank for rank, process in self._processes.items() if process.exitcode is not None]
 
     def close(self, grace_s: float) -> None:

@@ -139,23 +139,30 @@ def _run(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None
 def _result(
     config: RunConfig, events: Sequence[FaultEvent], disturbed: Recorder, undisturbed: Recorder, predicted_s: float
 ) -> dict[str, Any]:
+    return {
+        "steps": config.train.steps,
+        **compare(config, disturbed, undisturbed),
+        "faults": [fault.as_dict() for fault in disturbed.faults],
+        "joins": [{"step": step, "rank": rank} for step, rank in disturbed.joins],
+        "not_struck": _not_struck(events, disturbed),
+        "predicted_step_s": predicted_s,
+        "measured_step_s": median(undisturbed.step_s),
+    }
+
+
+def compare(config: RunConfig, disturbed: Recorder, undisturbed: Recorder) -> dict[str, Any]:
+    """What the faults of one run cost, step by step against the other."""
     ours, theirs = by_step(disturbed.decisions), by_step(undisturbed.decisions)
     steps = config.train.steps
     both = [(ours[s], theirs[s]) for s in range(steps) if s in ours and s in theirs]
     lost, repeated = samples_lost_repeated(disturbed.samples, steps * config.batch.global_size)
     return {
-        "steps": steps,
         "steps_lost": sum(n - 1 for n in Counter(d.step for d in disturbed.decisions).values()) + steps - len(ours),
         "samples_lost": lost,
         "samples_repeated": repeated,
         "bit_equal_loss": len(both) == steps and all(a.loss.hex() == b.loss.hex() for a, b in both),
         "bit_equal_grad_norm": len(both) == steps and all(a.grad_norm.hex() == b.grad_norm.hex() for a, b in both),
         "max_abs_loss_diff": max((abs(a.loss - b.loss) for a, b in both), default=0.0),
-        "faults": [fault.as_dict() for fault in disturbed.faults],
-        "joins": [{"step": step, "rank": rank} for step, rank in disturbed.joins],
-        "not_struck": _not_struck(events, disturbed),
-        "predicted_step_s": predicted_s,
-        "measured_step_s": median(undisturbed.step_s),
     }
 
 

@@ -68,7 +68,7 @@ class Launcher(Protocol):
 
     def kill(self, rank: int) -> None: ...
 
-    def died_early(self) -> Sequence[int]:
+    def ended(self) -> Sequence[int]:
         """Ranks whose process has ended, those that had connected among them."""
 
 
@@ -186,7 +186,7 @@ class Manager:
         for due, node in [r for r in self._respawns if r[0] <= now]:
             self._respawns.remove((due, node))
             self._spawn(node)
-        for rank in self.launcher.died_early():
+        for rank in self.launcher.ended():
             if rank in self._started:
                 self._never_joined(rank, "ended before it joined; its error is above")
         limit_s = self.config.elastic.start_limit_s
@@ -232,13 +232,11 @@ class Manager:
     def _lost(self, rank: int, cause: str) -> None:
         member = self.members.pop(rank)
         self._fresh.discard(rank)
-        if self.phase in (Phase.DONE, Phase.STARTING):
-            if self.phase is Phase.STARTING:
-                self.abort(f"rank {rank} ended before training began; its error is above")
+        if self.phase is Phase.DONE:
             return
         self.observer.lost(rank, cause, self.step)
         if self.layout is None:
-            self.abort(f"rank {rank} ended before the first layout stood; there is nothing to go on from, start again")
+            self.abort(f"rank {rank} ended before the first layout stood; its error, if it left one, is above")
         if not self.elastic:
             self.abort(
                 f"rank {rank} died at step {self.step} and this launcher cannot go on without it; {self._way_back()}"

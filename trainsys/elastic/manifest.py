@@ -58,7 +58,7 @@ def remove_partial(config: RunConfig) -> None:
 def complete(config: RunConfig, step: int) -> None:
     """Checksums and progress beside the data, then the rename that makes the checkpoint exist.
 
-    Keeps the newest ``checkpoint.keep``.
+    Of those up to this one the newest ``checkpoint.keep`` stay.
 
     Raises:
         OSError: the partial folder is still there.
@@ -85,11 +85,8 @@ def complete(config: RunConfig, step: int) -> None:
     temporary.rename(final)
     _sync(final.parent)
     remove_partial(config)
-    steps = saved_steps(config)
-    kept = sorted((s for s in steps if s <= step), reverse=True)[: config.checkpoint.keep]
-    for s, folder in steps.items():
-        if s not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in [f for s, f in saved_steps(config).items() if s <= step][config.checkpoint.keep :]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
@@ -180,17 +177,20 @@ def set_aside(config: RunConfig, found: Found) -> None:
     """Rename the damaged checkpoints that `found` passed over, so that they do not count as kept ones."""
     for step, folder in saved_steps(config).items():
         if step > found.step:
-            aside = folder.with_name(f"{folder.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
+            _rename(folder, "damaged")
 
 
 def retire(config: RunConfig) -> None:
     """Rename every checkpoint of an earlier history: the run that starts over must never fall back to one."""
     for folder in saved_steps(config).values():
-        old = folder.with_name(f"{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
+        _rename(folder, "old")
+
+
+def _rename(folder: Path, suffix: str) -> None:
+    """``step-00000040`` becomes ``step-00000040.old``, in place of an earlier one of that name."""
+    new = folder.with_name(f"{folder.name}.{suffix}")
+    shutil.rmtree(new, ignore_errors=True)
+    folder.rename(new)
 
 
 def _verified(folder: Path, step: int) -> dict[str, Any]:

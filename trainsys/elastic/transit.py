@@ -22,12 +22,11 @@ from trainsys.comm.waiting import wait_elsewhere
 from trainsys.elastic.staging import Staging
 from trainsys.parallel.state import FlatState
 from trainsys.space.layout import Layout
-from trainsys.space.rounds import Round, rounds
+from trainsys.space.rounds import PART_BYTES, Round, rounds
 from trainsys.space.strips import Cut, Strip, cut, strips
 from trainsys.space.tensor import SLOTS, Space
 from trainsys.space.transition import Move, Transition, transition
 
-PART_BYTES = 4 << 20  # of all slots together: a part of a round, and a staging buffer
 LEAST_BYTES = 128 << 10  # per slot: from here on a message of its own costs less than two copies
 
 

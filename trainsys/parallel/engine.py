@@ -164,13 +164,13 @@ class Engine:
             for part, values in parts.items():
                 bucket.push(bucket.spec.tree.leaf(microbatch, part), values)
 
-    def _valid_slices(self, flats: list[Tensor], fast: bool) -> list[tuple[Piece, Tensor]]:
-        """The pieces whose sum over replicas is known here: the owned ones, after a `fast` reduction all."""
+    def _valid_slices(self, flats: list[Tensor], owned: bool) -> list[tuple[Piece, Tensor]]:
+        """The pieces whose sum over replicas is known here: the `owned` ones, after a ``fast`` reduction all."""
         result = []
         for bucket, flat in zip(self.buckets, flats, strict=True):
             at = 0
             for piece in bucket.spec.pieces:
-                if (fast and bucket.fast) or bucket.region.start <= at < bucket.region.stop:
+                if (bucket.fast and not owned) or bucket.region.start <= at < bucket.region.stop:
                     result.append((piece, flat[at - bucket.base :][: piece.numel]))
                 at += piece.numel
         return result
@@ -180,7 +180,7 @@ class Engine:
         if self.tp is None:
             return
         partial: dict[int, list[Tensor]] = {}  # number of tp ranks that hold copies -> their pieces
-        for piece, values in self._valid_slices(flats, self.config.parallel.reduction == "fast"):
+        for piece, values in self._valid_slices(flats, owned=False):
             tensor = self.space.tensors[piece.tensor]
             if tensor.partial_over_tp(self.tp.size, self.tp.sequence_parallel):
                 partial.setdefault(tensor.copies(self.tp.size), []).append(values)
@@ -193,7 +193,7 @@ class Engine:
         """Sum of squares per owned piece, in fp64; of copies within a team the first counts."""
         return {
             (piece.tensor, piece.shard, piece.start): values.double().square().sum().item()
-            for piece, values in self._valid_slices(flats, fast=False)
+            for piece, values in self._valid_slices(flats, owned=True)
             if self.space.tensors[piece.tensor].first_copy(self.layout.tp, self.shard) == self.shard
         }
 

@@ -12,7 +12,7 @@ from trainsys.models.init import init_box
 from trainsys.parallel.pages import want_huge_pages
 from trainsys.space.box import Box
 from trainsys.space.layout import Layout, Piece
-from trainsys.space.places import Place, piece_places, storage_places
+from trainsys.space.places import Place, piece_places
 from trainsys.space.tensor import SLOTS, LogicalTensor, Space
 
 
@@ -74,7 +74,7 @@ def filled_state(
 ) -> FlatState:
     """State before the first step: masters from `read`, box by box, and moments of zero."""
     state = FlatState(layout.storage(space, rank), dtype, device)
-    for piece, offset in storage_places(space, layout, rank):
+    for piece, offset in state.offsets.items():
         tensor = space.tensors[piece.tensor]
         for place in piece_places(tensor, layout.tp, piece, offset):
             state.run("master", place).copy_(read(tensor, place.box))

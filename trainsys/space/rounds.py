@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from trainsys.space.transition import Move, Transition
 
+PART_BYTES = 4 << 20  # of all slots together: what one part of a round stages at most
+
 
 @dataclass(frozen=True)
 class Round:
