@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def hf_folder(config: RunConfig) -> HFFolder:
         raise ValueError(f"train.init_from: {error}") from None
     theirs, ours = to_dict(resolve(folder.config)), to_dict(resolve(config.model))
     for key, value in ours.items():
-        if key not in ("dropout", "max_seq_len") and theirs[key] != value:
+        if key not in ("dropout", "max_seq_len", "router_aux_coef") and theirs[key] != value:
             raise ValueError(f"{path} has {key}={theirs[key]}, the run has {value}; set model.{key}={theirs[key]}")
     folder.check(config.model)
     return folder
@@ -150,7 +151,7 @@ def write_hf(
 def _assembled(config: ModelConfig, read: Read, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Their tensors one by one; a fused one is filled from its parts, which follow each other in our order."""
     shapes = their_shapes(config)
-    missing = {name: sum(part_of(config, t.name).name == name for t in tensors(config)) for name in shapes}
+    missing = Counter(part_of(config, t.name).name for t in tensors(config))
     open_: dict[str, Tensor] = {}
     for tensor in tensors(config):
         part, whole = part_of(config, tensor.name), Box.whole(tensor.shape)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainsys.config import ModelConfig
@@ -49,6 +49,14 @@ _LLAMA = {
     "feed_forward.w3": "mlp.up_proj",
 }
 _QWEN3 = {**_LLAMA, "attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm"}
+_ROUTER = "feed_forward.router"
+_MIXTRAL = {**_LLAMA, _ROUTER: "block_sparse_moe.gate"}
+_QWEN3_MOE = {**_QWEN3, _ROUTER: "mlp.gate"}
+_EXPERTS = {  # family -> where expert {} lies, and what its matrices are called
+    "mixtral": ("block_sparse_moe.experts.{}", {"w1": "w1", "w2": "w2", "w3": "w3"}),
+    "qwen3_moe": ("mlp.experts.{}", {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}),
+}
+_EXPERT = re.compile(r"feed_forward\.experts\.(\d+)\.(w[123])")
 _GPT2 = {
     "tok_embeddings.weight": "transformer.wte.weight",
     "pos_embeddings.weight": "transformer.wpe.weight",
@@ -64,9 +72,17 @@ _GPT2 = {
 _TABLES = {  # family -> names, and what their layers are called
     "llama": (_LLAMA, "model.layers"),
     "qwen3": (_QWEN3, "model.layers"),
+    "mixtral": (_MIXTRAL, "model.layers"),
+    "qwen3_moe": (_QWEN3_MOE, "model.layers"),
     "gpt2": (_GPT2, "transformer.h"),
 }
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "gpt2": "GPT2LMHeadModel"}
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+}
 _BUFFERS = re.compile(r".*\.(rotary_emb\.inv_freq|attn\.(masked_)?bias)")  # of older checkpoints; no weights
 _FUSED = {"attention.wq": 0, "attention.wk": 1, "attention.wv": 2}  # thirds of gpt2's attn.c_attn
 
@@ -78,6 +94,10 @@ def part_of(config: ModelConfig, name: str) -> Part:
     if match is None:
         return Part(table[name])
     layer, module, kind = match.groups()
+    expert = _EXPERT.fullmatch(module)
+    if expert is not None:
+        place, matrices = _EXPERTS[config.family]
+        return Part(f"{layers}.{layer}.{place.format(expert[1])}.{matrices[expert[2]]}.{kind}")
     if config.family != "gpt2":
         return Part(f"{layers}.{layer}.{table[module]}.{kind}")
     matrix = kind == "weight" and not module.startswith("ln_")  # their Conv1D keeps [in, out]
@@ -87,7 +107,16 @@ def part_of(config: ModelConfig, name: str) -> Part:
 
 
 def their_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the Hugging Face checkpoint, fused ones whole."""
+    """Name and shape of every tensor of the Hugging Face checkpoint, fused ones whole.
+
+    Raises:
+        ValueError: for a model that theirs cannot be.
+    """
+    if config.shared_ffn_dim:
+        raise ValueError(
+            f"a Hugging Face {config.family} has no shared expert, ours has shared_ffn_dim={config.shared_ffn_dim}; "
+            "set model.shared_ffn_dim=0"
+        )
     shapes: dict[str, tuple[int, ...]] = {}
     for tensor in tensors(config):
         part = part_of(config, tensor.name)
@@ -126,7 +155,7 @@ def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
             "rope_theta": config.rope_theta,
             "hidden_act": "silu",
             "attention_bias": False,
-            **({"mlp_bias": False} if config.family == "llama" else {"use_sliding_window": False}),
+            **_own_keys(config),
         }
     return {
         **common,
@@ -137,6 +166,35 @@ def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "n_positions": config.max_seq_len,
         "layer_norm_epsilon": config.norm_eps,
     }
+
+
+def _own_keys(config: ModelConfig) -> dict[str, Any]:
+    """What ``config.json`` says of one family alone."""
+    if config.family == "llama":
+        return {"mlp_bias": False}
+    if config.family == "qwen3":
+        return {"use_sliding_window": False}
+    routing = {"num_experts_per_tok": config.experts_per_token, "router_aux_loss_coef": config.router_aux_coef}
+    if config.family == "mixtral":
+        return {**routing, "num_local_experts": config.num_experts, "sliding_window": None}
+    return {
+        **routing, "num_experts": config.num_experts, "moe_intermediate_size": config.expert_ffn_dim,
+        "norm_topk_prob": config.router_norm, "decoder_sparse_step": 1, "mlp_only_layers": [],
+        "use_sliding_window": False,
+    }  # fmt: skip
+
+
+def _experts_from_hf(kind: str, hf: Mapping[str, Any]) -> dict[str, Any]:
+    """Our fields about experts; newer transformers write ``num_local_experts`` for both families."""
+    if kind not in _EXPERTS:
+        return {}
+    number = next(hf[key] for key in ("num_experts", "num_local_experts") if key in hf)
+    width = hf["intermediate_size" if kind == "mixtral" else "moe_intermediate_size"]
+    return {
+        "num_experts": number, "experts_per_token": hf["num_experts_per_tok"], "expert_ffn_dim": width, "ffn_dim": 0,
+        "router_norm": kind == "mixtral" or hf.get("norm_topk_prob", False),
+        "router_aux_coef": hf.get("router_aux_loss_coef", 0.001),
+    }  # fmt: skip
 
 
 def config_from_hf(hf: Mapping[str, Any], dropout: float = 0.0) -> ModelConfig:
@@ -158,7 +216,7 @@ def config_from_hf(hf: Mapping[str, Any], dropout: float = 0.0) -> ModelConfig:
     _check_plain(kind, hf)
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ValueError(f"config.json has rope_type={rope.get('rope_type', rope.get('type'))!r}; ours is 'default'")
-    return ModelConfig(
+    ours = ModelConfig(
         family=kind, vocab_size=hf["vocab_size"], dim=hf["hidden_size"], num_layers=hf["num_hidden_layers"],
         num_heads=hf["num_attention_heads"], num_kv_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
         head_dim=hf.get("head_dim") or (128 if kind == "qwen3" else 0),  # what their classes take for granted
@@ -166,11 +224,21 @@ def config_from_hf(hf: Mapping[str, Any], dropout: float = 0.0) -> ModelConfig:
         rope_theta=float(rope.get("rope_theta", hf.get("rope_theta", 10000.0))), norm_eps=hf["rms_norm_eps"],
         tied=hf.get("tie_word_embeddings", False),
     )  # fmt: skip
+    return replace(ours, **_experts_from_hf(kind, hf))
 
 
 def _check_plain(kind: str, hf: Mapping[str, Any]) -> None:
-    """Whether a llama or qwen3 has no option that ours lacks. Raises ValueError."""
-    plain = {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "hidden_act": "silu"}
+    """Whether theirs has no option that our Llama's kin lack. Raises ValueError."""
+    plain: dict[str, Any] = {
+        "attention_bias": False,
+        "mlp_bias": False,
+        "use_sliding_window": False,
+        "hidden_act": "silu",
+    }
+    if kind in _EXPERTS:
+        plain |= {"decoder_sparse_step": 1, "mlp_only_layers": [], "router_jitter_noise": 0.0}
+    if kind == "mixtral":
+        plain["sliding_window"] = None
     for key, value in plain.items():
         if hf.get(key, value) != value:
             raise ValueError(f"config.json has {key}={hf[key]!r}; our {kind} has {value!r}")

@@ -101,8 +101,9 @@ class Engine:
         config, stage = self.config, self.layout.stages[self.stage]
         blocks = range(stage.first, stage.stop)
         model = build_stage(
-            config.model, blocks, self.space.tensors, self.dtype, self.device, self.tp, config.parallel.recompute
-        )
+            config.model, blocks, self.space.tensors, self.dtype, self.device, self.tp, config.parallel.recompute,
+            self.routes.num_microbatches,
+        )  # fmt: skip
         seq = config.batch.seq_len // (self.tp.size if self.tp and self.tp.sequence_parallel else 1)
         total_tokens = config.batch.global_size * config.batch.seq_len
         self.runner = StageRunner(

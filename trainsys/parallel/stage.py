@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from trainsys.config import ModelConfig
 from trainsys.models.decoder import Decoder
 from trainsys.models.geometry import logical_name
+from trainsys.models.moe import MoE
 from trainsys.models.registry import build
 from trainsys.parallel.loss import microbatch_loss
 from trainsys.parallel.tensor import TensorParallel, apply_tensor_parallel
@@ -114,6 +115,7 @@ def build_stage(
     device: torch.device,
     tp: TensorParallel | None,
     recompute: str,
+    num_microbatches: int,
 ) -> Decoder:
     """One rank's part of the model with uninitialised weights. The order of application is the order below."""
     with torch.device("meta"):
@@ -125,9 +127,18 @@ def build_stage(
         assert meta.dim() == len(shape), name
     if tp is not None and tp.size > 1:
         apply_tensor_parallel(model, tp)
+    scale_router_losses(model, num_microbatches, tp)
     if recompute == "full":
         apply_recompute(model)
     return model
+
+
+def scale_router_losses(model: Decoder, num_microbatches: int, tp: TensorParallel | None) -> None:
+    """Their mean over the step's microbatches, and once among tp ranks, whose router gradients are added later."""
+    for module in model.modules():
+        if isinstance(module, MoE):
+            counts_here = tp is None or tp.index == 0
+            module.aux_scale = module.aux_scale / num_microbatches if counts_here else 0.0
 
 
 def apply_recompute(model: Decoder) -> None:

@@ -25,6 +25,7 @@ class LogicalTensor:
         partial: of a tensor replicated over tp, whether each tp rank's gradient is only a part of the sum: True where
             it sees its own heads alone, False where it sees all, None where it sees its part of a split sequence.
         max_shards: most shards that tp cuts it into; with more tp ranks, neighbours hold copies of one. None: any.
+        expert: of a mixture's expert, its number among the `num_experts` of its layer; None: every token uses it.
     """
 
     name: str
@@ -34,6 +35,8 @@ class LogicalTensor:
     uses: tuple[int, ...] = ()
     partial: bool | None = None
     max_shards: int | None = None
+    expert: int | None = None
+    num_experts: int = 0
 
     @property
     def blocks(self) -> tuple[int, ...]:
