@@ -58,10 +58,10 @@ def bucket_specs(
         microbatches: (stage, replica) -> global microbatches routed there.
         count: microbatches of a step.
     """
-    stage, _, shard = layout.where(rank)
+    shard = layout.where(rank)[2]
     grouped: dict[tuple[tuple[tuple[int, ...], ...], int], list[int]] = {}
     for ordinal, tensor in enumerate(space.tensors):
-        if layout.stages[stage].holds(tensor):
+        if layout.holds(tensor, rank):
             grouped.setdefault((layout.teams_of(tensor), len(tensor.blocks)), []).append(ordinal)
     specs = []
     for (teams, parts), ordinals in grouped.items():
@@ -80,7 +80,7 @@ def bucket_specs(
             used = [
                 part
                 for part, block in enumerate(space.tensors[ordinals[0]].blocks)
-                if parts == 1 or layout.stages[s].first <= block < layout.stages[s].stop
+                if parts == 1 or layout.stages[s].has(block)
             ]
             leaves[holder] = tuple(tree.leaf(mb, part) for part in used for mb in microbatches(s, replica))
         specs.append(BucketSpec(tuple(owners), tuple(p for ps in owners.values() for p in ps), regions, tree, leaves))

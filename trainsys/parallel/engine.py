@@ -98,8 +98,9 @@ class Engine:
                 offset += piece.numel
 
     def _build_stage(self) -> None:
-        config, stage = self.config, self.layout.stages[self.stage]
-        blocks = range(stage.first, stage.stop)
+        config = self.config
+        ((first, stop),) = self.layout.stages[self.stage].spans
+        blocks = range(first, stop)
         model = build_stage(
             config.model, blocks, self.space.tensors, self.dtype, self.device, self.tp, config.parallel.recompute,
             self.routes.num_microbatches,

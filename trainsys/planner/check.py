@@ -9,7 +9,9 @@ from trainsys.models.geometry import check_split, resolve, split_layers
 from trainsys.planner.predict import worst_memory
 from trainsys.planner.stages import Stages, notation
 from trainsys.schedule import GENERATORS
+from trainsys.space.build import axis_order
 
+_NOT_RUN = ("vp", "cp", "ep")
 _CHOICES = {"zero": (0, 1, 2), "recompute": ("none", "full"), "reduction": ("canonical", "fast")}
 
 
@@ -119,9 +121,14 @@ def _memory_knob(config: RunConfig, largest: str) -> str:
 
 
 def _check_names(parallel: ParallelConfig) -> None:
-    for name in ("dp", "tp", "pp"):
+    for name in ("dp", "tp", "pp", "vp", "cp", "ep"):
         if getattr(parallel, name) < 1:
             raise ValueError(f"parallel.{name}={getattr(parallel, name)} must be at least 1")
+    for name in _NOT_RUN:
+        value = getattr(parallel, name)
+        if value > 1:
+            raise ValueError(f"parallel.{name}={value}: no step runs on such a layout yet; set parallel.{name}=1")
+    axis_order(parallel)
     choices = {**_CHOICES, "schedule": tuple(GENERATORS)}
     for name, known in choices.items():
         value = getattr(parallel, name)
