@@ -30,7 +30,7 @@ class BucketSpec:
         pieces: in flat order: grouped by owner.
         regions: rank -> (start, stop) of its pieces in the flat vector.
         tree: shape of the sum; two parts for a tied embedding.
-        leaves: rank -> leaves that it contributes.
+        leaves: rank -> leaves that it contributes; of an expert, those of the microbatches of its whole ep group.
     """
 
     ranks: tuple[int, ...]
@@ -82,7 +82,11 @@ def bucket_specs(
                 for part, block in enumerate(space.tensors[ordinals[0]].blocks)
                 if parts == 1 or layout.stages[s].has(block)
             ]
-            leaves[holder] = tuple(tree.leaf(mb, part) for part in used for mb in microbatches(s, replica))
+            sources = (
+                layout.stages[s].ep_group(replica) if space.tensors[ordinals[0]].expert is not None else (replica,)
+            )
+            own = [mb for source in sources for mb in microbatches(s, source)]
+            leaves[holder] = tuple(tree.leaf(mb, part) for part in used for mb in own)
         specs.append(BucketSpec(tuple(owners), tuple(p for ps in owners.values() for p in ps), regions, tree, leaves))
     return specs
 

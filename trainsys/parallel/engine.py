@@ -8,6 +8,7 @@ repeated from the state at any time. A committed step can therefore never be los
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from trainsys.config import RunConfig
 from trainsys.models.geometry import logical_name
 from trainsys.parallel.bucket import Bucket, BucketSpec, bucket_specs
 from trainsys.parallel.executor import Executor
+from trainsys.parallel.expert import ExpertParallel, ep_ranks
 from trainsys.parallel.optimizer import adamw
 from trainsys.parallel.stage import Batch, StageRunner, build_stage
 from trainsys.parallel.state import FlatState, master_dtype
@@ -39,8 +41,10 @@ def num_microbatches(config: RunConfig) -> int:
 
 
 def wanted_groups(space: Space, layout: Layout, routes: Routes) -> list[tuple[int, ...]]:
-    """Every process group of a layout, in an order that all ranks agree on: the mesh, teams, buckets."""
+    """Every process group of a layout, in an order that all ranks agree on: the mesh, teams, ep groups, buckets."""
     groups = [layout.ranks, *(team for stage in layout.stages for team in stage.teams)]
+    if layout.ep > 1:
+        groups += [ep_ranks(layout, rank) for rank in layout.ranks]
     for rank in layout.ranks:
         groups += [s.ranks for s in bucket_specs(space, layout, rank, routes.microbatches, routes.num_microbatches)]
     return [g for g in dict.fromkeys(groups) if len(g) > 1]
@@ -76,15 +80,27 @@ class Engine:
         self.mesh = comm.group(layout.ranks) if len(layout.ranks) > 1 else None
         team = layout.stages[self.stage].teams[self.replica]
         self.tp = TensorParallel(comm.group(team), config.parallel.sequence_parallel) if layout.tp > 1 else None
+        self.ep = self._expert_parallel(comm)
         self._build_buckets(comm)
         self._build_stage()
+
+    def _expert_parallel(self, comm: Communicator) -> ExpertParallel | None:
+        """The ep group, and which microbatches its members run at the same time."""
+        if self.layout.ep == 1 or not self.config.model.num_experts:
+            return None
+        members = ep_ranks(self.layout, self.rank)
+        together = zip(*(self._backwards(rank) for rank in members), strict=True)
+        self.together = {mbs[members.index(self.rank)]: mbs for mbs in together}
+        ep, count = self.layout.ep, self.config.model.num_experts
+        classes = [-(-c * count // ep) for c in range(ep + 1)]  # of LogicalTensor.expert_class
+        return ExpertParallel(comm.group(members), members, classes)
 
     def _build_buckets(self, comm: Communicator) -> None:
         def make(number: int, spec: BucketSpec) -> Bucket:
             group: Group | None = comm.group(spec.ranks) if len(spec.ranks) > 1 else None
             dtype = master_dtype(self.dtype)
             if self.layout.zero >= 2 and group is not None:
-                return StreamedBucket(spec, self.rank, group, dtype, self.device, number, self._backwards)
+                return StreamedBucket(spec, self.rank, group, dtype, self.device, number, partial(self._pushed, spec))
             return Bucket(spec, self.rank, group, dtype, self.device, self.config.parallel.reduction == "fast")
 
         count = self.routes.num_microbatches
@@ -103,7 +119,7 @@ class Engine:
         blocks = range(first, stop)
         model = build_stage(
             config.model, blocks, self.space.tensors, self.dtype, self.device, self.tp, config.parallel.recompute,
-            self.routes.num_microbatches,
+            self.routes.num_microbatches, self.ep,
         )  # fmt: skip
         seq = config.batch.seq_len // (self.tp.size if self.tp and self.tp.sequence_parallel else 1)
         total_tokens = config.batch.global_size * config.batch.seq_len
@@ -125,6 +141,14 @@ class Engine:
         lane = self.schedule.lanes[self.schedule.placement[stage, replica]]
         return [a.microbatch for a in lane if a.kind is Kind.B and a.stage == stage]
 
+    def _pushed(self, spec: BucketSpec, rank: int) -> list[int]:
+        """The microbatches whose gradients a rank adds to a bucket, in this order; see `_collect`."""
+        own = self._backwards(rank)
+        if self.ep is None or all(self.space.tensors[ordinal].expert is None for ordinal in spec.tensors):
+            return own
+        others = [self._backwards(member) for member in ep_ranks(self.layout, rank) if member != rank]
+        return [mb for together in zip(own, *others, strict=True) for mb in together]
+
     def microbatches(self) -> tuple[int, ...]:
         """The global microbatches that this rank computes."""
         return self.routes.microbatches(self.stage, self.replica)
@@ -140,6 +164,8 @@ class Engine:
         for bucket in self.buckets:
             bucket.begin()
         self.runner.begin(batch)
+        if self.ep is not None:
+            self.ep.begin()
         self.executor.run()
         self.at("reduce")
         flats = [bucket.reduce() for bucket in self.buckets]
@@ -156,8 +182,16 @@ class Engine:
         return Report(batch.step, losses, samples, squares)
 
     def _collect(self, microbatch: int, grads: dict[str, Tensor]) -> None:
+        """After a backward: this rank's gradients, then those of its experts for the other members' microbatches."""
+        self._push(microbatch, grads)
+        for member, theirs in self.ep.gradients() if self.ep is not None else ():
+            self._push(self.together[microbatch][member], theirs)
+
+    def _push(self, microbatch: int, grads: dict[str, Tensor]) -> None:
         """Hand one microbatch's gradients to the buckets; a tied head is a second use of the embedding's tensor."""
         for bucket, names in zip(self.buckets, self.names_of, strict=True):
+            if names[0] not in grads:  # experts alone
+                continue
             parts: dict[int, dict[int, Tensor]] = {}
             for name in names:
                 ordinal = self.ordinal_of[name]

@@ -24,6 +24,7 @@ from trainsys.comm.group import Group
 from trainsys.models.decoder import Decoder
 from trainsys.models.moe import Experts
 from trainsys.parallel.tensor import apply
+from trainsys.space.layout import Layout
 
 _COUNTS, _ROWS = 1 << 29, (1 << 29) + 1  # tags apart from those of other messages on a group of the same ranks
 
@@ -137,12 +138,20 @@ class Dispatch:
         return apply(_Swap, torch.cat(answers), ep, arriving, leaving)
 
 
-def keep_class(model: Decoder, first: int, stop: int) -> None:
-    """Leave experts ``[first, stop)`` of every layer."""
+def ep_ranks(layout: Layout, rank: int) -> tuple[int, ...]:
+    """The ranks with which `rank` shares out its stage's experts, in order of classes. Raises ValueError if uneven."""
+    s, team, shard = layout.where(rank)
+    stage = layout.stages[s]
+    return tuple(stage.teams[i][shard] for i in stage.ep_group(team))
+
+
+def keep_class(model: Decoder, ep: ExpertParallel) -> None:
+    """Leave this rank's experts of every layer."""
+    own = range(ep.classes[ep.own], ep.classes[ep.own + 1])
     for module in model.modules():
         if isinstance(module, Experts):
             for number in list(module):
-                if not first <= int(number) < stop:
+                if int(number) not in own:
                     del module[number]
 
 
@@ -150,4 +159,4 @@ def apply_expert_parallel(model: Decoder, ep: ExpertParallel) -> None:
     """Let every layer's experts answer for the whole group; `keep_class` came first, and the weights have storage."""
     for name, module in list(model.named_modules()):
         if isinstance(module, Experts):
-            module.forward = Dispatch(module, name, ep)  # type: ignore[method-assign, assignment]
+            module.forward = Dispatch(module, name, ep)  # type: ignore[method-assign]

@@ -18,6 +18,7 @@ from trainsys.models.decoder import Decoder
 from trainsys.models.geometry import logical_name
 from trainsys.models.moe import MoE
 from trainsys.models.registry import build
+from trainsys.parallel.expert import ExpertParallel, apply_expert_parallel, keep_class
 from trainsys.parallel.loss import microbatch_loss
 from trainsys.parallel.tensor import TensorParallel, apply_tensor_parallel
 from trainsys.space.tensor import LogicalTensor
@@ -116,10 +117,13 @@ def build_stage(
     tp: TensorParallel | None,
     recompute: str,
     num_microbatches: int,
+    ep: ExpertParallel | None,
 ) -> Decoder:
     """One rank's part of the model with uninitialised weights. The order of application is the order below."""
     with torch.device("meta"):
         model = build(config, blocks)
+    if ep is not None:
+        keep_class(model, ep)
     logical = {t.name: t for t in tensors}
     for name, meta in list(model.named_parameters()):
         shape = logical[logical_name(config, name)].local_shape(tp.size if tp else 1)
@@ -128,6 +132,8 @@ def build_stage(
     if tp is not None and tp.size > 1:
         apply_tensor_parallel(model, tp)
     scale_router_losses(model, num_microbatches, tp)
+    if ep is not None:
+        apply_expert_parallel(model, ep)
     if recompute == "full":
         apply_recompute(model)
     return model

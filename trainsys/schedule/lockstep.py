@@ -23,9 +23,7 @@ def check_lockstep(schedule: Schedule, groups: Sequence[Sequence[int]]) -> None:
         kinds = [[(action.stage, action.kind) for action in lanes[lane]] for lane in group]
         for lane, own in zip(group, kinds, strict=True):
             if own != kinds[0]:
-                raise ScheduleError(
-                    f"lanes {group[0]} and {lane} cannot run in lockstep: {_difference(kinds[0], own)}"
-                )
+                raise ScheduleError(f"lanes {group[0]} and {lane} cannot run in lockstep: {_difference(kinds[0], own)}")
     together = [list(group) for group in groups]
     together += [[lane] for lane in range(len(lanes)) if not any(lane in group for group in groups)]
     at, done = [0] * len(together), set[Action]()
