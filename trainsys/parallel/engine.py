@@ -29,6 +29,7 @@ from trainsys.parallel.stream import StreamedBucket
 from trainsys.parallel.tensor import TensorParallel
 from trainsys.schedule.actions import Kind
 from trainsys.schedule.generators import build as build_schedule
+from trainsys.schedule.lockstep import check_lockstep
 from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout, Piece
 from trainsys.space.tensor import Space
@@ -88,6 +89,9 @@ class Engine:
         """The ep group, and which microbatches its members run at the same time."""
         if self.layout.ep == 1 or not self.config.model.num_experts:
             return None
+        lanes = self.schedule.placement
+        groups = {(s, stage.ep_group(i)) for s, stage in enumerate(self.layout.stages) for i in range(len(stage.teams))}
+        check_lockstep(self.schedule, [[lanes[s, team] for team in teams] for s, teams in sorted(groups)])
         members = ep_ranks(self.layout, self.rank)
         together = zip(*(self._backwards(rank) for rank in members), strict=True)
         self.together = {mbs[members.index(self.rank)]: mbs for mbs in together}

@@ -70,13 +70,17 @@ def gradient_elements(config: RunConfig, stages: Stages, sizes: StageSizes, stag
     """Elements of gradients alive at once on a rank of `stage`.
 
     Under ZeRO 2 (Rajbhandari et al. 2020, §5.2) two whole ones, of which one is on its way to its owners, and of the
-    share owned here the sums of the tree and a slice that arrives from each peer (`parallel/stream.py`).
+    share owned here the sums of the tree and a slice that arrives from each peer (`parallel/stream.py`). Under ep a
+    rank has its experts' gradients of a microbatch of each team of its ep group (`parallel/expert.py`).
     """
     held, owned = sizes.held[stage], sizes.owned[stage]
+    others = (stages.ep - 1) * sizes.experts[stage]
     if config.parallel.zero >= 2 and stages.replicas[stage] > 1:
         sums = _most_subtrees(config.batch.global_size // config.batch.microbatch_size, 1)
-        return 2 * held + owned * (sums + stages.replicas[stage] - 1)
-    return held * gradient_buffers(config, stages, stage)
+        return 2 * held + owned * (sums + stages.replicas[stage] - 1) + others
+    if config.parallel.reduction == "fast":
+        return held + others
+    return (held + others) * gradient_buffers(config, stages, stage)
 
 
 def gradient_buffers(config: RunConfig, stages: Stages, stage: int) -> int:

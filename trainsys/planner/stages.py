@@ -17,11 +17,13 @@ class Stages:
         layers: transformer layers of each stage.
         replicas: teams of each stage.
         tp: ranks of a team; rank = team · tp + place in the team.
+        ep: replicas that share out their stage's experts; it divides the replicas of each.
     """
 
     layers: tuple[int, ...]
     replicas: tuple[int, ...]
     tp: int
+    ep: int = 1
 
     @classmethod
     def of(cls, model: ModelConfig, parallel: ParallelConfig) -> Stages:
@@ -29,7 +31,7 @@ class Stages:
         layers = parallel.stage_layers or split_layers(model.num_layers, parallel.pp)
         replicas = parallel.stage_replicas or (parallel.dp,) * len(layers)
         assert len(layers) == len(replicas), (layers, replicas)
-        return cls(tuple(layers), tuple(replicas), parallel.tp)
+        return cls(tuple(layers), tuple(replicas), parallel.tp, parallel.ep)
 
     @property
     def count(self) -> int:
@@ -67,13 +69,22 @@ class Stages:
         """The ranks that average the gradients of one tp shard of `stage` (the first shard; the others are alike)."""
         return tuple(self.team(stage, replica) * self.tp for replica in range(self.replicas[stage]))
 
+    def expert_group(self, stage: int) -> tuple[int, ...]:
+        """Those that average the gradients of the first class's experts: every ep-th of `data_group`."""
+        return self.data_group(stage)[:: self.ep]
+
+    def exchange_groups(self, stage: int) -> list[tuple[int, ...]]:
+        """The ranks that send each other tokens (the first of each team; the others are alike)."""
+        ranks = self.data_group(stage)
+        return [ranks[i : i + self.ep] for i in range(0, len(ranks), self.ep)]
+
 
 def notation(parallel: ParallelConfig) -> str:
     """A layout in one token group: ``dp2·tp1·pp2 zero1 1f1b``; ragged: ``dp[2,1]·tp1·pp2[3,3] 1f1b``."""
     replicas, layers = parallel.stage_replicas, parallel.stage_layers
     dp = f"dp[{','.join(map(str, replicas))}]" if replicas else f"dp{parallel.dp}"
     pp = f"pp{parallel.pp}[{','.join(map(str, layers))}]" if layers else f"pp{parallel.pp}"
-    words = [f"{dp}·tp{parallel.tp}·{pp}"]
+    words = [f"{dp}·tp{parallel.tp}·{pp}" + (f"·ep{parallel.ep}" if parallel.ep > 1 else "")]
     words += [f"zero{parallel.zero}"] if parallel.zero else []
     words += ["sp"] if parallel.sequence_parallel else []
     words += [parallel.schedule] if parallel.pp > 1 else []
