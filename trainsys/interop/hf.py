@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainsys.config import ModelConfig, RunConfig, to_dict
-from trainsys.interop.hf_names import config_from_hf, config_to_hf, ignorable, part_of, their_shapes
+from trainsys.interop.hf_names import config_from_hf, config_to_hf, fused_experts, ignorable, part_of, their_shapes
 from trainsys.models.geometry import resolve, tensors
 from trainsys.space.box import Box
 from trainsys.space.tensor import LogicalTensor
@@ -44,10 +44,11 @@ class HFFolder:
             self._files = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
         else:
             raise ValueError(f"{path} has neither {SINGLE} nor {INDEX}")
+        self._fused = fused_experts(self._files)
 
     def check(self, config: ModelConfig) -> None:
         """Whether exactly the tensors of `config` are there with their shapes; ValueError lists what is not so."""
-        shapes, wrong = their_shapes(config), []
+        shapes, wrong = their_shapes(config, self._fused), []
         for name, shape in shapes.items():
             if name not in self._files:
                 wrong.append(f"{name} {list(shape)} is missing")
@@ -61,10 +62,12 @@ class HFFolder:
 
     def read(self, config: ModelConfig, tensor: LogicalTensor, box: Box) -> Tensor:
         """Elements of one box of a logical tensor, in the stored dtype."""
-        part = part_of(config, tensor.name)
+        part = part_of(config, tensor.name, self._fused)
         theirs = part.box(box)
         view = self._open(self._files[part.name]).get_slice(part.name)
         values: Tensor = view[tuple(slice(a, b) for a, b in zip(theirs.start, theirs.stop, strict=True))]
+        if part.index is not None:
+            values = values[0]
         return values.T if part.transposed else values
 
     def _shape(self, name: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ so that any shard can be read from, or written to, its place without touching th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,11 +18,15 @@ from trainsys.space.box import Box
 
 @dataclass(frozen=True)
 class Part:
-    """Where one of our tensors lies: rows ``[offset, offset + rows)`` of `name`, or its columns when transposed."""
+    """Where one of our tensors lies: rows ``[offset, offset + rows)`` of `name`, or its columns when transposed.
+
+    With an `index` theirs has one dim more, and ours lies at that place of it.
+    """
 
     name: str
     transposed: bool = False
     offset: int = 0
+    index: int | None = None
 
     def box(self, box: Box) -> Box:
         """A box of ours in their coordinates."""
@@ -31,6 +35,8 @@ class Part:
         if self.transposed:
             start.reverse()
             stop.reverse()
+        if self.index is not None:
+            start, stop = [self.index, *start], [self.index + 1, *stop]
         return Box(tuple(start), tuple(stop))
 
 
@@ -87,14 +93,29 @@ _BUFFERS = re.compile(r".*\.(rotary_emb\.inv_freq|attn\.(masked_)?bias)")  # of 
 _FUSED = {"attention.wq": 0, "attention.wk": 1, "attention.wv": 2}  # thirds of gpt2's attn.c_attn
 
 
-def part_of(config: ModelConfig, name: str) -> Part:
-    """Where logical tensor `name` lies in a Hugging Face checkpoint of the same architecture."""
+def fused_experts(names: Iterable[str]) -> bool:
+    """Whether a checkpoint keeps a layer's experts in one tensor, as newer transformers do in memory and can save."""
+    return any(name.endswith(".mlp.experts.gate_up_proj") for name in names)
+
+
+def part_of(config: ModelConfig, name: str, fused: bool = False) -> Part:
+    """Where logical tensor `name` lies in a Hugging Face checkpoint of the same architecture.
+
+    Args:
+        fused: see `fused_experts`.
+    """
     table, layers = _TABLES[config.family]
     match = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
     if match is None:
         return Part(table[name])
     layer, module, kind = match.groups()
     expert = _EXPERT.fullmatch(module)
+    if fused and module == _ROUTER:
+        return Part(f"{layers}.{layer}.mlp.gate.weight")
+    if fused and expert is not None:
+        whole = "down_proj" if expert[2] == "w2" else "gate_up_proj"
+        offset = resolve(config).expert_ffn_dim if expert[2] == "w3" else 0
+        return Part(f"{layers}.{layer}.mlp.experts.{whole}", offset=offset, index=int(expert[1]))
     if expert is not None:
         place, matrices = _EXPERTS[config.family]
         return Part(f"{layers}.{layer}.{place.format(expert[1])}.{matrices[expert[2]]}.{kind}")
@@ -106,7 +127,7 @@ def part_of(config: ModelConfig, name: str) -> Part:
     return Part(f"{layers}.{layer}.{table[module]}.{kind}", matrix)
 
 
-def their_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def their_shapes(config: ModelConfig, fused: bool = False) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the Hugging Face checkpoint, fused ones whole.
 
     Raises:
@@ -119,7 +140,7 @@ def their_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         )
     shapes: dict[str, tuple[int, ...]] = {}
     for tensor in tensors(config):
-        part = part_of(config, tensor.name)
+        part = part_of(config, tensor.name, fused)
         stop = part.box(Box.whole(tensor.shape)).stop
         old = shapes.get(part.name, stop)
         shapes[part.name] = tuple(max(a, b) for a, b in zip(old, stop, strict=True))
