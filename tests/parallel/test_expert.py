@@ -32,6 +32,17 @@ def test_bits_do_not_depend_on_ep(ranks: RankPool, tp: int) -> None:
         assert_same_bits(got, expected)
 
 
+def test_stages_with_other_numbers_of_replicas(ranks: RankPool) -> None:
+    """Twice as many replicas in one stage; the lanes of each group still do the same at the same time."""
+    (expected,) = run_all(ranks, 1, [run_config("bfloat16", MODEL)], steps=3)
+    grids: list[dict[str, Any]] = [
+        {"pp": 2, "stage_replicas": replicas, "ep": 2, "schedule": schedule, "zero": zero}
+        for replicas, schedule, zero in (((4, 2), "gpipe", 2), ((2, 4), "1f1b", 0))
+    ]
+    for got in run_all(ranks, 6, [run_config("bfloat16", MODEL, **grid) for grid in grids], steps=3):
+        assert_same_bits(got, expected)
+
+
 def test_one_process_has_the_same_numbers(ranks: RankPool) -> None:
     (expected,) = run_all(ranks, 1, [run_config("float64", MODEL)], steps=3)
     grids: list[dict[str, Any]] = [

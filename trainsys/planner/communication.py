@@ -29,7 +29,7 @@ def all_reduce_s(num_bytes: float, size: int, link: Link | None) -> float:
 
 @dataclass(frozen=True)
 class TensorCost:
-    """Exposed seconds of tensor or expert parallelism in one microbatch, per stage."""
+    """Exposed seconds of tensor or expert parallelism in one microbatch, per run of layers."""
 
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
@@ -54,23 +54,23 @@ def tensor_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     worst = max(links, key=lambda link: link.transfer_s(boundary_bytes(config)), default=None)
     once = all_reduce_s(boundary_bytes(config), stages.tp, worst)
     again = 2 if config.parallel.recompute == "full" else 0
-    forward = [2 * n for n in stages.layers]
-    backward = [(2 + again) * n for n in stages.layers]
+    forward = [2 * n for n in stages.runs]
+    backward = [(2 + again) * n for n in stages.runs]
     forward[0] += 1
     backward[-1] += 1
     return TensorCost(tuple(once * n for n in forward), tuple(once * n for n in backward))
 
 
 def expert_cost(config: RunConfig, stages: Stages, topology: Topology) -> TensorCost:
-    """Exposed seconds of sending tokens to their experts and back in one microbatch, per stage.
+    """Exposed seconds of sending tokens to their experts and back in one microbatch, per run of layers.
 
     Two all-to-alls per layer forward and two backward (Lepikhin et al. 2020, arXiv:2006.16668, §3.3), each of the
     microbatch times the experts per token, evenly spread; forward also the numbers of rows. Recomputing repeats them.
     """
     model, forward, backward = config.model, [], []
     again = config.parallel.recompute == "full"
-    for stage, layers in enumerate(stages.layers):
-        links = (topology.slowest(group) for group in stages.exchange_groups(stage))
+    for run, layers in enumerate(stages.runs):
+        links = (topology.slowest(group) for group in stages.exchange_groups(run % stages.count))
         size = boundary_bytes(config) * model.experts_per_token
         worst = max((link for link in links if link), key=lambda link: link.transfer_s(size), default=None)
         swap = all_gather_s(size, stages.ep, worst)  # an all-to-all sends as much: an n-th to each of n - 1

@@ -26,6 +26,8 @@ def check_experts(config: RunConfig) -> None:
     if ep > model.num_experts:
         knob = max(model.num_experts, 1)
         raise ValueError(f"parallel.ep={ep} exceeds model.num_experts={model.num_experts}; set parallel.ep={knob}")
+    if parallel.vp > 1:
+        raise ValueError(f"parallel.ep={ep} needs one run of layers per stage, got vp={parallel.vp}; set parallel.vp=1")
     microbatches = config.batch.global_size // config.batch.microbatch_size
     for stage, replicas in enumerate(stages.replicas):
         if replicas % ep:
