@@ -95,7 +95,7 @@ class ParallelConfig:
     dp: int = 1  # replicas of every stage
     tp: int = 1  # ranks that share one replica of a stage, splitting its matrices
     pp: int = 1  # pipeline stages
-    zero: int = 0  # sharded over the replicas: 0 nothing, 1 optimizer state, 2 gradients too
+    zero: int = 0  # sharded over the replicas: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too
     sequence_parallel: bool = False  # shard norms and dropout over the sequence inside tp (not context parallelism)
     schedule: str = "1f1b"  # a name registered in trainsys.schedule: gpipe, 1f1b
     recompute: Literal["none", "full"] = "none"  # full: keep only each layer's input and compute it again

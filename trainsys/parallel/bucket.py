@@ -7,8 +7,9 @@ layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class BucketSpec:
         regions: rank -> (start, stop) of its pieces in the flat vector.
         tree: shape of the sum; two parts for a tied embedding.
         leaves: rank -> leaves that it contributes.
+        uses: part of the sum -> blocks whose backward makes it.
     """
 
     ranks: tuple[int, ...]
@@ -38,33 +40,45 @@ class BucketSpec:
     regions: Mapping[int, tuple[int, int]]
     tree: Tree
     leaves: Mapping[int, tuple[Node, ...]]
+    uses: tuple[tuple[int, ...], ...]
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return sum(p.numel for p in self.pieces)
 
-    @property
+    @cached_property
     def tensors(self) -> set[int]:
         """Ordinals of the bucket's tensors."""
         return {p.tensor for p in self.pieces}
+
+    @cached_property
+    def number(self) -> int:
+        """Tells it from every other bucket, the same on all of its ranks: the first ordinal, below 2^16."""
+        return min(self.tensors)
+
+    @cached_property
+    def blocks(self) -> set[int]:
+        """Blocks that compute with the bucket's tensors, on whatever stage."""
+        return {block for part in self.uses for block in part}
 
 
 def bucket_specs(
     space: Space, layout: Layout, rank: int, microbatches: Callable[[int, int], Sequence[int]], count: int
 ) -> list[BucketSpec]:
-    """The buckets of one rank: one per set of teams and number of uses.
+    """The buckets of one rank: one per set of teams and number of uses; under ZeRO-3 each block has its own.
 
     Args:
         microbatches: (stage, replica) -> global microbatches routed there.
         count: microbatches of a step.
     """
     stage, _, shard = layout.where(rank)
-    grouped: dict[tuple[tuple[tuple[int, ...], ...], int], list[int]] = {}
+    grouped: dict[tuple[tuple[tuple[int, ...], ...], int, int], list[int]] = {}
     for ordinal, tensor in enumerate(space.tensors):
         if layout.stages[stage].holds(tensor):
-            grouped.setdefault((layout.teams_of(tensor), len(tensor.blocks)), []).append(ordinal)
+            block = tensor.block if layout.zero == 3 else 0
+            grouped.setdefault((layout.teams_of(tensor), len(tensor.blocks), block), []).append(ordinal)
     specs = []
-    for (teams, parts), ordinals in grouped.items():
+    for (teams, parts, _), ordinals in grouped.items():
         owners: dict[int, list[Piece]] = {team[shard]: [] for team in teams}
         for ordinal in ordinals:
             for piece, owner in layout.pieces(space.tensors[ordinal], ordinal, shard):
@@ -83,7 +97,10 @@ def bucket_specs(
                 if parts == 1 or layout.stages[s].first <= block < layout.stages[s].stop
             ]
             leaves[holder] = tuple(tree.leaf(mb, part) for part in used for mb in microbatches(s, replica))
-        specs.append(BucketSpec(tuple(owners), tuple(p for ps in owners.values() for p in ps), regions, tree, leaves))
+        blocks = [space.tensors[ordinal].blocks for ordinal in ordinals]
+        uses = tuple(tuple(dict.fromkeys(of_part)) for of_part in zip(*blocks, strict=True))
+        flat = tuple(p for ps in owners.values() for p in ps)
+        specs.append(BucketSpec(tuple(owners), flat, regions, tree, leaves, uses))
     return specs
 
 
@@ -106,6 +123,14 @@ class Bucket:
         self._reduce_scatter: TreeReduceScatter | None = None  # made when first needed: its buffers cost memory
         self.region = slice(*spec.regions[rank])
         self.base = 0  # where in the flat vector that which `reduce` returns begins
+
+    def owned_pieces(self) -> Iterator[Piece]:
+        """The pieces of this rank's region, in its order."""
+        at = 0
+        for piece in self.spec.pieces:
+            if self.region.start <= at < self.region.stop:
+                yield piece
+            at += piece.numel
 
     def begin(self) -> None:
         self._sum = TreeSum(self.spec.tree, Tensor.add_)

@@ -7,7 +7,7 @@ repeated from the state at any time. A committed step can therefore never be los
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -23,9 +23,10 @@ from trainsys.parallel.optimizer import adamw
 from trainsys.parallel.stage import Batch, StageRunner, build_stage
 from trainsys.parallel.state import FlatState, master_dtype
 from trainsys.parallel.step import Decision, Report
-from trainsys.parallel.stream import StreamedBucket
+from trainsys.parallel.stream import Stream, StreamedBucket
 from trainsys.parallel.tensor import TensorParallel
-from trainsys.schedule.actions import Kind
+from trainsys.parallel.weights import Weights, hollow
+from trainsys.schedule.actions import Action, Kind
 from trainsys.schedule.generators import build as build_schedule
 from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout, Piece
@@ -80,16 +81,17 @@ class Engine:
         self._build_stage()
 
     def _build_buckets(self, comm: Communicator) -> None:
-        def make(number: int, spec: BucketSpec) -> Bucket:
+        def make(spec: BucketSpec) -> Bucket:
             group: Group | None = comm.group(spec.ranks) if len(spec.ranks) > 1 else None
             dtype = master_dtype(self.dtype)
             if self.layout.zero >= 2 and group is not None:
-                return StreamedBucket(spec, self.rank, group, dtype, self.device, number, self._backwards)
+                return StreamedBucket(spec, self.rank, group, dtype, self.device, self.stream)
             return Bucket(spec, self.rank, group, dtype, self.device, self.config.parallel.reduction == "fast")
 
+        self.stream = Stream(self.rank, self._backwards)
         count = self.routes.num_microbatches
         specs = bucket_specs(self.space, self.layout, self.rank, self.routes.microbatches, count)
-        self.buckets = [make(number, spec) for number, spec in enumerate(specs)]
+        self.buckets = [make(spec) for spec in specs]
         self.at_flat: dict[Piece, tuple[int, int]] = {}  # piece -> (bucket, offset in what it reduces to)
         for b, bucket in enumerate(self.buckets):
             offset = -bucket.base
@@ -99,17 +101,24 @@ class Engine:
 
     def _build_stage(self) -> None:
         config, stage = self.config, self.layout.stages[self.stage]
-        blocks = range(stage.first, stage.stop)
+        blocks, empty = range(stage.first, stage.stop), hollow if self.layout.zero == 3 else torch.empty
         model = build_stage(
-            config.model, blocks, self.space.tensors, self.dtype, self.device, self.tp, config.parallel.recompute
+            config.model, blocks, self.space.tensors, self.dtype, self.device, self.tp, config.parallel.recompute, empty
         )
+        params = dict(model.named_parameters())
+        self.ordinal_of = {n: self.space.ordinal[logical_name(config.model, n)] for n in params}
+        block_of = {n: self.space.tensors[o].blocks[self._second_use(n)] for n, o in self.ordinal_of.items()}
+        parts = {part: [n for n, b in block_of.items() if b in part] for part in self._parts(self.stage)}
+        self.weights = None
+        if self.layout.zero == 3:
+            used = {part.start: {self.ordinal_of[n]: params[n] for n in names} for part, names in parts.items()}
+            self.weights = Weights(self.rank, self.dtype, self.device, self.buckets, used, self._uses)
         seq = config.batch.seq_len // (self.tp.size if self.tp and self.tp.sequence_parallel else 1)
         total_tokens = config.batch.global_size * config.batch.seq_len
         self.runner = StageRunner(
             model, (config.batch.microbatch_size, seq, config.model.dim), config.train.seed, total_tokens, self.tp,
-            self._collect,
+            self._collect, parts, *((self.weights.whole,) if self.weights else ()),
         )  # fmt: skip
-        self.ordinal_of = {n: self.space.ordinal[logical_name(config.model, n)] for n in self.runner.params}
         ordinals = [bucket.spec.tensors for bucket in self.buckets]
         self.names_of = [[n for n, o in self.ordinal_of.items() if o in own] for own in ordinals]
         lanes = {lane: self.layout.stages[s].teams[r] for (s, r), lane in self.schedule.placement.items()}
@@ -117,11 +126,25 @@ class Engine:
         lane = self.schedule.placement[self.stage, self.replica]
         self.executor = Executor(self.schedule, lane, self.runner, self.mesh, rank_of, self.at)
 
-    def _backwards(self, rank: int) -> list[int]:
-        """The microbatches of a rank in the order of their backwards."""
+    def _parts(self, stage: int) -> list[range]:
+        """What `stage` computes at a time: under ZeRO-3 each of its blocks by itself."""
+        first, stop = self.layout.stages[stage].first, self.layout.stages[stage].stop
+        return [range(b, b + 1) for b in range(first, stop)] if self.layout.zero == 3 else [range(first, stop)]
+
+    def _computes(self, rank: int) -> Iterator[tuple[Action, list[range]]]:
+        """The compute actions of a rank in its lane's order, each with its parts in the order of computation."""
         stage, replica, _ = self.layout.where(rank)
-        lane = self.schedule.lanes[self.schedule.placement[stage, replica]]
-        return [a.microbatch for a in lane if a.kind is Kind.B and a.stage == stage]
+        for action in self.schedule.lanes[self.schedule.placement[stage, replica]]:
+            if action.is_compute:
+                yield action, self._parts(action.stage)[:: 1 if action.kind is Kind.F else -1]
+
+    def _backwards(self, rank: int) -> list[tuple[int, range]]:
+        """(microbatch, part) of a rank in the order in which their gradients are made."""
+        return [(a.microbatch, part) for a, parts in self._computes(rank) if a.kind is Kind.B for part in parts]
+
+    def _uses(self, rank: int) -> list[int]:
+        """The blocks of a rank in the order in which it computes with their weights."""
+        return [part.start for _, parts in self._computes(rank) for part in parts]
 
     def microbatches(self) -> tuple[int, ...]:
         """The global microbatches that this rank computes."""
@@ -137,10 +160,15 @@ class Engine:
         """
         for bucket in self.buckets:
             bucket.begin()
+        self.stream.begin()
         self.runner.begin(batch)
+        if self.weights:
+            self.weights.begin()
         self.executor.run()
         self.at("reduce")
         flats = [bucket.reduce() for bucket in self.buckets]
+        if self.weights:
+            self.weights.finish()
         self._sum_partials_over_tp(flats)
         squares = self._squares(flats)
         if self.layout.zero == 0 and self.config.parallel.reduction != "fast":
@@ -158,11 +186,14 @@ class Engine:
         for bucket, names in zip(self.buckets, self.names_of, strict=True):
             parts: dict[int, dict[int, Tensor]] = {}
             for name in names:
-                ordinal = self.ordinal_of[name]
-                second_use = bucket.spec.tree.parts > 1 and name != self.space.tensors[ordinal].name
-                parts.setdefault(int(second_use), {})[ordinal] = grads[name]
+                if name in grads:
+                    parts.setdefault(self._second_use(name), {})[self.ordinal_of[name]] = grads[name]
             for part, values in parts.items():
                 bucket.push(bucket.spec.tree.leaf(microbatch, part), values)
+
+    def _second_use(self, name: str) -> bool:
+        """Whether a parameter is a tied head."""
+        return name != self.space.tensors[self.ordinal_of[name]].name
 
     def _valid_slices(self, flats: list[Tensor], owned: bool) -> list[tuple[Piece, Tensor]]:
         """The pieces whose sum over replicas is known here: the `owned` ones, after a ``fast`` reduction all."""
@@ -232,7 +263,13 @@ class Engine:
         del self.grad
 
     def materialize(self) -> None:
-        """Write the compute-precision parameters from the masters, gathered from their owners under ZeRO-1 and 2."""
+        """Write the compute-precision parameters from the masters, gathered from their owners under ZeRO-1 and 2.
+
+        ZeRO-3 writes the owned ones alone; `compute` gathers each block when it is needed.
+        """
+        if self.weights:
+            self.weights.load(self.state)
+            return
         for bucket in self.buckets:
             flat = torch.empty(bucket.spec.numel, dtype=self.dtype, device=self.device)
             local = self.layout.zero == 0

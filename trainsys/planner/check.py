@@ -10,7 +10,7 @@ from trainsys.planner.predict import worst_memory
 from trainsys.planner.stages import Stages, notation
 from trainsys.schedule import GENERATORS
 
-_CHOICES = {"zero": (0, 1, 2), "recompute": ("none", "full"), "reduction": ("canonical", "fast")}
+_CHOICES = {"zero": (0, 1, 2, 3), "recompute": ("none", "full"), "reduction": ("canonical", "fast")}
 
 
 def check_parallel(config: RunConfig, num_ranks: int) -> None:
