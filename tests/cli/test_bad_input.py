@@ -73,7 +73,7 @@ CASES: list[tuple[tuple[str, ...], list[str], list[str]]] = [
     (ALL, ["batch.microbatch_size=5"], ["batch.global_size=12", "microbatch_size=5", "10 or 15"]),
     (RUN, ["parallel.dp=3"], ["dp*tp*pp=6", "4 ranks", "parallel.dp=2"]),
     (MESH, ["parallel.dp=0"], ["parallel.dp=0"]),
-    (MESH, ["parallel.zero=3"], ["parallel.zero=3", "0, 1"]),
+    (MESH, ["parallel.zero=4"], ["parallel.zero=4", "0, 1, 2, 3"]),
     (MESH, ["parallel.schedule=zigzag"], ["parallel.schedule=zigzag", "1f1b"]),
     (MESH, ["model.num_heads=2", "parallel.dp=1", "parallel.tp=4", "parallel.pp=1"],
      ["num_heads=2", "tp=4", "set tp=1 or 2"]),

@@ -34,3 +34,26 @@ def test_the_bits_of_one_process(ranks: RankPool, name: str) -> None:
     (expected,) = run_all(ranks, 1, [run_config(dtype, model)])
     for got in run_all(ranks, 4, [run_config(dtype, model, zero=3, **grid) for grid in FOUR_RANKS]):
         assert_same_bits(got, expected)
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_the_bits_of_its_tensor_parallel_family(ranks: RankPool, sequence_parallel: bool) -> None:
+    model = {"num_layers": 2, "family": "gpt2", "tied": True, "dropout": 0.1}
+    fixed = {"tp": 2, "sequence_parallel": sequence_parallel}
+    (expected,) = run_all(ranks, 2, [run_config("float32", model, **fixed)], steps=3)
+    grids: list[dict[str, Any]] = [{"dp": 2, "recompute": "full"}, {"pp": 2, "stage_replicas": (1, 2)}]
+    for got in run_all(ranks, 6, [run_config("float32", model, zero=3, **grid, **fixed) for grid in grids], steps=3):
+        assert_same_bits(got, expected)
+
+
+def test_one_process_in_float64(ranks: RankPool) -> None:
+    model = {"tied": True, "num_kv_heads": 4}
+    (expected,) = run_all(ranks, 1, [run_config("float64", model)])
+    grids: list[dict[str, Any]] = [
+        {"dp": 4},
+        {"dp": 2, "pp": 2, "schedule": "gpipe"},
+        {"dp": 2, "tp": 2, "sequence_parallel": True},
+        {"dp": 4, "reduction": "fast"},
+    ]
+    for got in run_all(ranks, 4, [run_config("float64", model, zero=3, **grid) for grid in grids]):
+        assert_close(got, expected, 1e-10)

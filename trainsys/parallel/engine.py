@@ -7,7 +7,7 @@ repeated from the state at any time. A committed step can therefore never be los
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,13 +20,13 @@ from trainsys.models.geometry import logical_name
 from trainsys.parallel.bucket import Bucket, BucketSpec, bucket_specs
 from trainsys.parallel.executor import Executor
 from trainsys.parallel.optimizer import adamw
+from trainsys.parallel.order import Order
 from trainsys.parallel.stage import Batch, StageRunner, build_stage
 from trainsys.parallel.state import FlatState, master_dtype
 from trainsys.parallel.step import Decision, Report
 from trainsys.parallel.stream import Stream, StreamedBucket
 from trainsys.parallel.tensor import TensorParallel
 from trainsys.parallel.weights import Weights, hollow
-from trainsys.schedule.actions import Action, Kind
 from trainsys.schedule.generators import build as build_schedule
 from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout, Piece
@@ -74,6 +74,7 @@ class Engine:
         self.stage, self.replica, self.shard = layout.where(rank)
         self.routes = Routes.balanced(num_microbatches(config), layout.replicas)
         self.schedule = build_schedule(config.parallel.schedule, self.routes)
+        self.order = Order(layout, self.schedule)
         self.mesh = comm.group(layout.ranks) if len(layout.ranks) > 1 else None
         team = layout.stages[self.stage].teams[self.replica]
         self.tp = TensorParallel(comm.group(team), config.parallel.sequence_parallel) if layout.tp > 1 else None
@@ -88,7 +89,7 @@ class Engine:
                 return StreamedBucket(spec, self.rank, group, dtype, self.device, self.stream)
             return Bucket(spec, self.rank, group, dtype, self.device, self.config.parallel.reduction == "fast")
 
-        self.stream = Stream(self.rank, self._backwards)
+        self.stream = Stream(self.rank, self.order.backwards)
         count = self.routes.num_microbatches
         specs = bucket_specs(self.space, self.layout, self.rank, self.routes.microbatches, count)
         self.buckets = [make(spec) for spec in specs]
@@ -108,11 +109,11 @@ class Engine:
         params = dict(model.named_parameters())
         self.ordinal_of = {n: self.space.ordinal[logical_name(config.model, n)] for n in params}
         block_of = {n: self.space.tensors[o].blocks[self._second_use(n)] for n, o in self.ordinal_of.items()}
-        parts = {part: [n for n, b in block_of.items() if b in part] for part in self._parts(self.stage)}
+        parts = {part: [n for n, b in block_of.items() if b in part] for part in self.order.parts(self.stage)}
         self.weights = None
         if self.layout.zero == 3:
-            used = {part.start: {self.ordinal_of[n]: params[n] for n in names} for part, names in parts.items()}
-            self.weights = Weights(self.rank, self.dtype, self.device, self.buckets, used, self._uses)
+            used = {part: {self.ordinal_of[n]: params[n] for n in names} for part, names in parts.items()}
+            self.weights = Weights(self.rank, self.dtype, self.device, self.buckets, used, self.order.uses)
         seq = config.batch.seq_len // (self.tp.size if self.tp and self.tp.sequence_parallel else 1)
         total_tokens = config.batch.global_size * config.batch.seq_len
         self.runner = StageRunner(
@@ -125,26 +126,6 @@ class Engine:
         rank_of = [lanes[lane][self.shard] for lane in range(self.schedule.num_lanes)]
         lane = self.schedule.placement[self.stage, self.replica]
         self.executor = Executor(self.schedule, lane, self.runner, self.mesh, rank_of, self.at)
-
-    def _parts(self, stage: int) -> list[range]:
-        """What `stage` computes at a time: under ZeRO-3 each of its blocks by itself."""
-        first, stop = self.layout.stages[stage].first, self.layout.stages[stage].stop
-        return [range(b, b + 1) for b in range(first, stop)] if self.layout.zero == 3 else [range(first, stop)]
-
-    def _computes(self, rank: int) -> Iterator[tuple[Action, list[range]]]:
-        """The compute actions of a rank in its lane's order, each with its parts in the order of computation."""
-        stage, replica, _ = self.layout.where(rank)
-        for action in self.schedule.lanes[self.schedule.placement[stage, replica]]:
-            if action.is_compute:
-                yield action, self._parts(action.stage)[:: 1 if action.kind is Kind.F else -1]
-
-    def _backwards(self, rank: int) -> list[tuple[int, range]]:
-        """(microbatch, part) of a rank in the order in which their gradients are made."""
-        return [(a.microbatch, part) for a, parts in self._computes(rank) if a.kind is Kind.B for part in parts]
-
-    def _uses(self, rank: int) -> list[int]:
-        """The blocks of a rank in the order in which it computes with their weights."""
-        return [part.start for _, parts in self._computes(rank) for part in parts]
 
     def microbatches(self) -> tuple[int, ...]:
         """The global microbatches that this rank computes."""
@@ -182,7 +163,11 @@ class Engine:
         return Report(batch.step, losses, samples, squares)
 
     def _collect(self, microbatch: int, grads: dict[str, Tensor]) -> None:
-        """Hand one microbatch's gradients to the buckets; a tied head is a second use of the embedding's tensor."""
+        """Hand the gradients of one microbatch, or of one block of it, to the buckets.
+
+        A tied head is a second use of the embedding's tensor.
+        """
+        self.stream.leave()
         for bucket, names in zip(self.buckets, self.names_of, strict=True):
             parts: dict[int, dict[int, Tensor]] = {}
             for name in names:

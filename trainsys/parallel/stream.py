@@ -12,7 +12,7 @@ gradients, and the slice arriving from each peer, are of one block only.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 
 import torch
@@ -37,45 +37,47 @@ class Stream:
     def __init__(self, rank: int, backwards: Callable[[int], Sequence[tuple[int, range]]]) -> None:
         self._rank, self._backwards = rank, backwards
         self.buckets: list[StreamedBucket] = []
-        self._leaving: list[tuple[Group, Work, Tensor]] = []
+        self._from: dict[int, list[Arrival]] = {}  # peer -> what it sends here in every step
+        self._leaving: dict[Group, list[tuple[Work, Tensor]]] = {}
         self._ended: SimpleQueue[CommError | None] = SimpleQueue()  # one entry per receiver
         self._receiving = 0
 
     def begin(self) -> None:
         """Start the step's receivers, one per peer; those of an abandoned step end with its groups."""
-        self._leaving, self._ended = [], SimpleQueue()
-        peers = sorted({r for bucket in self.buckets for r in bucket.spec.ranks} - {self._rank})
-        for peer in peers:
-            arrivals = [(bucket, bucket.total, leaf) for bucket, leaf in self._arrivals(peer)]
-            args = (peer, arrivals, self._ended)
+        if not self._from:
+            peers = sorted({r for bucket in self.buckets for r in bucket.spec.ranks} - {self._rank})
+            self._from = {peer: list(self._arrivals(peer)) for peer in peers}
+        self._leaving, self._ended = {}, SimpleQueue()
+        totals = {bucket: bucket.total for bucket in self.buckets}
+        for peer, arrivals in self._from.items():
+            args = (peer, arrivals, totals, self._ended)
             threading.Thread(target=_receive, args=args, daemon=True, name=f"from-{peer}").start()
-        self._receiving = len(peers)
+        self._receiving = len(self._from)
 
     def send(self, bucket: StreamedBucket, leaf: Node, value: Tensor) -> None:
-        """Send every owner its slice of `value`, once the gradient before has left."""
-        self._leave()
+        """Begin sending every owner its slice of `value`."""
+        group, leaving = bucket.stream_group, self._leaving.setdefault(bucket.stream_group, [])
         for peer, (start, stop) in bucket.spec.regions.items():
             if peer != self._rank and stop > start:
                 part = value[start:stop]
-                self._leaving.append(
-                    (bucket.stream_group, bucket.stream_group.isend(part, peer, bucket.tag(leaf)), part)
-                )
+                leaving.append((group.isend(part, peer, bucket.tag(leaf)), part))
+
+    def leave(self) -> None:
+        """Wait until all that was sent has left: room for the next gradient."""
+        for group, leaving in self._leaving.items():
+            group.wait_all([work for work, _ in leaving])
+        self._leaving = {}
 
     def finish(self) -> None:
         """Wait until all that leaves has left and all that arrives is added."""
-        self._leave()
+        self.leave()
         while self._receiving:
             error = self._ended.get()
             self._receiving -= 1
             if error is not None:
                 raise error
 
-    def _leave(self) -> None:
-        for group, work, _ in self._leaving:
-            group.wait(work)
-        self._leaving = []
-
-    def _arrivals(self, peer: int) -> Iterator[tuple[StreamedBucket, Node]]:
+    def _arrivals(self, peer: int) -> Iterator[Arrival]:
         """The peer's slices as they will arrive: by backward; of a tensor used twice in one, the input part first."""
         shared = [bucket for bucket in self.buckets if peer in bucket.spec.ranks and bucket.region_numel]
         for microbatch, blocks in self._backwards(peer):
@@ -134,15 +136,21 @@ class _Total:
         return self._total.total()
 
 
+Arrival = tuple[StreamedBucket, Node]
+
+
 def _receive(
-    peer: int, arrivals: Sequence[tuple[StreamedBucket, _Total, Node]], ended: SimpleQueue[CommError | None]
+    peer: int,
+    arrivals: Sequence[Arrival],
+    totals: Mapping[StreamedBucket, _Total],
+    ended: SimpleQueue[CommError | None],
 ) -> None:
     """Body of a receiver. It always has the peer's next slice posted, so that no peer ever waits for another."""
     try:
-        for bucket, total, leaf in arrivals:
+        for bucket, leaf in arrivals:
             buffer = bucket.empty()
             bucket.stream_group.wait(bucket.stream_group.irecv(buffer, peer, bucket.tag(leaf)))
-            total.push(leaf, buffer)
+            totals[bucket].push(leaf, buffer)
     except CommError as error:
         ended.put(error)
     else:

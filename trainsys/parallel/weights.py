@@ -58,6 +58,10 @@ class Block:
             places[piece.tensor].append((piece, i))
         self._places = [[i for _, i in sorted(own)] for own in places.values()]
 
+    def split(self, flat: Tensor) -> Iterator[tuple[Bucket, Tensor]]:
+        """The buckets with their parts of what arrives."""
+        yield from zip(self.buckets, flat.split([bucket.spec.numel for bucket in self.buckets]), strict=True)
+
     @torch.no_grad()
     def fill(self, arrived: Tensor) -> None:
         """Make the parameters whole from the buckets' flat vectors; autograd does not notice that they were away."""
@@ -83,7 +87,7 @@ class _Arrival:
 
     block: int
     values: Tensor
-    works: list[tuple[Group, Work]]
+    works: dict[Group, list[Work]]
 
 
 class Weights:
@@ -91,8 +95,8 @@ class Weights:
 
     Args:
         buckets: of the rank; none has tensors of two blocks.
-        blocks: block -> tensor ordinal -> parameter, of the blocks that the rank computes.
-        uses: rank -> the blocks in the order in which it computes with them in a step, forward and backward.
+        params: part (one block) -> tensor ordinal -> parameter, of the blocks that the rank computes.
+        uses: rank -> the parts in the order in which it computes with them in a step, forward and backward.
 
     Attributes:
         peak: most copies of a block that were here at once since the engine was made, arriving ones included.
@@ -100,11 +104,19 @@ class Weights:
 
     def __init__(
         self, rank: int, dtype: torch.dtype, device: torch.device, buckets: Sequence[Bucket],
-        blocks: Mapping[int, Mapping[int, nn.Parameter]], uses: Callable[[int], Sequence[int]],
+        params: Mapping[range, Mapping[int, nn.Parameter]], uses: Callable[[int], Sequence[range]],
     ) -> None:  # fmt: skip
-        self._rank, self._dtype, self._device, self._buckets, self._uses = rank, dtype, device, buckets, uses
-        self.blocks = {b: Block([k for k in buckets if b in k.spec.blocks], params) for b, params in blocks.items()}
-        self.owned = {k.spec.number: self._empty(k.region.stop - k.region.start) for k in buckets}
+        self._rank, self._dtype, self._device = rank, dtype, device
+        self._of_block: dict[int, list[Bucket]] = {}
+        for bucket in buckets:
+            for block in bucket.spec.blocks:
+                self._of_block.setdefault(block, []).append(bucket)
+        self.blocks = {part.start: Block(self._of_block[part.start], own) for part, own in params.items()}
+        self._uses = [part.start for part in uses(rank)]
+        peers = sorted({r for bucket in buckets for r in bucket.spec.ranks} - {rank})
+        self._gathers_of = {peer: _gathers([part.start for part in uses(peer)]) for peer in peers}
+        lasting = {k.spec.number: k for block in self.blocks.values() if block.gathered for k in block.buckets}
+        self._owned = {n: self._empty(k.region.stop - k.region.start) for n, k in lasting.items()}
         self.peak = 0
         self._arriving: _Arrival | None = None
         self._coming: Iterator[tuple[int, int]] = iter(())  # (number, block) of the gathers not yet posted
@@ -117,14 +129,21 @@ class Weights:
 
     def load(self, state: FlatState) -> None:
         """Write the owned pieces, and the blocks that are all owned here, from the masters; purely local."""
-        for bucket in self._buckets:
-            at = 0
-            for piece in bucket.owned_pieces():
-                self.owned[bucket.spec.number][at : at + piece.numel].copy_(state.view("master", piece))
-                at += piece.numel
         for block in self.blocks.values():
+            for bucket in block.buckets if block.gathered else ():
+                self._read(bucket, state, self._owned[bucket.spec.number])
             if not block.gathered:
-                block.fill(torch.cat([self.owned[k.spec.number] for k in block.buckets]))
+                values = self._empty(block.numel)
+                for bucket, part in block.split(values):
+                    self._read(bucket, state, part)
+                block.fill(values)
+
+    @staticmethod
+    def _read(bucket: Bucket, state: FlatState, into: Tensor) -> None:
+        at = 0
+        for piece in bucket.owned_pieces():
+            into[at : at + piece.numel].copy_(state.view("master", piece))
+            at += piece.numel
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -133,14 +152,12 @@ class Weights:
         for block in self.blocks.values():
             if block.gathered:
                 block.free()
-        self._next = deque(self._uses(self._rank))
-        self._coming = iter([(i, b) for i, b in enumerate(_gathers(self._next)) if self.blocks[b].gathered])
-        self._ended = SimpleQueue()
-        peers = sorted({r for bucket in self._buckets for r in bucket.spec.ranks} - {self._rank})
-        for peer in peers:
-            args = (peer, _gathers(self._uses(peer)), self._ended)
+        self._next, self._ended = deque(self._uses), SimpleQueue()
+        self._coming = iter([(i, b) for i, b in enumerate(_gathers(self._uses)) if self.blocks[b].gathered])
+        for peer, gathers in self._gathers_of.items():
+            args = (peer, gathers, self._ended)
             threading.Thread(target=self._serve, args=args, daemon=True, name=f"weights-{peer}").start()
-        self._serving = len(peers)
+        self._serving = len(self._gathers_of)
         self._arriving = self._post()
 
     @contextmanager
@@ -174,8 +191,8 @@ class Weights:
         """Turn what has arrived into `block`, and send for the next."""
         arrival = self._arriving
         assert arrival is not None and arrival.block == block
-        for group, work in arrival.works:
-            group.wait(work)
+        for group, works in arrival.works.items():
+            group.wait_all(works)
         self.blocks[block].fill(arrival.values)
         self._count()
         self._arriving = arrival = None
@@ -189,16 +206,13 @@ class Weights:
     def _post(self) -> _Arrival | None:
         """Begin receiving the block that comes next; None after the last."""
         for number, block in self._coming:
-            arrival = _Arrival(block, self._empty(self.blocks[block].numel), [])
-            at = 0
-            for bucket in self.blocks[block].buckets:
-                values = arrival.values[at : at + bucket.spec.numel]
+            arrival = _Arrival(block, self._empty(self.blocks[block].numel), {})
+            for bucket, values in self.blocks[block].split(arrival.values):
                 for peer, (start, stop) in bucket.spec.regions.items():
                     if bucket.group is not None and peer != self._rank and stop > start:
                         work = bucket.group.irecv(values[start:stop], peer, _tag(number, bucket))
-                        arrival.works.append((bucket.group, work))
-                values[bucket.region].copy_(self.owned[bucket.spec.number])
-                at += bucket.spec.numel
+                        arrival.works.setdefault(bucket.group, []).append(work)
+                values[bucket.region].copy_(self._owned[bucket.spec.number])
             return arrival
         return None
 
@@ -221,9 +235,11 @@ class Weights:
 
     def _own_part(self, peer: int, number: int, block: int) -> Iterator[tuple[Group, Tensor, int]]:
         """What this rank owns of a peer's block: (group, values, tag)."""
-        for bucket in self._buckets:
-            values = self.owned[bucket.spec.number]
-            if bucket.group is not None and peer in bucket.spec.ranks and block in bucket.spec.blocks and len(values):
+        for bucket in self._of_block.get(block, ()):
+            if bucket.group is None or peer not in bucket.spec.ranks:
+                continue
+            values = self._owned[bucket.spec.number]
+            if len(values):
                 yield bucket.group, values, _tag(number, bucket)
 
 

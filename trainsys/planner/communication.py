@@ -76,8 +76,9 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
     """Seconds of the gradient exchange of `stage` in one step: reduce-scatter, then all-gather.
 
     ZeRO 1 gathers updated parameters where ZeRO 0 gathers gradients: the same volume when both have the same size
-    (Rajbhandari et al. 2020, arXiv:1910.02054, §7). ZeRO 2 scatters every microbatch; that it does so beside the
-    computation is not counted in its favour. A tied embedding is also summed over first and last stage.
+    (Rajbhandari et al. 2020, arXiv:1910.02054, §7). ZeRO 2 scatters every microbatch, and ZeRO 3 also gathers the
+    parameters twice for each, three volumes instead of two (§7.2.2); that they do so beside the computation is not
+    counted in their favour. A tied embedding is also summed over first and last stage.
     """
     precision = Precision.of(config.train.dtype)
     group = stages.data_group(stage)
@@ -85,8 +86,9 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
     gathered = precision.parameter if config.parallel.zero else precision.gradient
     microbatches = config.batch.global_size // config.batch.microbatch_size
     scatters = -(-microbatches // stages.replicas[stage]) if config.parallel.zero >= 2 else 1
+    gathers = 2 * scatters if config.parallel.zero == 3 else 1
     seconds = scatters * all_gather_s(sizes.held[stage] * precision.gradient, len(group), link)
-    seconds += all_gather_s(sizes.held[stage] * gathered, len(group), link)
+    seconds += gathers * all_gather_s(sizes.held[stage] * gathered, len(group), link)
     if sizes.tied and stages.count > 1 and stage in (0, stages.count - 1):
         ends = (*stages.data_group(0), *stages.data_group(stages.count - 1))
         seconds += all_reduce_s(sizes.tied * precision.gradient, len(ends), topology.slowest(ends))

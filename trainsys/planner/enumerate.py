@@ -46,7 +46,7 @@ def _degrees(num_ranks: int) -> Iterator[tuple[int, int, int]]:
 
 def _variants(grid: ParallelConfig) -> Iterator[ParallelConfig]:
     """Every way to run one grid; the schedule named in the config stands for all when there is no pipeline."""
-    for zero in (0, 1, 2) if grid.dp > 1 else (0,):
+    for zero in (0, 1, 2, 3) if grid.dp > 1 else (0,):
         for sequence_parallel in (False, True) if grid.tp > 1 else (False,):
             for schedule in GENERATORS if grid.pp > 1 else ("1f1b",):
                 for recompute in ("none", "full"):
