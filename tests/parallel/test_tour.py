@@ -33,12 +33,13 @@ ONE: list[dict[str, Any]] = [  # tp 1
     {"pp": 4}, {"dp": 8, "zero": 2}, {"dp": 4, "pp": 2, "zero": 2, "recompute": "full"},
     {"pp": 2, "stage_replicas": (3, 5), "stage_layers": (3, 1), "zero": 1},
     {"pp": 3, "stage_replicas": (1, 4, 2), "stage_layers": (1, 1, 2)},
-    {"pp": 2, "stage_replicas": (6, 1), "zero": 2},
+    {"pp": 2, "stage_replicas": (6, 1), "zero": 2}, {"dp": 5, "zero": 3},
+    {"pp": 3, "stage_replicas": (1, 4, 2), "stage_layers": (1, 1, 2), "zero": 3, "schedule": "gpipe"},
 ]  # fmt: skip
 TWO: list[dict[str, Any]] = [  # tp 2
     {}, {"dp": 2}, {"dp": 4, "zero": 1}, {"dp": 2, "zero": 2}, {"pp": 2}, {"pp": 4, "schedule": "gpipe"},
     {"dp": 2, "pp": 2, "zero": 1}, {"pp": 2, "stage_replicas": (1, 3), "stage_layers": (1, 3)},
-    {"dp": 3, "zero": 1, "recompute": "full"},
+    {"dp": 3, "zero": 1, "recompute": "full"}, {"dp": 4, "zero": 3},
 ]  # fmt: skip
 
 
