@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
+import torch
 
 from tests.parallel import bodies
 from tests.parallel.runs import assert_close, assert_same_bits, run_all, run_config
+from trainsys.comm.group import CommError
 from trainsys.config import RunConfig
 from trainsys.parallel.engine import Engine
+from trainsys.parallel.stage import Batch
 from trainsys.testing import RankPool
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -34,8 +38,9 @@ FOUR_RANKS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("name", MODELS)
 def test_the_bits_of_one_process(ranks: RankPool, name: str) -> None:
     dtype, model = MODELS[name]
-    (expected,) = run_all(ranks, 1, [run_config(dtype, model)])
-    for got in run_all(ranks, 4, [run_config(dtype, model, zero=3, **grid) for grid in FOUR_RANKS]):
+    (expected,) = run_all(ranks, 1, [run_config(dtype, model)], steps=3)
+    configs = [run_config(dtype, model, zero=3, **grid) for grid in FOUR_RANKS]
+    for got in run_all(ranks, 4, configs, steps=3):
         assert_same_bits(got, expected)
 
 
@@ -139,3 +144,41 @@ def test_two_blocks_are_the_most(ranks: RankPool, grid: dict[str, Any]) -> None:
         assert seen["backward"]
         for block, whole in seen["forward"] + seen["backward"]:
             assert whole == (resident or [block])
+
+
+def abandoned(rank: int, world_size: int, store: Any, config: RunConfig) -> tuple[int, int]:
+    """Rank 1 never begins the step, and rank 0 aborts it.
+
+    Returns:
+        serving and receiving threads of rank 0 while it waits, and a moment after the abort.
+    """
+    comm, engine = bodies.start(rank, world_size, store, config)
+
+    def busy() -> list[threading.Thread]:
+        return [t for t in threading.enumerate() if t.name.startswith(("weights-", "from-"))]
+
+    during = 0
+
+    def abort() -> None:
+        nonlocal during
+        during = len(busy())
+        comm.abort(0)
+
+    if rank == 0:
+        threading.Timer(0.5, abort).start()
+        with pytest.raises(CommError, match="abort"):
+            engine.compute(Batch(0, {mb: bodies.tokens_of(config, 0, mb) for mb in engine.microbatches()}))
+    else:
+        group = comm.group(engine.layout.ranks)
+        with pytest.raises(CommError):
+            group.wait(group.irecv(torch.empty(1), 0, 7))
+    for thread in busy():
+        thread.join(5.0)
+    left = len(busy())
+    comm.close()
+    return during, left
+
+
+def test_the_threads_of_an_abandoned_step_end(ranks: RankPool) -> None:
+    results = ranks.run(abandoned, 2, run_config("float32", dp=2, zero=3))
+    assert results == [(2, 0), (0, 0)]

@@ -220,24 +220,27 @@ class Engine:
         state's bytes), and from the commit on both sides compute the same bits.
         """
 
-        def gathered(pieces: tuple[Piece, ...]) -> Tensor:
+        def gather(pieces: tuple[Piece, ...], into: Tensor) -> Tensor:
             parts = [flats[b][at : at + p.numel] for p in pieces for b, at in [self.at_flat[p]]]
-            return torch.cat(parts) if parts else torch.empty(0, dtype=master_dtype(self.dtype), device=self.device)
+            return torch.cat(parts, out=into) if parts else into
 
-        held = gathered(self.layout.held(self.space, self.rank))
-        sends, receives, inbox = [], [], []
-        unique = gathered(self.layout.unique(self.space, self.rank))
+        pieces, unique = self.layout.held(self.space, self.rank), self.layout.unique(self.space, self.rank)
+        grad = torch.empty(self.state.numel, dtype=master_dtype(self.dtype), device=self.device)
+        at = sum(p.numel for p in pieces)
+        held = gather(pieces, grad[:at])
+        sends, receives = [], []
         mirror = self.layout.mirror_of.get(self.rank)
-        if mirror is not None and unique.numel():
-            sends.append((mirror, unique, 0))
-        for ward in sorted(r for r, peer in self.layout.mirrors if peer == self.rank):
+        if mirror is not None and unique:
+            sends.append((mirror, held if unique == pieces else gather(unique, grad.new_empty(0)), 0))
+        for ward in self.layout.wards_of.get(self.rank, ()):
             size = sum(p.numel for p in self.layout.unique(self.space, ward))
             if size:
-                inbox.append(torch.empty(size, dtype=held.dtype, device=self.device))
-                receives.append((ward, inbox[-1], 0))
+                receives.append((ward, grad[at : at + size], 0))
+            at += size
         if self.mesh is not None:
             exchange(self.mesh, sends, receives)
-        return torch.cat([held, *inbox])
+        assert at == grad.numel()
+        return grad
 
     # -- after the commit ----------------------------------------------------------------------------------------
 
