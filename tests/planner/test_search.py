@@ -17,12 +17,13 @@ def test_enumeration_finds_exactly_the_legal_layouts(small):
     legal, rejected = candidates(small, 4)
     assert len(legal) == len(set(legal))
     every = [
-        ParallelConfig(dp=dp, tp=tp, pp=pp, zero=zero, sequence_parallel=sp, schedule=schedule, recompute=recompute)
+        ParallelConfig(dp, tp, pp, vp, zero=zero, sequence_parallel=sp, schedule=schedule, recompute=recompute)
         for dp, tp, pp in product((1, 2, 4), repeat=3)
         if dp * tp * pp == 4
         for zero in ((0, 1, 2, 3) if dp > 1 else (0,))
         for sp in ((False, True) if tp > 1 else (False,))
         for schedule in (GENERATORS if pp > 1 else ("1f1b",))
+        for vp in ([n for n in (2, 4) if n * pp <= small.model.num_layers] if schedule == "interleaved" else (1,))
         for recompute in ("none", "full")
     ]
 

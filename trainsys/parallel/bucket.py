@@ -71,10 +71,10 @@ def bucket_specs(
         microbatches: (stage, replica) -> global microbatches routed there.
         count: microbatches of a step.
     """
-    stage, _, shard = layout.where(rank)
+    shard = layout.where(rank)[2]
     grouped: dict[tuple[tuple[tuple[int, ...], ...], int, int], list[int]] = {}
     for ordinal, tensor in enumerate(space.tensors):
-        if layout.stages[stage].holds(tensor):
+        if layout.holds(tensor, rank):
             block = tensor.block if layout.zero == 3 else 0
             grouped.setdefault((layout.teams_of(tensor), len(tensor.blocks), block), []).append(ordinal)
     specs = []
@@ -94,7 +94,7 @@ def bucket_specs(
             used = [
                 part
                 for part, block in enumerate(space.tensors[ordinals[0]].blocks)
-                if parts == 1 or layout.stages[s].first <= block < layout.stages[s].stop
+                if parts == 1 or layout.stages[s].has(block)
             ]
             leaves[holder] = tuple(tree.leaf(mb, part) for part in used for mb in microbatches(s, replica))
         blocks = [space.tensors[ordinal].blocks for ordinal in ordinals]

@@ -101,8 +101,10 @@ class Engine:
                 offset += piece.numel
 
     def _build_stage(self) -> None:
-        config, stage = self.config, self.layout.stages[self.stage]
-        blocks, empty = range(stage.first, stage.stop), hollow if self.layout.zero == 3 else torch.empty
+        config = self.config
+        ((first, stop),) = self.layout.stages[self.stage].spans
+        blocks = range(first, stop)
+        empty = hollow if self.layout.zero == 3 else torch.empty
         model = build_stage(
             config.model, blocks, self.space.tensors, self.dtype, self.device, self.tp, config.parallel.recompute, empty
         )

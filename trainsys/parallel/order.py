@@ -17,7 +17,7 @@ class Order:
 
     def parts(self, stage: int) -> list[range]:
         """The blocks of `stage`, cut into what is computed at a time, in the order of the forward."""
-        first, stop = self._layout.stages[stage].first, self._layout.stages[stage].stop
+        ((first, stop),) = self._layout.stages[stage].spans
         return [range(b, b + 1) for b in range(first, stop)] if self._layout.zero == 3 else [range(first, stop)]
 
     def _computes(self, rank: int) -> Iterator[tuple[Action, list[range]]]:

@@ -29,7 +29,7 @@ def all_reduce_s(num_bytes: float, size: int, link: Link | None) -> float:
 
 @dataclass(frozen=True)
 class TensorCost:
-    """Exposed seconds of tensor parallelism in one microbatch, per stage."""
+    """Exposed seconds of tensor parallelism in one microbatch, per run of layers."""
 
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
@@ -54,8 +54,8 @@ def tensor_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     worst = max(links, key=lambda link: link.transfer_s(boundary_bytes(config)), default=None)
     once = all_reduce_s(boundary_bytes(config), stages.tp, worst)
     again = 2 if config.parallel.recompute == "full" else 0
-    forward = [2 * n for n in stages.layers]
-    backward = [(2 + again) * n for n in stages.layers]
+    forward = [2 * n for n in stages.runs]
+    backward = [(2 + again) * n for n in stages.runs]
     forward[0] += 1
     backward[-1] += 1
     return TensorCost(tuple(once * n for n in forward), tuple(once * n for n in backward))

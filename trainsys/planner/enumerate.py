@@ -24,11 +24,11 @@ def candidates(config: RunConfig, num_ranks: int) -> tuple[list[ParallelConfig],
     rejected: Counter[str] = Counter()
     for dp, tp, pp in _degrees(num_ranks):
         grid = dataclasses.replace(
-            config.parallel, dp=dp, tp=tp, pp=pp, sequence_parallel=False, stage_layers=(), stage_replicas=()
+            config.parallel, dp=dp, tp=tp, pp=pp, vp=1, sequence_parallel=False, stage_layers=(), stage_replicas=()
         )
         reason = _reason(config, dataclasses.replace(grid, zero=0, schedule=next(iter(GENERATORS)), recompute="none"))
-        for parallel in _variants(grid):
-            why = reason or (_reason(config, parallel) if parallel.sequence_parallel else "")
+        for parallel in _variants(grid, config.model.num_layers):
+            why = reason or (_reason(config, parallel) if parallel.sequence_parallel or parallel.vp > 1 else "")
             if why:
                 rejected[why] += 1
             else:
@@ -44,19 +44,27 @@ def _degrees(num_ranks: int) -> Iterator[tuple[int, int, int]]:
             yield rest // pp, tp, pp
 
 
-def _variants(grid: ParallelConfig) -> Iterator[ParallelConfig]:
+def _variants(grid: ParallelConfig, num_layers: int) -> Iterator[ParallelConfig]:
     """Every way to run one grid; the schedule named in the config stands for all when there is no pipeline."""
     for zero in (0, 1, 2, 3) if grid.dp > 1 else (0,):
         for sequence_parallel in (False, True) if grid.tp > 1 else (False,):
-            for schedule in GENERATORS if grid.pp > 1 else ("1f1b",):
+            for schedule, vp in _schedules(grid.pp, num_layers):
                 for recompute in ("none", "full"):
                     yield dataclasses.replace(
                         grid,
                         zero=zero,
                         sequence_parallel=sequence_parallel,
                         schedule=schedule,
+                        vp=vp,
                         recompute=recompute,
                     )
+
+
+def _schedules(pp: int, num_layers: int) -> Iterator[tuple[str, int]]:
+    """Every schedule with its runs of layers per stage, as far as there are layers for them."""
+    for name in GENERATORS if pp > 1 else ("1f1b",):
+        for vp in [n for n in (2, 4) if pp * n <= num_layers] if name == "interleaved" else [1]:
+            yield name, vp
 
 
 def _reason(config: RunConfig, parallel: ParallelConfig) -> str:

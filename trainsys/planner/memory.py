@@ -40,7 +40,7 @@ def stage_memory(config: RunConfig, stages: Stages, sizes: StageSizes, in_flight
     """Peak memory of a rank of each stage.
 
     Args:
-        in_flight: per stage, most microbatches whose activations are alive at once, from the schedule.
+        in_flight: per stage, most microbatches of a run whose activations are alive at once, from the schedule.
 
     Parameters, gradients and optimizer: Rajbhandari et al. 2020 (arXiv:1910.02054), §3.1. Activations: `layer_bytes`.
     """
@@ -155,7 +155,7 @@ def _layer_kinds(model: ModelConfig) -> tuple[int, bool, bool]:
 
 
 def activation_bytes(config: RunConfig, stages: Stages, stage: int, in_flight: int) -> float:
-    """Bytes of activations on a rank of `stage` with `in_flight` microbatches alive.
+    """Bytes of activations on a rank of `stage` with `in_flight` microbatches alive, under vp of a mean run each.
 
     Full recomputation keeps each layer's input only, plus the layer at work (Korthikanti et al. 2022, §5; Chen et al.
     2016, arXiv:1604.06174). The last stage also keeps the inputs of the final norm and of the head.
@@ -167,8 +167,8 @@ def activation_bytes(config: RunConfig, stages: Stages, stage: int, in_flight: i
     layer = layer_bytes(config, tp)
     tail = 2 * boundary if stage == stages.count - 1 else 0.0
     if config.parallel.recompute == "full":
-        return in_flight * (stages.layers[stage] * boundary + tail) + layer
-    return in_flight * (stages.layers[stage] * layer + tail)
+        return in_flight / stages.vp * (stages.layers[stage] * boundary + tail) + layer
+    return in_flight / stages.vp * (stages.layers[stage] * layer + tail)
 
 
 def logit_bytes(config: RunConfig, stages: Stages, stage: int) -> float:

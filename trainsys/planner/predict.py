@@ -65,7 +65,7 @@ def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None =
 
 def worst_memory(config: RunConfig, stages: Stages) -> Memory:
     """Memory on the rank that needs most under ``config.parallel``, by the schedule's peak of live activations."""
-    in_flight = most_in_flight(config.parallel.schedule, *_shares(config, stages))
+    in_flight = most_in_flight(config.parallel.schedule, *_shares(config, stages), stages.vp)
     sizes = stage_sizes(config.model, stages, config.parallel.zero)
     return max(stage_memory(config, stages, sizes, in_flight), key=lambda memory: memory.total)
 
@@ -91,7 +91,8 @@ def _pipeline(config: RunConfig, stages: Stages, topology: Topology, flops: floa
     run = run_pipeline(name, microbatches, replicas, f_s, b_s, hops)
     free = run_pipeline(name, microbatches, replicas, f_s, b_s) if stages.count > 1 else run
     busiest = max(range(stages.count), key=lambda stage: run.busy_s[stage])
-    share = (tensor.forward_s[busiest] + tensor.backward_s[busiest]) / (f_s[busiest] + b_s[busiest])
+    own = slice(busiest, None, stages.count)
+    share = sum(tensor.forward_s[own] + tensor.backward_s[own]) / sum(f_s[own] + b_s[own])
     return _Work(
         ends_s=run.ends_s,
         bubble=run.bubble,
@@ -117,18 +118,20 @@ def _hops(config: RunConfig, stages: Stages, topology: Topology, replicas: tuple
     """
     if stages.count == 1:
         return {}
+    count, ends = stages.count, (0, stages.count - 1)
     alike = replicas != stages.replicas
     # the placement of a schedule is the same for any number of microbatches
-    placement = schedule_for(config.parallel.schedule, max(replicas), replicas).placement
+    placement = schedule_for(config.parallel.schedule, max(replicas), replicas, stages.vp).placement
     teams = {
         lane: (stage, [stages.team(stage, r) for r in (range(stages.replicas[stage]) if alike else [replica])])
         for (stage, replica), lane in placement.items()
+        if stage < count
     }
     return {
         (a, b): max(send_s(config, stages, topology, x, y) for x, y in zip(teams[a][1], teams[b][1], strict=True))
         for a in teams
         for b in teams
-        if abs(teams[a][0] - teams[b][0]) == 1
+        if abs(teams[a][0] - teams[b][0]) == 1 or (stages.vp > 1 and {teams[a][0], teams[b][0]} == set(ends))
     }
 
 
