@@ -105,7 +105,7 @@ class ParallelConfig:
     cp: int = 1  # teams that share one sequence
     ep: int = 1  # classes of replicas, each with its own experts
     order: str = "tp,cp,pp,dp"  # how ranks are numbered along the axes, fastest first
-    zero: int = 0  # sharded over the replicas: 0 nothing, 1 optimizer state, 2 gradients too
+    zero: int = 0  # sharded over the replicas: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too
     sequence_parallel: bool = False  # shard norms and dropout over the sequence inside tp (not context parallelism)
     schedule: str = "1f1b"  # a name registered in trainsys.schedule: gpipe, 1f1b
     recompute: Literal["none", "full"] = "none"  # full: keep only each layer's input and compute it again

@@ -73,7 +73,7 @@ CASES: list[tuple[tuple[str, ...], list[str], list[str]]] = [
     (ALL, ["batch.microbatch_size=5"], ["batch.global_size=12", "microbatch_size=5", "10 or 15"]),
     (RUN, ["parallel.dp=3"], ["dp*tp*pp=6", "4 ranks", "parallel.dp=2"]),
     (MESH, ["parallel.dp=0"], ["parallel.dp=0"]),
-    (MESH, ["parallel.zero=3"], ["parallel.zero=3", "0, 1"]),
+    (MESH, ["parallel.zero=4"], ["parallel.zero=4", "0, 1, 2, 3"]),
     (MESH, ["parallel.order=tp,pp"], ["parallel.order=tp,pp", "tp,cp,pp,dp"]),
     (MESH, ["parallel.vp=2"], ["parallel.vp=2", "1f1b", "parallel.schedule=interleaved"]),
     (MESH, ["parallel.vp=3", "parallel.schedule=interleaved"], ["pp*vp=6", "num_layers=4", "parallel.vp=2"]),

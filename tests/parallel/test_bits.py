@@ -29,6 +29,11 @@ FOUR_RANKS: list[dict[str, Any]] = [
     {"dp": 4, "zero": 2},
     {"dp": 2, "pp": 2, "zero": 2},
     {"pp": 2, "stage_replicas": (3, 1), "schedule": "gpipe", "zero": 2},
+    {"dp": 2, "pp": 2, "vp": 2, "schedule": "interleaved", "zero": 1},
+    {"pp": 2, "vp": 2, "stage_replicas": (1, 3), "schedule": "interleaved", "zero": 2},
+    {"dp": 2, "vp": 4, "schedule": "gpipe", "recompute": "full"},
+    {"dp": 2, "pp": 2, "vp": 2, "schedule": "interleaved", "zero": 3},
+    {"dp": 2, "vp": 2, "pp": 2, "schedule": "gpipe", "zero": 3, "stage_layers": (1, 1, 1, 1)},
 ]
 
 

@@ -55,6 +55,7 @@ def test_uneven_layers(ranks: RankPool) -> None:
         {"pp": 2, "tp": 2, "stage_layers": (1, 4), "zero": 1},
         {"pp": 3, "schedule": "gpipe"},
         {"pp": 2, "dp": 2, "stage_layers": (4, 1), "zero": 1},
+        {"pp": 2, "tp": 2, "vp": 2, "stage_layers": (1, 2, 1, 1), "schedule": "interleaved"},
     ]
     compare(ranks, 4, {"num_layers": 5}, grids)
 

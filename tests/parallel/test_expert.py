@@ -20,6 +20,8 @@ GRIDS: list[dict[str, Any]] = [
     {"dp": 2, "pp": 2, "ep": 2, "zero": 1},
     {"dp": 2, "pp": 2, "ep": 2, "zero": 2, "schedule": "gpipe"},
     {"dp": 4, "ep": 4, "recompute": "full"},
+    {"dp": 4, "ep": 2, "zero": 3},
+    {"dp": 2, "pp": 2, "ep": 2, "zero": 3},
 ]
 
 
@@ -29,6 +31,14 @@ def test_bits_do_not_depend_on_ep(ranks: RankPool, tp: int) -> None:
     assert expected.losses[0] != expected.losses[-1]
     grids = GRIDS if tp == 1 else [{"dp": 2, "ep": 2}, {"dp": 2, "ep": 2, "zero": 2, "recompute": "full"}]
     for got in run_all(ranks, 4, [run_config("float32", MODEL, tp=tp, **grid) for grid in grids], steps=3):
+        assert_same_bits(got, expected)
+
+
+def test_bits_with_several_runs_of_layers(ranks: RankPool) -> None:
+    model = MODEL | {"num_layers": 4}
+    (expected,) = run_all(ranks, 1, [run_config("float32", model)], steps=2)
+    grids = [{"dp": 2, "pp": 2, "ep": 2, "vp": 2, "schedule": "interleaved", "zero": zero} for zero in (0, 2, 3)]
+    for got in run_all(ranks, 4, [run_config("float32", model, **grid) for grid in grids], steps=2):
         assert_same_bits(got, expected)
 
 

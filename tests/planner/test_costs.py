@@ -20,10 +20,10 @@ from trainsys.planner.communication import (
     tensor_cost,
 )  # fmt: skip
 from trainsys.planner.compute import compute_cost, model_flops
-from trainsys.planner.memory import gradient_buffers, layer_bytes, stage_memory
+from trainsys.planner.memory import gradient_buffers, gradient_elements, layer_bytes, parameter_elements, stage_memory
 from trainsys.planner.precision import GIB
 from trainsys.planner.predict import predict
-from trainsys.planner.sizes import stage_sizes
+from trainsys.planner.sizes import block_elements, stage_sizes
 from trainsys.planner.stages import Stages, notation
 from trainsys.space.build import build_layout
 from trainsys.space.tensor import Space
@@ -106,6 +106,31 @@ def test_gradient_exchange_has_the_same_volume_under_zero_0_and_1(small):
         sizes = stage_sizes(config.model, stages, zero)
         times.append(gradient_s(config, stages, sizes, Topology.from_config(config.cluster), 0))
     assert times[0] == times[1] == pytest.approx(6 * 2e-4 + 2 * 3 / 4 * num_params(small.model) * 4 / 1e9)
+
+
+def test_zero_3_moves_three_volumes_per_microbatch(small):
+    """Two microbatches per replica: ZeRO 2 scatters twice and gathers once, ZeRO 3 gathers twice for each scatter."""
+    seconds = {}
+    for zero in (0, 2, 3):
+        config, stages = stages_of(small, dp=4, zero=zero)
+        assert config.batch.global_size // config.batch.microbatch_size == 4 * 2
+        sizes = stage_sizes(config.model, stages, zero)
+        seconds[zero] = gradient_s(config, stages, sizes, Topology.from_config(config.cluster), 0)
+    volume = seconds[0] / 2
+    assert seconds[2] == pytest.approx((2 + 1) * volume)
+    assert seconds[3] == pytest.approx(3 * 2 * volume)
+
+
+def test_zero_3_keeps_a_share_and_two_blocks(small):
+    config, stages = stages_of(small, dp=4, zero=3)
+    sizes = stage_sizes(config.model, stages, 3)
+    blocks, share = block_elements(config.model, 1), -(-num_params(small.model) // 4)
+    largest = max(blocks.values())
+    assert parameter_elements(config, stages, sizes, 0) == share + 2 * largest
+    sums = 4  # of 8 microbatches: 1 + log2
+    assert gradient_elements(config, stages, sizes, 0) == 2 * largest + sums * share + 3 * -(-largest // 4)
+    alone, single = stages_of(small, zero=3)
+    assert parameter_elements(alone, single, stage_sizes(small.model, single, 3), 0) == num_params(small.model)
 
 
 def test_shared_key_value_heads_are_summed_by_those_who_share(small):

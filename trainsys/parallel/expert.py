@@ -12,7 +12,7 @@ travel inside forward and backward, so the teams of a group run them in lockstep
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -80,13 +80,20 @@ class ExpertParallel:
             for twin in twins.values():
                 twin.grad = None
 
-    def gradients(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """(member, gradient per parameter name) of what this rank computed for the others in its last backward."""
+    def gradients(self, names: Iterable[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """(member, gradient per parameter name) of what this rank computed for the others in its last backward.
+
+        Args:
+            names: of the parameters that it went through.
+        """
+        names = list(names)
         for member, twins in self.twins.items():
-            grads = {name: twin.grad for name, twin in twins.items() if twin.grad is not None}
-            assert len(grads) == len(twins), "a backward did not reach every expert"
-            for twin in twins.values():
-                twin.grad = None
+            grads: dict[str, Tensor] = {}
+            for name in names:
+                if name in twins:
+                    twin = twins[name]
+                    assert twin.grad is not None, f"a backward did not reach {name}"
+                    grads[name], twin.grad = twin.grad, None
             yield member, grads
 
 

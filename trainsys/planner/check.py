@@ -13,7 +13,7 @@ from trainsys.schedule import GENERATORS
 from trainsys.space.build import axis_order
 
 _NOT_RUN = ("cp",)
-_CHOICES = {"zero": (0, 1, 2), "recompute": ("none", "full"), "reduction": ("canonical", "fast")}
+_CHOICES = {"zero": (0, 1, 2, 3), "recompute": ("none", "full"), "reduction": ("canonical", "fast")}
 
 
 def check_parallel(config: RunConfig, num_ranks: int) -> None:

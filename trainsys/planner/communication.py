@@ -95,9 +95,10 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
     """Seconds of the gradient exchange of `stage` in one step: reduce-scatter, then all-gather.
 
     ZeRO 1 gathers updated parameters where ZeRO 0 gathers gradients: the same volume when both have the same size
-    (Rajbhandari et al. 2020, arXiv:1910.02054, §7). ZeRO 2 scatters every microbatch; that it does so beside the
-    computation is not counted in its favour. Experts are summed among the replicas of their class alone. A tied
-    embedding is also summed over first and last stage.
+    (Rajbhandari et al. 2020, arXiv:1910.02054, §7). ZeRO 2 scatters every microbatch, and ZeRO 3 also gathers the
+    parameters twice for each, three volumes instead of two (§7.2.2); that they do so beside the computation is not
+    counted in their favour. Experts are summed among the replicas of their class alone. A tied embedding is also summed
+    over first and last stage.
     """
     precision = Precision.of(config.train.dtype)
     gathered = precision.parameter if config.parallel.zero else precision.gradient
@@ -110,9 +111,10 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
         link, scatters = topology.slowest(group), 1
         if config.parallel.zero >= 2:
             scatters = -(-microbatches // len(group))
+        gathers = 2 * scatters if config.parallel.zero == 3 else 1
         if elements:
             seconds += scatters * all_gather_s(elements * precision.gradient, len(group), link)
-            seconds += all_gather_s(elements * gathered, len(group), link)
+            seconds += gathers * all_gather_s(elements * gathered, len(group), link)
     if sizes.tied and stages.count > 1 and stage in (0, stages.count - 1):
         ends = (*stages.data_group(0), *stages.data_group(stages.count - 1))
         seconds += all_reduce_s(sizes.tied * precision.gradient, len(ends), topology.slowest(ends))

@@ -54,7 +54,7 @@ def _variants(grid: ParallelConfig, model: ModelConfig) -> Iterator[ParallelConf
 
 
 def _variants_of(grid: ParallelConfig, num_layers: int) -> Iterator[ParallelConfig]:
-    for zero in (0, 1, 2) if grid.dp > 1 else (0,):
+    for zero in (0, 1, 2, 3) if grid.dp > 1 else (0,):
         for sequence_parallel in (False, True) if grid.tp > 1 else (False,):
             for schedule, vp in _schedules(grid.pp, num_layers):
                 for recompute in ("none", "full"):

@@ -26,8 +26,6 @@ def check_experts(config: RunConfig) -> None:
     if ep > model.num_experts:
         knob = max(model.num_experts, 1)
         raise ValueError(f"parallel.ep={ep} exceeds model.num_experts={model.num_experts}; set parallel.ep={knob}")
-    if parallel.vp > 1:
-        raise ValueError(f"parallel.ep={ep} needs one run of layers per stage, got vp={parallel.vp}; set parallel.vp=1")
     microbatches = config.batch.global_size // config.batch.microbatch_size
     for stage, replicas in enumerate(stages.replicas):
         if replicas % ep:
@@ -42,15 +40,15 @@ def check_experts(config: RunConfig) -> None:
                 f"{replicas * config.batch.microbatch_size}"
             )
     if not stages.even:
-        _check_ragged(parallel, Routes.balanced(microbatches, stages.replicas))
+        _check_ragged(parallel, Routes.balanced(microbatches, stages.replicas, stages.vp))
 
 
 def _check_ragged(parallel: ParallelConfig, routes: Routes) -> None:
     """Replicas of one stage may be fed differently by stages with another number of them."""
-    schedule = build(parallel.schedule, routes)
+    schedule = build(parallel.schedule, routes, parallel.vp)
     groups = [
         [schedule.placement[stage, replica] for replica in range(first, first + parallel.ep)]
-        for stage, count in enumerate(routes.replicas)
+        for stage, count in enumerate(routes.replicas[: parallel.pp])
         for first in range(0, count, parallel.ep)
     ]
     try:

@@ -14,7 +14,7 @@ from trainsys.config import ModelConfig, RunConfig
 from trainsys.models.family import kv_dim, q_dim
 from trainsys.models.geometry import resolve, tensors
 from trainsys.planner.precision import GIB, Precision
-from trainsys.planner.sizes import StageSizes
+from trainsys.planner.sizes import StageSizes, block_elements
 from trainsys.planner.stages import Stages
 
 
@@ -48,7 +48,7 @@ def stage_memory(config: RunConfig, stages: Stages, sizes: StageSizes, in_flight
     return tuple(
         _with_transition(
             Memory(
-                parameters=sizes.held[stage] * precision.parameter / GIB,
+                parameters=parameter_elements(config, stages, sizes, stage) * precision.parameter / GIB,
                 gradients=gradient_elements(config, stages, sizes, stage) * precision.gradient / GIB,
                 optimizer=sizes.owned[stage] * 3 * precision.state / GIB,
                 mirror=sizes.mirrored[stage] * 3 * precision.state / GIB,
@@ -66,18 +66,37 @@ def _with_transition(step: Memory) -> Memory:
     return replace(step, transition=max(0.0, changing - step.total))
 
 
+def parameter_elements(config: RunConfig, stages: Stages, sizes: StageSizes, stage: int) -> int:
+    """Elements of weights in compute precision on a rank of `stage`.
+
+    Under ZeRO 3 (Rajbhandari et al. 2020, §5.3) the share owned here, a whole block, and the next one arriving
+    (`parallel/weights.py`).
+    """
+    if config.parallel.zero == 3 and stages.replicas[stage] > 1:
+        return sizes.owned[stage] + 2 * _largest_block(config, stages, sizes, stage)
+    return sizes.held[stage]
+
+
+def _largest_block(config: RunConfig, stages: Stages, sizes: StageSizes, stage: int) -> int:
+    blocks, layers = block_elements(config.model, stages.tp), max(1, stages.layers[stage])
+    elsewhere = sizes.experts[stage] * (stages.ep - 1) // layers  # of a layer's experts
+    return max(blocks.get(b, 0) - (elsewhere if 0 <= b < config.model.num_layers else 0) for b in stages.blocks(stage))
+
+
 def gradient_elements(config: RunConfig, stages: Stages, sizes: StageSizes, stage: int) -> int:
     """Elements of gradients alive at once on a rank of `stage`.
 
     Under ZeRO 2 (Rajbhandari et al. 2020, §5.2) two whole ones, of which one is on its way to its owners, and of the
-    share owned here the sums of the tree and a slice that arrives from each peer (`parallel/stream.py`). Under ep a
-    rank has its experts' gradients of a microbatch of each team of its ep group (`parallel/expert.py`).
+    share owned here the sums of the tree and a slice that arrives from each peer (`parallel/stream.py`). Under ZeRO 3
+    the two, and what arrives, are of one block. Under ep a rank has its experts' gradients of a microbatch of each team
+    of its ep group (`parallel/expert.py`).
     """
-    held, owned = sizes.held[stage], sizes.owned[stage]
+    held, owned, replicas = sizes.held[stage], sizes.owned[stage], stages.replicas[stage]
     others = (stages.ep - 1) * sizes.experts[stage]
-    if config.parallel.zero >= 2 and stages.replicas[stage] > 1:
+    if config.parallel.zero >= 2 and replicas > 1:
+        made = held if config.parallel.zero == 2 else _largest_block(config, stages, sizes, stage)
         sums = _most_subtrees(config.batch.global_size // config.batch.microbatch_size, 1)
-        return 2 * held + owned * (sums + stages.replicas[stage] - 1) + others
+        return 2 * made + owned * sums + -(-made // replicas) * (replicas - 1) + others
     if config.parallel.reduction == "fast":
         return held + others
     return (held + others) * gradient_buffers(config, stages, stage)

@@ -31,9 +31,9 @@ class StageSizes:
 
 
 def stage_sizes(model: ModelConfig, stages: Stages, zero: int) -> StageSizes:
-    """ZeRO 0 owns all that the stage holds, ZeRO 1 and 2 its share among the replicas (Rajbhandari et al. 2020, §5.1).
+    """ZeRO 0 owns all that the stage holds, ZeRO 1 to 3 its share among the replicas (Rajbhandari et al. 2020, §5.1).
 
-    A piece that would live on one rank only (ZeRO 1 and 2, a stage with one replica, or a class of experts with one) is
+    A piece that would live on one rank only (ZeRO 1 to 3, a stage with one replica, or a class of experts with one) is
     mirrored, unless the rank is alone.
     """
     by_block, tied = _elements(model, stages.tp)
