@@ -37,7 +37,7 @@ def test_stages_with_other_numbers_of_replicas(ranks: RankPool) -> None:
     (expected,) = run_all(ranks, 1, [run_config("bfloat16", MODEL)], steps=3)
     grids: list[dict[str, Any]] = [
         {"pp": 2, "stage_replicas": replicas, "ep": 2, "schedule": schedule, "zero": zero}
-        for replicas, schedule, zero in (((4, 2), "gpipe", 2), ((2, 4), "1f1b", 0))
+        for replicas, schedule, zero in (((4, 2), "1f1b", 2), ((2, 4), "gpipe", 0))
     ]
     for got in run_all(ranks, 6, [run_config("bfloat16", MODEL, **grid) for grid in grids], steps=3):
         assert_same_bits(got, expected)
