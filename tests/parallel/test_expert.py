@@ -46,6 +46,8 @@ def test_stages_with_other_numbers_of_replicas(ranks: RankPool) -> None:
 def test_one_process_has_the_same_numbers(ranks: RankPool) -> None:
     (expected,) = run_all(ranks, 1, [run_config("float64", MODEL)], steps=3)
     grids: list[dict[str, Any]] = [
+        {"dp": 4, "ep": 2},
+        {"dp": 4, "ep": 4, "zero": 2},
         {"dp": 4, "ep": 2, "reduction": "fast"},
         {"dp": 2, "tp": 2, "ep": 2, "sequence_parallel": True, "zero": 1},
         {"dp": 2, "tp": 2, "ep": 2},
