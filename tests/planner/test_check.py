@@ -42,7 +42,6 @@ BAD_EXPERTS = [
         6,
         r"stage_replicas=\[2, 4\]: lanes \[0, 1\] in lockstep wait for ever before 0B1; set parallel.ep=1 or ",
     ),
-    ({"dp": 2, "pp": 2, "vp": 2, "schedule": "interleaved", "ep": 2}, 4, "got vp=2; set parallel.vp=1$"),
     ({"pp": 2, "stage_replicas": (2, 3), "ep": 2}, 5, "ep=2 does not divide the 3 replicas of stage 1; set"),
 ]
 
@@ -61,6 +60,7 @@ def test_bad_expert_layouts(small, layout, ranks, message):
 
 def test_good_expert_layouts(small):
     check_parallel(mixture(small, dp=4, ep=2, pp=2), 8)
+    check_parallel(mixture(small, dp=2, ep=2, pp=2, vp=2, schedule="interleaved"), 4)
     check_parallel(mixture(small, stage_replicas=(4, 2), ep=2, pp=2), 6)
     check_parallel(mixture(small, stage_replicas=(2, 4), ep=2, pp=2, schedule="gpipe"), 6)
 
