@@ -138,7 +138,7 @@ def test_two_blocks_are_the_most(ranks: RankPool, grid: dict[str, Any]) -> None:
     layout = bodies.layout_of(config, 4)[1]
     for rank, seen in enumerate(ranks.run(watched, 4, config)):
         stage = layout.stages[layout.where(rank)[0]]
-        resident = list(range(stage.first, stage.stop)) if len(stage.teams) == 1 else []
+        resident = list(range(*stage.spans[0])) if len(stage.teams) == 1 else []
         assert seen["peak"] == (0 if resident else 2)
         assert seen["idle"] == [resident] * 2
         assert seen["backward"]
