@@ -60,7 +60,7 @@ def test_eight_ranks_answer_at_once(small):
 
 def test_parts_of_a_step_add_up(small):
     for plan in search(small).plans:
-        parts = plan.compute_s + plan.tp_s + plan.dp_s + plan.update_s + plan.waiting_s
+        parts = plan.compute_s + plan.tp_s + plan.ep_s + plan.dp_s + plan.update_s + plan.waiting_s
         assert plan.step_s == pytest.approx(parts)
         assert plan.tokens_per_s == pytest.approx(16 * 128 / plan.step_s)
         assert 0 <= plan.bubble < 1

@@ -78,6 +78,7 @@ def tell_shape(before: Layout | None, after: Layout | None) -> str:
         for stage, (old, new) in enumerate(zip(before.replicas, after.replicas, strict=True))
         if old != new
     ]
+    moves += [f"ep {before.ep}→{after.ep}"] if before.ep != after.ep else []
     return ", ".join(moves) or f"the layout stays {after}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainsys.config import ModelConfig, RunConfig, to_dict
-from trainsys.interop.hf_names import config_from_hf, config_to_hf, ignorable, part_of, their_shapes
+from trainsys.interop.hf_names import config_from_hf, config_to_hf, fused_experts, ignorable, part_of, their_shapes
 from trainsys.models.geometry import resolve, tensors
 from trainsys.space.box import Box
 from trainsys.space.tensor import LogicalTensor
@@ -43,10 +44,11 @@ class HFFolder:
             self._files = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
         else:
             raise ValueError(f"{path} has neither {SINGLE} nor {INDEX}")
+        self._fused = fused_experts(self._files)
 
     def check(self, config: ModelConfig) -> None:
         """Whether exactly the tensors of `config` are there with their shapes; ValueError lists what is not so."""
-        shapes, wrong = their_shapes(config), []
+        shapes, wrong = their_shapes(config, self._fused), []
         for name, shape in shapes.items():
             if name not in self._files:
                 wrong.append(f"{name} {list(shape)} is missing")
@@ -60,10 +62,12 @@ class HFFolder:
 
     def read(self, config: ModelConfig, tensor: LogicalTensor, box: Box) -> Tensor:
         """Elements of one box of a logical tensor, in the stored dtype."""
-        part = part_of(config, tensor.name)
+        part = part_of(config, tensor.name, self._fused)
         theirs = part.box(box)
         view = self._open(self._files[part.name]).get_slice(part.name)
         values: Tensor = view[tuple(slice(a, b) for a, b in zip(theirs.start, theirs.stop, strict=True))]
+        if part.index is not None:
+            values = values[0]
         return values.T if part.transposed else values
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -93,7 +97,7 @@ def hf_folder(config: RunConfig) -> HFFolder:
         raise ValueError(f"train.init_from: {error}") from None
     theirs, ours = to_dict(resolve(folder.config)), to_dict(resolve(config.model))
     for key, value in ours.items():
-        if key not in ("dropout", "max_seq_len") and theirs[key] != value:
+        if key not in ("dropout", "max_seq_len", "router_aux_coef") and theirs[key] != value:
             raise ValueError(f"{path} has {key}={theirs[key]}, the run has {value}; set model.{key}={theirs[key]}")
     folder.check(config.model)
     return folder
@@ -150,7 +154,7 @@ def write_hf(
 def _assembled(config: ModelConfig, read: Read, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Their tensors one by one; a fused one is filled from its parts, which follow each other in our order."""
     shapes = their_shapes(config)
-    missing = {name: sum(part_of(config, t.name).name == name for t in tensors(config)) for name in shapes}
+    missing = Counter(part_of(config, t.name).name for t in tensors(config))
     open_: dict[str, Tensor] = {}
     for tensor in tensors(config):
         part, whole = part_of(config, tensor.name), Box.whole(tensor.shape)

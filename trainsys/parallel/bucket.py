@@ -31,8 +31,9 @@ class BucketSpec:
         pieces: in flat order: grouped by owner.
         regions: rank -> (start, stop) of its pieces in the flat vector.
         tree: shape of the sum; two parts for a tied embedding.
-        leaves: rank -> leaves that it contributes.
+        leaves: rank -> leaves that it contributes; of an expert, those of the microbatches of its whole ep group.
         uses: part of the sum -> blocks whose backward makes it.
+        expert: of experts that the replicas share out, whose gradients come for a whole ep group.
     """
 
     ranks: tuple[int, ...]
@@ -41,6 +42,7 @@ class BucketSpec:
     tree: Tree
     leaves: Mapping[int, tuple[Node, ...]]
     uses: tuple[tuple[int, ...], ...]
+    expert: bool = False
 
     @cached_property
     def numel(self) -> int:
@@ -96,11 +98,16 @@ def bucket_specs(
                 for part, block in enumerate(space.tensors[ordinals[0]].blocks)
                 if parts == 1 or layout.stages[s].has(block)
             ]
-            leaves[holder] = tuple(tree.leaf(mb, part) for part in used for mb in microbatches(s, replica))
+            sources = (
+                layout.stages[s].ep_group(replica) if space.tensors[ordinals[0]].expert is not None else (replica,)
+            )
+            own = [mb for source in sources for mb in microbatches(s, source)]
+            leaves[holder] = tuple(tree.leaf(mb, part) for part in used for mb in own)
         blocks = [space.tensors[ordinal].blocks for ordinal in ordinals]
         uses = tuple(tuple(dict.fromkeys(of_part)) for of_part in zip(*blocks, strict=True))
         flat = tuple(p for ps in owners.values() for p in ps)
-        specs.append(BucketSpec(tuple(owners), flat, regions, tree, leaves, uses))
+        expert = space.tensors[ordinals[0]].expert is not None and layout.ep > 1
+        specs.append(BucketSpec(tuple(owners), flat, regions, tree, leaves, uses, expert))
     return specs
 
 

@@ -19,6 +19,7 @@ from trainsys.config import RunConfig
 from trainsys.models.geometry import logical_name
 from trainsys.parallel.bucket import Bucket, BucketSpec, bucket_specs
 from trainsys.parallel.executor import Executor
+from trainsys.parallel.expert import ExpertParallel, ep_ranks
 from trainsys.parallel.optimizer import adamw
 from trainsys.parallel.order import Order
 from trainsys.parallel.stage import Batch, StageRunner, build_stage
@@ -28,6 +29,7 @@ from trainsys.parallel.stream import Stream, StreamedBucket
 from trainsys.parallel.tensor import TensorParallel
 from trainsys.parallel.weights import Weights, hollow
 from trainsys.schedule.generators import build as build_schedule
+from trainsys.schedule.lockstep import check_lockstep
 from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout, Piece
 from trainsys.space.tensor import Space
@@ -40,8 +42,10 @@ def num_microbatches(config: RunConfig) -> int:
 
 
 def wanted_groups(space: Space, layout: Layout, routes: Routes) -> list[tuple[int, ...]]:
-    """Every process group of a layout, in an order that all ranks agree on: the mesh, teams, buckets."""
+    """Every process group of a layout, in an order that all ranks agree on: the mesh, teams, ep groups, buckets."""
     groups = [layout.ranks, *(team for stage in layout.stages for team in stage.teams)]
+    if layout.ep > 1:
+        groups += [ep_ranks(layout, rank) for rank in layout.ranks]
     for rank in layout.ranks:
         groups += [s.ranks for s in bucket_specs(space, layout, rank, routes.microbatches, routes.num_microbatches)]
     return [g for g in dict.fromkeys(groups) if len(g) > 1]
@@ -78,8 +82,23 @@ class Engine:
         self.mesh = comm.group(layout.ranks) if len(layout.ranks) > 1 else None
         team = layout.stages[self.stage].teams[self.replica]
         self.tp = TensorParallel(comm.group(team), config.parallel.sequence_parallel) if layout.tp > 1 else None
+        self.ep = self._expert_parallel(comm)
         self._build_buckets(comm)
         self._build_stage()
+
+    def _expert_parallel(self, comm: Communicator) -> ExpertParallel | None:
+        """The ep group, and which microbatches its members run at the same time."""
+        if self.layout.ep == 1 or not self.config.model.num_experts:
+            return None
+        lanes = self.schedule.placement
+        groups = {(s, stage.ep_group(i)) for s, stage in enumerate(self.layout.stages) for i in range(len(stage.teams))}
+        check_lockstep(self.schedule, [[lanes[s, team] for team in teams] for s, teams in sorted(groups)])
+        members = ep_ranks(self.layout, self.rank)
+        together = zip(*([mb for mb, _ in self.order.backwards(rank)] for rank in members), strict=True)
+        self.together = {mbs[members.index(self.rank)]: mbs for mbs in together}
+        ep, count = self.layout.ep, self.config.model.num_experts
+        classes = [-(-c * count // ep) for c in range(ep + 1)]  # of LogicalTensor.expert_class
+        return ExpertParallel(comm.group(members), members, classes)
 
     def _build_buckets(self, comm: Communicator) -> None:
         def make(spec: BucketSpec) -> Bucket:
@@ -89,7 +108,7 @@ class Engine:
                 return StreamedBucket(spec, self.rank, group, dtype, self.device, self.stream)
             return Bucket(spec, self.rank, group, dtype, self.device, self.config.parallel.reduction == "fast")
 
-        self.stream = Stream(self.rank, self.order.backwards)
+        self.stream = Stream(self.rank, self._pushes)
         count = self.routes.num_microbatches
         specs = bucket_specs(self.space, self.layout, self.rank, self.routes.microbatches, count)
         self.buckets = [make(spec) for spec in specs]
@@ -106,8 +125,9 @@ class Engine:
         blocks = range(first, stop)
         empty = hollow if self.layout.zero == 3 else torch.empty
         model = build_stage(
-            config.model, blocks, self.space.tensors, self.dtype, self.device, self.tp, config.parallel.recompute, empty
-        )
+            config.model, blocks, self.space.tensors, self.dtype, self.device, self.tp, config.parallel.recompute,
+            self.routes.num_microbatches, self.ep, empty,
+        )  # fmt: skip
         params = dict(model.named_parameters())
         self.ordinal_of = {n: self.space.ordinal[logical_name(config.model, n)] for n in params}
         block_of = {n: self.space.tensors[o].blocks[self._second_use(n)] for n, o in self.ordinal_of.items()}
@@ -129,6 +149,15 @@ class Engine:
         lane = self.schedule.placement[self.stage, self.replica]
         self.executor = Executor(self.schedule, lane, self.runner, self.mesh, rank_of, self.at)
 
+    def _pushes(self, rank: int) -> list[tuple[int, range, bool]]:
+        """(microbatch, part, whether of experts alone) of what a rank hands to buckets, in order; see `_collect`."""
+        own = self.order.backwards(rank)
+        others = [self.order.backwards(member) for member in self._ep_ranks(rank) if member != rank]
+        return [(mb, part, i > 0) for made in zip(own, *others, strict=True) for i, (mb, part) in enumerate(made)]
+
+    def _ep_ranks(self, rank: int) -> tuple[int, ...]:
+        return (rank,) if self.ep is None else ep_ranks(self.layout, rank)
+
     def microbatches(self) -> tuple[int, ...]:
         """The global microbatches that this rank computes."""
         return self.routes.microbatches(self.stage, self.replica)
@@ -147,6 +176,8 @@ class Engine:
         self.runner.begin(batch)
         if self.weights:
             self.weights.begin()
+        if self.ep is not None:
+            self.ep.begin()
         self.executor.run()
         self.at("reduce")
         flats = [bucket.reduce() for bucket in self.buckets]
@@ -165,11 +196,15 @@ class Engine:
         return Report(batch.step, losses, samples, squares)
 
     def _collect(self, microbatch: int, grads: dict[str, Tensor]) -> None:
-        """Hand the gradients of one microbatch, or of one block of it, to the buckets.
-
-        A tied head is a second use of the embedding's tensor.
-        """
+        """After the backward of a microbatch, or of one block: this rank's gradients, then those of its experts for the
+        other members' microbatches."""
         self.stream.leave()
+        self._push(microbatch, grads)
+        for member, theirs in self.ep.gradients(grads.keys()) if self.ep is not None else ():
+            self._push(self.together[microbatch][member], theirs)
+
+    def _push(self, microbatch: int, grads: dict[str, Tensor]) -> None:
+        """Hand gradients to the buckets; a tied head is a second use of the embedding's tensor."""
         for bucket, names in zip(self.buckets, self.names_of, strict=True):
             parts: dict[int, dict[int, Tensor]] = {}
             for name in names:

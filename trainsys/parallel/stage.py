@@ -17,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from trainsys.config import ModelConfig
 from trainsys.models.decoder import Decoder
 from trainsys.models.geometry import logical_name
+from trainsys.models.moe import MoE
 from trainsys.models.registry import build
+from trainsys.parallel.expert import ExpertParallel, apply_expert_parallel, keep_class
 from trainsys.parallel.loss import microbatch_loss
 from trainsys.parallel.tensor import TensorParallel, apply_tensor_parallel
 from trainsys.space.tensor import LogicalTensor
@@ -128,6 +130,8 @@ def build_stage(
     device: torch.device,
     tp: TensorParallel | None,
     recompute: str,
+    num_microbatches: int,
+    ep: ExpertParallel | None,
     empty: Callable[..., Tensor] = torch.empty,
 ) -> Decoder:
     """One rank's part of the model with uninitialised weights. The order of application is the order below.
@@ -137,6 +141,8 @@ def build_stage(
     """
     with torch.device("meta"):
         model = build(config, blocks)
+    if ep is not None:
+        keep_class(model, ep)
     logical = {t.name: t for t in tensors}
     for name, meta in list(model.named_parameters()):
         shape = logical[logical_name(config, name)].local_shape(tp.size if tp else 1)
@@ -144,9 +150,20 @@ def build_stage(
         assert meta.dim() == len(shape), name
     if tp is not None and tp.size > 1:
         apply_tensor_parallel(model, tp)
+    scale_router_losses(model, num_microbatches, tp)
+    if ep is not None:
+        apply_expert_parallel(model, ep)
     if recompute == "full":
         apply_recompute(model)
     return model
+
+
+def scale_router_losses(model: Decoder, num_microbatches: int, tp: TensorParallel | None) -> None:
+    """Their mean over the step's microbatches, and once among tp ranks, whose router gradients are added later."""
+    for module in model.modules():
+        if isinstance(module, MoE):
+            counts_here = tp is None or tp.index == 0
+            module.aux_scale = module.aux_scale / num_microbatches if counts_here else 0.0
 
 
 def apply_recompute(model: Decoder) -> None:

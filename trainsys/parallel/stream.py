@@ -31,11 +31,12 @@ class Stream:
 
     Args:
         rank: this one.
-        backwards: rank -> (microbatch, blocks whose gradients are then complete), in the order of its backwards.
+        pushes: rank -> (microbatch, blocks whose gradients are then complete, whether of experts alone), in the order
+            in which it hands them on.
     """
 
-    def __init__(self, rank: int, backwards: Callable[[int], Sequence[tuple[int, range]]]) -> None:
-        self._rank, self._backwards = rank, backwards
+    def __init__(self, rank: int, pushes: Callable[[int], Sequence[tuple[int, range, bool]]]) -> None:
+        self._rank, self._pushes = rank, pushes
         self.buckets: list[StreamedBucket] = []
         self._from: dict[int, list[Arrival]] = {}  # peer -> what it sends here in every step
         self._leaving: dict[Group, list[tuple[Work, Tensor]]] = {}
@@ -80,8 +81,8 @@ class Stream:
     def _arrivals(self, peer: int) -> Iterator[Arrival]:
         """The peer's slices as they will arrive: by backward; of a tensor used twice in one, the input part first."""
         shared = [bucket for bucket in self.buckets if peer in bucket.spec.ranks and bucket.region_numel]
-        for microbatch, blocks in self._backwards(peer):
-            for bucket in shared:
+        for microbatch, blocks, experts in self._pushes(peer):
+            for bucket in (bucket for bucket in shared if bucket.spec.expert or not experts):
                 for part, uses in enumerate(bucket.spec.uses):
                     if any(block in blocks for block in uses):
                         yield bucket, bucket.spec.tree.leaf(microbatch, part)

@@ -6,12 +6,13 @@ import dataclasses
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import check_split, resolve, split_layers
+from trainsys.planner.experts import check_experts
 from trainsys.planner.predict import worst_memory
 from trainsys.planner.stages import Stages, notation
 from trainsys.schedule import GENERATORS
 from trainsys.space.build import axis_order
 
-_NOT_RUN = ("cp", "ep")
+_NOT_RUN = ("cp",)
 _CHOICES = {"zero": (0, 1, 2, 3), "recompute": ("none", "full"), "reduction": ("canonical", "fast")}
 
 
@@ -46,6 +47,7 @@ def check_layout(config: RunConfig) -> None:
             "set parallel.sequence_parallel=false"
         )
     _check_shares(config)
+    check_experts(config)
 
 
 MOST_MICROBATCHES = 8192  # of a step: what the summation tree's message tags can number

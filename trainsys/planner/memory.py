@@ -78,7 +78,7 @@ def parameter_elements(config: RunConfig, stages: Stages, sizes: StageSizes, sta
 
 
 def _largest_block(config: RunConfig, stages: Stages, stage: int) -> int:
-    blocks = block_elements(config.model, stages.tp)
+    blocks = block_elements(config.model, stages.tp, stages.ep)
     return max(blocks.get(block, 0) for block in stages.blocks(stage))
 
 
@@ -87,14 +87,20 @@ def gradient_elements(config: RunConfig, stages: Stages, sizes: StageSizes, stag
 
     Under ZeRO 2 (Rajbhandari et al. 2020, §5.2) two whole ones, of which one is on its way to its owners, and of the
     share owned here the sums of the tree and a slice that arrives from each peer (`parallel/stream.py`). Under ZeRO 3
-    the two, and what arrives, are of one block.
+    the two, and what arrives, are of one block. Under ep a rank has its experts' gradients of a microbatch of each team
+    of its ep group (`parallel/expert.py`).
     """
     held, owned, replicas = sizes.held[stage], sizes.owned[stage], stages.replicas[stage]
+    others = (stages.ep - 1) * sizes.experts[stage]
     if config.parallel.zero >= 2 and replicas > 1:
-        made = held if config.parallel.zero == 2 else _largest_block(config, stages, stage)
+        made = held
+        if config.parallel.zero == 3:
+            made, others = _largest_block(config, stages, stage), others // stages.layers[stage]
         sums = _most_subtrees(config.batch.global_size // config.batch.microbatch_size, 1)
-        return 2 * made + owned * sums + -(-made // replicas) * (replicas - 1)
-    return held * gradient_buffers(config, stages, stage)
+        return 2 * made + owned * sums + -(-made // replicas) * (replicas - 1) + others
+    if config.parallel.reduction == "fast":
+        return held + others
+    return (held + others) * gradient_buffers(config, stages, stage)
 
 
 def gradient_buffers(config: RunConfig, stages: Stages, stage: int) -> int:
@@ -136,22 +142,33 @@ def layer_bytes(config: RunConfig, tp: int) -> float:
     """
     model, batch = resolve(config.model), config.batch
     size = Precision.of(config.train.dtype).activation
-    matrices, biased, head_norms = _layer_kinds(model)
+    widths, biased, head_norms = _layer_kinds(model)
     per_norm = 2 if biased else 3
     whole = 2 * per_norm * model.dim * size + (2 * model.dim * size if model.dropout else 0)
     shared = max(1, tp // model.num_kv_heads)  # tp ranks that compute the same key/value head
     normed = 2 * (q_dim(model) + shared * kv_dim(model)) if head_norms else 0  # their inputs and normalised values
-    split = (4 * q_dim(model) + normed + 2 * (matrices - 1) * model.ffn_dim) * size + 4 * model.num_heads
+    split = (4 * q_dim(model) + normed + 2 * widths) * size + 4 * model.num_heads
+    if model.num_experts:  # rows to and from the experts, in both orders, whole on every tp rank; scores and choices
+        split += tp * (4 * model.experts_per_token * model.dim * size + 8 * model.num_experts)
     per_token = split / tp + whole / (tp if config.parallel.sequence_parallel else 1)
     return batch.microbatch_size * batch.seq_len * per_token
 
 
 @lru_cache(maxsize=64)
 def _layer_kinds(model: ModelConfig) -> tuple[int, bool, bool]:
-    """Matrices of a layer's feed-forward (three when gated); are there biases (LayerNorm)? norms of heads?"""
+    """Width of what a token's feed-forwards keep; are there biases (LayerNorm)? norms of heads?
+
+    Every matrix but the last is as wide as its output, and the gated product or the activation is as wide again.
+    """
     layer = [t for t in tensors(model) if t.block == 0]
+    biased, head_norms = (
+        any(t.name.endswith(".bias") for t in layer),
+        any("_norm" in t.name and t.partial for t in layer),
+    )
+    if model.num_experts:
+        return 2 * (model.experts_per_token * model.expert_ffn_dim + model.shared_ffn_dim), biased, head_norms
     matrices = sum(".feed_forward." in t.name and len(t.shape) == 2 for t in layer)
-    return matrices, any(t.name.endswith(".bias") for t in layer), any(t.partial for t in layer)
+    return (matrices - 1) * model.ffn_dim, biased, head_norms
 
 
 def activation_bytes(config: RunConfig, stages: Stages, stage: int, in_flight: int) -> float:

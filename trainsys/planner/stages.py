@@ -17,11 +17,13 @@ class Stages:
         runs: transformer layers of each run, in the order of the model; without vp, of each stage.
         replicas: teams of each stage.
         tp: ranks of a team; rank = team · tp + place in the team.
+        ep: replicas that share out their stage's experts; it divides the replicas of each.
     """
 
     runs: tuple[int, ...]
     replicas: tuple[int, ...]
     tp: int
+    ep: int = 1
 
     @classmethod
     def of(cls, model: ModelConfig, parallel: ParallelConfig) -> Stages:
@@ -29,7 +31,7 @@ class Stages:
         runs = parallel.stage_layers or split_layers(model.num_layers, parallel.pp * parallel.vp)
         replicas = parallel.stage_replicas or (parallel.dp,) * parallel.pp
         assert len(runs) == len(replicas) * parallel.vp, (runs, replicas)
-        return cls(tuple(runs), tuple(replicas), parallel.tp)
+        return cls(tuple(runs), tuple(replicas), parallel.tp, parallel.ep)
 
     @property
     def count(self) -> int:
@@ -79,6 +81,15 @@ class Stages:
     def data_group(self, stage: int) -> tuple[int, ...]:
         """The ranks that average the gradients of one tp shard of `stage` (the first shard; the others are alike)."""
         return tuple(self.team(stage, replica) * self.tp for replica in range(self.replicas[stage]))
+
+    def expert_group(self, stage: int) -> tuple[int, ...]:
+        """Those that average the gradients of the first class's experts: every ep-th of `data_group`."""
+        return self.data_group(stage)[:: self.ep]
+
+    def exchange_groups(self, stage: int) -> list[tuple[int, ...]]:
+        """The ranks that send each other tokens (the first of each team; the others are alike)."""
+        ranks = self.data_group(stage)
+        return [ranks[i : i + self.ep] for i in range(0, len(ranks), self.ep)]
 
 
 def notation(parallel: ParallelConfig) -> str:

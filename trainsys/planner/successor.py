@@ -9,6 +9,7 @@ from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import forward_flops, split_layers
 from trainsys.planner.device import Rate, rate
+from trainsys.planner.experts import largest_ep
 from trainsys.planner.moves import moved_bytes
 from trainsys.planner.predict import predict, worst_memory
 from trainsys.planner.stages import Stages, notation
@@ -24,11 +25,12 @@ def successor(
 ) -> ParallelConfig:
     """The layout to continue with on `teams` whole tp teams, of which `alive[s]` still hold stage s.
 
-    Keeps tp, ZeRO stage, schedule, reduction, and vp where there are layers enough, of `current`. Considers keeping the
-    stages' layers with teams added or moved, going home to ``config.parallel``, and every other number of stages with
-    the layers split evenly or by their replicas, which must be better by `MARGIN`. The cheapest over the next
-    `HORIZON_STEPS` steps wins: their predicted time, plus the bytes that the busiest rank must receive over the slowest
-    link. Recomputes activations only when nothing fits otherwise. Some teams may stay idle.
+    Keeps tp, ZeRO stage, schedule, reduction, and vp where there are layers enough, of `current`, and of the configured
+    ep what the replicas allow. Considers keeping the stages' layers with teams added or moved, going home to
+    ``config.parallel``, and every other number of stages with the layers split evenly or by their replicas, which must
+    be better by `MARGIN`. The cheapest over the next `HORIZON_STEPS` steps wins: their predicted time, plus the bytes
+    that the busiest rank must receive over the slowest link. Recomputes activations only when nothing fits otherwise.
+    Some teams may stay idle.
 
     Args:
         teams: whole teams there are, holding a stage or fresh.
@@ -152,7 +154,7 @@ def _as_config(
     schedule = next((p.schedule for p in named if p.vp == vp or p.schedule == "gpipe"), "1f1b")
     microbatches = config.batch.global_size // config.batch.microbatch_size
     even = len(set(replicas)) == 1 and microbatches % replicas[0] == 0
-    return dataclasses.replace(
+    after = dataclasses.replace(
         current,
         dp=max(replicas),
         pp=len(replicas),
@@ -161,3 +163,4 @@ def _as_config(
         stage_layers=() if runs == split_layers(config.model.num_layers, len(runs)) else runs,
         stage_replicas=() if even else replicas,
     )
+    return dataclasses.replace(after, ep=largest_ep(config, after))

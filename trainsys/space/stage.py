@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
 
 from trainsys.space.tensor import LogicalTensor
 
@@ -49,6 +50,24 @@ class Stage:
             return (0,) * len(self.teams)
         found = {team: e for e, seats in enumerate(self.expert_seats) for team in seats}
         return tuple(found[i] for i in range(len(self.teams)))
+
+    def ep_group(self, team: int) -> tuple[int, ...]:
+        """The teams that `team` shares the experts with, itself included: one of each class, in order of classes.
+
+        The n-th team of every class belong together, neighbours where teams have their classes in turn.
+
+        Raises:
+            ValueError: when the classes have different numbers of teams.
+        """
+        classes = [self.members(e) for e in range(self.ep)]
+        sizes = [len(teams) for teams in classes]
+        if len(set(sizes)) > 1:
+            count = len(self.teams)
+            raise ValueError(
+                f"ep={self.ep} does not divide a stage's {count} replicas; set parallel.ep={gcd(self.ep, count)}"
+            )
+        place = classes[self.classes[team]].index(team)
+        return tuple(teams[place] for teams in classes)
 
     def members(self, expert_class: int | None) -> tuple[int, ...]:
         """The teams that hold the experts of a class; None: all."""
