@@ -21,7 +21,8 @@ GRIDS: list[dict[str, Any]] = [
     {"dp": 2, "pp": 2, "ep": 2, "zero": 2, "schedule": "gpipe"},
     {"dp": 4, "ep": 4, "recompute": "full"},
     {"dp": 4, "ep": 2, "zero": 3},
-    {"dp": 2, "pp": 2, "ep": 2, "zero": 3},
+    {"dp": 4, "ep": 4, "zero": 3},
+    {"dp": 2, "pp": 2, "ep": 2, "zero": 3, "recompute": "full"},
 ]
 
 

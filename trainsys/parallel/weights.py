@@ -27,8 +27,8 @@ from trainsys.parallel.bucket import Bucket
 from trainsys.parallel.state import FlatState
 from trainsys.space.layout import Piece
 
-_GATHERED = 1 << 29  # apart from the group's other messages
-_TURNS = 1 << 13  # after which the numbers of a peer's gathers begin again
+_GATHERED = 3 << 28  # apart from the group's other messages
+_TURNS = 1 << 12  # after which the numbers of a peer's gathers begin again
 _POSTED = 2  # sends to one peer that wait at once
 
 

@@ -73,14 +73,13 @@ def parameter_elements(config: RunConfig, stages: Stages, sizes: StageSizes, sta
     (`parallel/weights.py`).
     """
     if config.parallel.zero == 3 and stages.replicas[stage] > 1:
-        return sizes.owned[stage] + 2 * _largest_block(config, stages, sizes, stage)
+        return sizes.owned[stage] + 2 * _largest_block(config, stages, stage)
     return sizes.held[stage]
 
 
-def _largest_block(config: RunConfig, stages: Stages, sizes: StageSizes, stage: int) -> int:
-    blocks, layers = block_elements(config.model, stages.tp), max(1, stages.layers[stage])
-    elsewhere = sizes.experts[stage] * (stages.ep - 1) // layers  # of a layer's experts
-    return max(blocks.get(b, 0) - (elsewhere if 0 <= b < config.model.num_layers else 0) for b in stages.blocks(stage))
+def _largest_block(config: RunConfig, stages: Stages, stage: int) -> int:
+    blocks = block_elements(config.model, stages.tp, stages.ep)
+    return max(blocks.get(block, 0) for block in stages.blocks(stage))
 
 
 def gradient_elements(config: RunConfig, stages: Stages, sizes: StageSizes, stage: int) -> int:
@@ -94,7 +93,9 @@ def gradient_elements(config: RunConfig, stages: Stages, sizes: StageSizes, stag
     held, owned, replicas = sizes.held[stage], sizes.owned[stage], stages.replicas[stage]
     others = (stages.ep - 1) * sizes.experts[stage]
     if config.parallel.zero >= 2 and replicas > 1:
-        made = held if config.parallel.zero == 2 else _largest_block(config, stages, sizes, stage)
+        made = held
+        if config.parallel.zero == 3:
+            made, others = _largest_block(config, stages, stage), others // stages.layers[stage]
         sums = _most_subtrees(config.batch.global_size // config.batch.microbatch_size, 1)
         return 2 * made + owned * sums + -(-made // replicas) * (replicas - 1) + others
     if config.parallel.reduction == "fast":

@@ -80,6 +80,8 @@ def shared_elements(model: ModelConfig, tp: int) -> tuple[tuple[int, int, int], 
     return tuple((t.block, t.copies(tp), prod(t.local_shape(tp))) for t in split)
 
 
-def block_elements(model: ModelConfig, tp: int) -> dict[int, int]:
-    """Elements of one tp shard, per model block."""
-    return _elements(model, tp)[0]
+def block_elements(model: ModelConfig, tp: int, ep: int = 1) -> dict[int, int]:
+    """Elements of one tp shard, per model block, with the experts of the largest of `ep` classes."""
+    elsewhere = (model.num_experts - -(-model.num_experts // ep)) * _expert_elements(model, tp)
+    layers = range(model.num_layers)
+    return {block: n - elsewhere * (block in layers) for block, n in _elements(model, tp)[0].items()}
