@@ -1,12 +1,13 @@
 """Planning a change of layout: what one rank pays, in time and memory, on a cluster too large to have at hand.
 
-Two changes of Llama 3 70B: a node of 8 ranks is lost, and tp8·pp8 becomes tp4·pp16. Each case runs in a process of its
-own; each plan begins with nothing cached and includes the arrangement in rounds. `rss_mib` is the whole peak of that
+Llama 3 70B, and Qwen3 235B-A22B with its experts in 8 classes: a node of 8 ranks is lost, tp8·pp8 becomes tp4·pp16, and
+the classes become 16. Each case runs in a process of its own; each plan begins with nothing cached and includes the
+arrangement in rounds. `rss_mib` is the whole peak of that
 process, interpreter and libraries included. `predicted_s` is the plan's time plus the time that the bytes of its rounds
 (fp32 master and two moments) take on the declared links, on the slowest of the ranks sampled. Not in it: building
 process groups, and the gather of weights under ZeRO-1, which every step has.
 
-    trainsys bench transition-plan [--ranks 4096 131072] [--sample 24] [--json]
+    trainsys bench transition-plan [--ranks 4096 131072] [--sample 24] [--models 70b 235b] [--json]
 """
 
 from __future__ import annotations
@@ -38,9 +39,28 @@ from trainsys.space.tensor import SLOTS, Space
 from trainsys.space.transition import transition
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-CASES = ("node lost", "tp8·pp8 → tp4·pp16")
 ELEMENT_BYTES = 4 * len(SLOTS)
-PUBLISHED = {"system": "DynaTrain", "source": "arXiv:2605.18815", "model": "70B dense", "switch_s": 2.0}
+NODE_LOST, NARROWER, MORE_CLASSES = "node lost", "tp8·pp8 → tp4·pp16", "ep8 → ep16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model to plan for, and what a peer publishes of its switch.
+
+    Attributes:
+        switch_s: DynaTrain (arXiv:2605.18815, abstract), on its own machines and ranks.
+    """
+
+    config: str
+    ep: int
+    cases: tuple[str, ...]
+    switch_s: float
+
+
+MODELS = {
+    "70b": Model("llama-70b.yaml", 1, (NODE_LOST, NARROWER), 2.0),
+    "235b": Model("qwen3-235b-a22b.yaml", 8, (NODE_LOST, NARROWER, MORE_CLASSES), 4.36),
+}
 
 
 def layouts(
@@ -49,8 +69,10 @@ def layouts(
     """The layouts before and after, and who is alive in between."""
     every = tuple(range(ranks))
     src = build_layout(parallel, split_layers(num_layers, parallel.pp), every, chunk, topology.node_of)
-    if case != "node lost":
+    if case != NODE_LOST:
         wide = dataclasses.replace(parallel, tp=parallel.tp // 2, pp=parallel.pp * 2)
+        if case == MORE_CLASSES:
+            wide = dataclasses.replace(parallel, ep=parallel.ep * 2)
         return src, build_layout(wide, split_layers(num_layers, wide.pp), every, chunk, topology.node_of), every
     gone = topology.nodes // 2
     alive = tuple(r for r in every if topology.node_of(r) != gone)
@@ -60,14 +82,15 @@ def layouts(
     return src, succeed(src, ragged, split_layers(num_layers, parallel.pp), alive, topology.node_of), alive
 
 
-def measure(case: str, zero: int, ranks: int, sample: int, chunk: int, model: Sequence[str]) -> dict[str, Any]:
+def measure(name: str, case: str, zero: int, ranks: int, sample: int, chunk: int) -> dict[str, Any]:
     """One row; to be called in a fresh process."""
-    settings = config.load([str(CONFIGS / "cluster" / "dgx-h100-4.yaml"), *model])
+    model = MODELS[name]
+    settings = config.load([str(CONFIGS / "cluster" / "dgx-h100-4.yaml"), str(CONFIGS / "model" / model.config)])
     sizes = resolve(settings.model)
     cluster = settings.cluster
     cluster = dataclasses.replace(cluster, nodes=ranks // cluster.ranks_per_node)
     topology = Topology.from_config(cluster)
-    parallel = ParallelConfig(dp=ranks // 64, tp=8, pp=8, zero=zero)
+    parallel = ParallelConfig(dp=ranks // 64, tp=8, pp=8, ep=min(model.ep, ranks // 64), zero=zero)
     space = Space(tuple(tensors(sizes)))
     started = time.perf_counter()
     src, dst, alive = layouts(case, parallel, sizes.num_layers, ranks, chunk, topology)
@@ -90,6 +113,7 @@ def measure(case: str, zero: int, ranks: int, sample: int, chunk: int, model: Se
         switches.append(plans[-1] + _transfer_s(rank, order, topology))
         received.append(sum(m.box.numel for m in share.receives))
     return {
+        "model": name,
         "case": case,
         "zero": zero,
         "ranks": ranks,
@@ -101,6 +125,7 @@ def measure(case: str, zero: int, ranks: int, sample: int, chunk: int, model: Se
         "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "max_received_gib": max(received) * ELEMENT_BYTES / 2**30,
         "predicted_s": max(switches),
+        "dynatrain_s": model.switch_s,
         "build_layouts_s": build_s,
         "check_covered_ms": 1e3 * _quantile(covered, 0.5),
     }
@@ -137,9 +162,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[4096, 131072], help="multiples of 64, at least 128")
     parser.add_argument("--sample", type=int, default=24, help="ranks planned for per case")
     parser.add_argument("--chunk", type=int, default=2**20, help="elements per piece")
-    parser.add_argument(
-        "--model", nargs="+", default=[str(CONFIGS / "model" / "llama-70b.yaml")], help="config files and overrides"
-    )
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="70b: Llama 3, 235b: Qwen3")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     for ranks in args.ranks:
@@ -149,29 +172,30 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--sample {args.sample} must be at least 1")
     rows = []
     for ranks in args.ranks:
-        for case in CASES:
-            for zero in (1, 0):
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-                    row = fresh.submit(measure, case, zero, ranks, args.sample, args.chunk, args.model).result()
-                rows.append(row)
-                if not args.json:
-                    _show(row, len(rows) == 1)
+        for name in args.models:
+            for case in MODELS[name].cases:
+                for zero in (1, 0):
+                    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+                        row = fresh.submit(measure, name, case, zero, ranks, args.sample, args.chunk).result()
+                    rows.append(row)
+                    if not args.json:
+                        _show(row, len(rows) == 1)
     if args.json:
-        print(json.dumps({"rows": rows, "published": PUBLISHED}))
+        print(json.dumps({"rows": rows}))
     else:
         print(
-            f"published: {PUBLISHED['system']} ({PUBLISHED['source']}) switches {PUBLISHED['model']} in under "
-            f"{PUBLISHED['switch_s']:g} s, on its own machines and ranks: only the model's size compares"
+            "dynatrain_s: the switch that arXiv:2605.18815 reports, on its own machines and ranks: only the size compares"
         )
     return 0
 
 
 def _show(row: dict[str, Any], header: bool) -> None:
     if header:
-        print(f"{'case':20} zero   ranks   p50_ms   p95_ms  rss_mib  predicted_s   (building the layouts, loss check)")
+        print(f"{'model':5} {'case':20} zero   ranks   p50_ms   p95_ms  rss_mib  predicted_s  dynatrain_s   "
+              "(building the layouts, loss check)")  # fmt: skip
     print(
-        f"{row['case']:20} {row['zero']:4} {row['ranks']:7} {row['p50_ms']:8.1f} {row['p95_ms']:8.1f} "
-        f"{row['rss_mib']:8.0f} {row['predicted_s']:12.3f}   ({row['build_layouts_s']:.2f} s, "
+        f"{row['model']:5} {row['case']:20} {row['zero']:4} {row['ranks']:7} {row['p50_ms']:8.1f} {row['p95_ms']:8.1f} "
+        f"{row['rss_mib']:8.0f} {row['predicted_s']:12.3f} {row['dynatrain_s']:12.2f}   ({row['build_layouts_s']:.2f} s, "
         f"{row['check_covered_ms']:.1f} ms)",
         flush=True,
     )

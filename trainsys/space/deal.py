@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainsys.space.layout import Layout
-from trainsys.space.tensor import Space
+from trainsys.space.tensor import LogicalTensor, Space
 
 Ints = NDArray[np.int64]
 
@@ -71,7 +71,7 @@ class Deals:
     def __init__(self, space: Space, layout: Layout) -> None:
         self.space, self.layout = space, layout
         self._made: dict[int, Deal] = {}
-        self._stages: dict[tuple[int, ...], tuple[int, ...]] = {}  # blocks -> the stages that hold them
+        self._kinds: dict[tuple[object, ...], tuple[int, int, int, tuple[int, ...], int | None, bool, bool]] = {}
         self._ep = layout.ep
 
     def __getitem__(self, number: int) -> Deal:
@@ -84,26 +84,37 @@ class Deals:
 
     def of_team(self, stage: int, expert_class: int | None) -> list[Deal]:
         """Those of a team of a stage, in order; with None for a class, of all teams together."""
-        blocks = [b for first, stop in self.layout.stages[stage].spans for b in range(first, stop)]
-        numbers = sorted({n for b in blocks for n in self.space.by_block.get(b, ())})
-        if expert_class is not None and self._ep > 1:
-            tensors, ep = self.space.tensors, self._ep
-            numbers = [n for n in numbers if tensors[n].expert_class(ep) in (None, expert_class)]
-        return [self[n] for n in numbers]
+        by_block, experts, ep = self.space.by_block, self.space.num_experts, self._ep
+        numbers: set[int] = set()
+        for first, stop in self.layout.stages[stage].spans:
+            for block in range(first, stop):
+                numbers.update(by_block.get((block, None), ()))
+                count, own = experts.get(block, 0), range(experts.get(block, 0))
+                if expert_class is not None:  # the inverse of LogicalTensor.expert_class
+                    own = range(-(-expert_class * count // ep), -(-(expert_class + 1) * count // ep))
+                for expert in own:
+                    numbers.update(by_block.get((block, expert), ()))
+        return [self[n] for n in sorted(numbers)]
 
     def _make(self, number: int) -> Deal:
-        tensor, layout = self.space.tensors[number], self.layout
-        blocks = tensor.blocks
-        if blocks not in self._stages:
-            self._stages[blocks] = tuple(s for s, stage in enumerate(layout.stages) if stage.holds(tensor))
-        stages = self._stages[blocks]
+        tensor = self.space.tensors[number]
         expert_class = tensor.expert_class(self._ep) if self._ep > 1 else None
+        kind = (tensor.shape, tensor.split, tensor.max_shards, tensor.block, tensor.uses, expert_class)
+        if kind not in self._kinds:
+            self._kinds[kind] = self._deal_of(tensor, expert_class)
+        return Deal(number, *self._kinds[kind])
+
+    def _deal_of(
+        self, tensor: LogicalTensor, expert_class: int | None
+    ) -> tuple[int, int, int, tuple[int, ...], int | None, bool, bool]:
+        """All of a deal but the tensor's number."""
+        layout = self.layout
+        stages = tuple(s for s, stage in enumerate(layout.stages) if stage.holds(tensor))
         numel = tensor.numel // tensor.shards(layout.tp)
         alone = len(stages) == 1 and len(layout.stages[stages[0]].members(expert_class)) == 1
         whole = alone or layout.zero == 0
         grain = numel if whole else layout.chunk
-        shared = layout.zero == 0 and not alone
-        return Deal(number, tensor.copies(layout.tp), numel, grain, stages, expert_class, whole, shared)
+        return tensor.copies(layout.tp), numel, grain, stages, expert_class, whole, layout.zero == 0 and not alone
 
 
 class TeamTensors:

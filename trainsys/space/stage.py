@@ -71,6 +71,12 @@ class Stage:
 
     def members(self, expert_class: int | None) -> tuple[int, ...]:
         """The teams that hold the experts of a class; None: all."""
-        if expert_class is None or not self.expert_seats:
-            return tuple(range(len(self.teams)))
-        return tuple(i for i, e in enumerate(self.classes) if e == expert_class)
+        return self._everybody if expert_class is None or not self.expert_seats else self._by_class[expert_class]
+
+    @cached_property
+    def _everybody(self) -> tuple[int, ...]:
+        return tuple(range(len(self.teams)))
+
+    @cached_property
+    def _by_class(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(sorted(set(seats))) for seats in self.expert_seats)

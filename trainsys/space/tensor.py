@@ -101,13 +101,18 @@ class Space:
         return {t.name: i for i, t in enumerate(self.tensors)}
 
     @cached_property
-    def by_block(self) -> dict[int, list[int]]:
-        """Ordinals of the tensors that each block uses."""
-        blocks: dict[int, list[int]] = {}
+    def by_block(self) -> dict[tuple[int, int | None], list[int]]:
+        """Ordinals of the tensors that each block uses: by block and expert, None for what is no expert's."""
+        blocks: dict[tuple[int, int | None], list[int]] = {}
         for i, tensor in enumerate(self.tensors):
             for block in tensor.uses or (tensor.block,):
-                blocks.setdefault(block, []).append(i)
+                blocks.setdefault((block, tensor.expert), []).append(i)
         return blocks
+
+    @cached_property
+    def num_experts(self) -> dict[int, int]:
+        """Experts of each block that has some."""
+        return {t.block: t.num_experts for t in self.tensors if t.expert is not None}
 
     @property
     def numel(self) -> int:
