@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO checkpoints, stages 1 to 3: fp32 masters and Adam moments from the ranks' flat partitions.
 
-Rajbhandari et al. 2020 (arXiv:1910.02054). Stages 1 and 2 cut each group's flat buffer anywhere and list the fragments of
-each rank; stage 3 cuts every parameter into equal parts, the last one padded.
+Rajbhandari et al. 2020 (arXiv:1910.02054). Stages 1 and 2 cut each group's flat buffer anywhere and list each rank's
+fragments; stage 3 cuts every parameter into equal parts, the last one padded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def open_deepspeed(path: Path) -> NamedSource:
         count = max(count) if isinstance(count, list) else count
         missing = [rank for rank in range(count) if rank not in optim]
         if missing:
-            raise ValueError(f"{folder} was written by {count} ranks; the optimizer states of rank {missing[0]} are missing")
+            raise ValueError(
+                f"{folder} was written by {count} ranks; the optimizer states of rank {missing[0]} are missing"
+            )
         three = "fp32_flat_groups" in zeros[0]
         tables = _stage3(states, zeros) if three else _stage12(states, zeros)
         steps = {_number(group["step"]) for zero in zeros for group in _adam(zero)["state"].values()}

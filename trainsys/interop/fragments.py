@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,18 +13,28 @@ from trainsys.interop.torch_files import StoredTensor
 from trainsys.space.box import Box, flat_boxes
 
 
+class Stored(Protocol):
+    """A tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self, box: Box) -> Tensor:
+        """A copy of one box."""
+
+
 @dataclass
 class Fragments:
     """One tensor of a checkpoint: boxes of it and where each lies."""
 
     shape: tuple[int, ...]
-    parts: list[tuple[Box, StoredTensor]] = field(default_factory=list)
+    parts: list[tuple[Box, Stored]] = field(default_factory=list)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.parts[0][1].dtype
 
-    def add(self, box: Box, values: StoredTensor) -> None:
+    def add(self, box: Box, values: Stored) -> None:
         self.parts.append((box, values))
 
     def add_run(self, start: int, flat: StoredTensor, at: int, numel: int) -> None:

@@ -38,14 +38,19 @@ class Span:
     def theirs(self, box: Box) -> Box:
         """A part of our box in their coordinates."""
         start = [a - b + o for a, b, o in zip(box.start, self.box.start, self.origin, strict=True)]
-        stop = [a - b + o for a, b, o in zip(box.stop, self.box.start, self.origin, strict=True)]
+        stop = [a + n for a, n in zip(start, box.shape, strict=True)]
         if self.transposed:
             start.reverse()
             stop.reverse()
-        return Box((*self.lead, *start), (*self.lead, *stop)) if not self.lead else self._led(start, stop)
-
-    def _led(self, start: list[int], stop: list[int]) -> Box:
         return Box((*self.lead, *start), (*(n + 1 for n in self.lead), *stop))
+
+    def ours(self, box: Box) -> Box:
+        """The other way: a part of theirs that lies in this span, in our coordinates."""
+        start, stop = box.start[len(self.lead) :], box.stop[len(self.lead) :]
+        if self.transposed:
+            start, stop = start[::-1], stop[::-1]
+        back = [b - o for b, o in zip(self.box.start, self.origin, strict=True)]
+        return Box(start, stop).shift(back)
 
 
 Spans = Callable[[ModelConfig, LogicalTensor], tuple[Span, ...]]

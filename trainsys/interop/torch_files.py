@@ -1,8 +1,8 @@
 """Files of ``torch.save``, read without running what they name and without loading what nobody asks for.
 
-Such a file is a zip archive: one pickle, and one uncompressed record per storage. The pickle is read by an unpickler that
-makes tensors and plain containers only; any other class in it becomes an inert object that keeps its arguments. Records
-are mapped, and a box of a tensor costs its own bytes. The zip's CRC of a record is verified when it is first read.
+Such a file is a zip archive: one pickle, and one uncompressed record per storage. The pickle is read by an unpickler
+that makes tensors and plain containers only; any other class in it becomes an inert object that keeps its arguments.
+Records are mapped, and a box of a tensor costs its own bytes. A record's CRC is verified when it is first read.
 """
 
 from __future__ import annotations
