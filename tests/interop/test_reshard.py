@@ -46,7 +46,7 @@ def test_training_goes_on_from_exported_weights(exported: Path) -> None:
     ("args", "said"),
     [
         (["reshard", "{root}/first", "hf:{root}/new"], "is no checkpoint folder; name one like"),
-        (["reshard", "{step}", "{root}/new"], "is not of the form hf:FOLDER"),
+        (["reshard", "{step}", "{root}/new"], "is not named after its step; write"),
         (["reshard", "{step}", "hf:{root}/hf"], "exists already"),
         (["reshard", "{step}", "hf:/proc/new"], "/proc/new cannot be made"),
         (["train", *TINY, "run_dir={root}/x", "train.init_from=hf:{root}/none"], "is no Hugging Face checkpoint"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainsys.config import ModelConfig, ParallelConfig, RunConfig
 from trainsys.elastic.checkpoint import saved_places
 from trainsys.elastic.manifest import MANIFEST, about_run, read_manifest, write_manifest
-from trainsys.interop.dcp import Saved, open_foreign_dcp, read_dcp, write_metadata
+from trainsys.interop.dcp import METADATA, Saved, open_foreign_dcp, read_dcp, write_metadata
 from trainsys.interop.formats import STAGING, NamedSource, Read, Shard, Source, Written
 from trainsys.interop.naming import OURS
 from trainsys.interop.sums import Sums, sums_of
@@ -30,7 +30,7 @@ _STEP = re.compile(r"step-(\d+)")
 
 def open_dcp(path: Path) -> NamedSource:
     """A checkpoint of ours, or any DCP folder of a model's ``state_dict``. Raises ValueError, one line."""
-    if not (path / MANIFEST).exists() and not _STEP.fullmatch(path.name):
+    if (path / METADATA).is_file() and not (path / MANIFEST).exists() and not _STEP.fullmatch(path.name):
         return open_foreign_dcp(path)
     manifest = read_manifest(path)
     known = {name: (size, crc) for name, (size, crc) in manifest["files"].items()}
@@ -95,7 +95,7 @@ class StepTarget:
                 items.append(Saved(f"{slot}.{t.name}", box, t.shape, self._dtype, shard.name, at, length))
         write_metadata(folder, items)
         files = {name: (w.nbytes, w.crc) for name, w in written.items()}
-        write_manifest(folder, self._about, {".metadata": sums_of(folder / ".metadata")[:2], **files})
+        write_manifest(folder, self._about, {METADATA: sums_of(folder / METADATA)[:2], **files})
 
     def _pieces(self, slot: str, tensor: LogicalTensor, box: Box, read: Read) -> Iterator[Tensor]:
         for piece in cut(box, STAGING):

@@ -26,7 +26,11 @@ from trainsys.interop.sums import sums_of, write_sums
 from trainsys.space.box import Box
 from trainsys.space.tensor import SLOTS, LogicalTensor
 
-_FULL = {errno.ENOSPC: "no space left on the disk", errno.EDQUOT: "the disk quota is used up"}
+_FULL = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file grew over this process's limit, ulimit -f",
+}
 
 
 @dataclass
@@ -149,7 +153,8 @@ def _journal(partial: Path, plan: Mapping[str, Any]) -> Iterator[tuple[TextIO, d
         partial.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a+")
     except OSError as error:
-        raise ValueError(f"{partial.parent} cannot be written: {error.strerror}; name another folder") from None
+        name = str(partial).removesuffix(".partial")
+        raise ValueError(f"{name} cannot be made: {error.strerror}; name another folder") from None
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

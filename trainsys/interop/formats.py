@@ -96,27 +96,28 @@ class NamedSource:
         self.slots = tuple(slot for slot in SLOTS if tables.get(slot))
         self.manifest: Mapping[str, Any] = {}
         self._namings = namings
-        self._naming, self._prefix, self._checked = namings[0], "", ModelConfig()
+        self._naming, self._checked = namings[0], ModelConfig()
+        self._prefix: dict[str, str] = {}
 
     def check(self, config: ModelConfig) -> None:
         config = resolve(config)
-        masters = {name: at.shape for name, at in self.tables["master"].items()}
-        self._naming, self._prefix = best_naming(self._namings, config, masters)
         self._checked = config
-        refuse(self.path, differences(self._naming, self._prefix, config, masters))
-        for slot in self.slots[1:]:
-            found = {name: at.shape for name, at in self.tables[slot].items()}
-            refuse(self.path, [f"{slot} of {w}" for w in differences(self._naming, self._prefix, config, found)])
+        shapes = {slot: {name: at.shape for name, at in self.tables[slot].items()} for slot in self.slots}
+        self._naming, _ = best_naming(self._namings, config, shapes["master"])
+        for slot, found in shapes.items():
+            _, self._prefix[slot] = best_naming((self._naming,), config, found)
+            wrong = differences(self._naming, self._prefix[slot], config, found)
+            refuse(self.path, wrong if slot == "master" else [f"{slot} of {line}" for line in wrong])
 
     def dtype(self, slot: str, tensor: LogicalTensor) -> torch.dtype:
         span = self._naming.spans(self._checked, tensor)[0]
-        return self.tables[slot][self._prefix + span.name].dtype
+        return self.tables[slot][self._prefix[slot] + span.name].dtype
 
     def read(self, slot: str, tensor: LogicalTensor, box: Box) -> Tensor:
         parts = []
         for span in self._naming.spans(self._checked, tensor):
             if (common := span.box.intersect(box)) is not None:
-                name = self._prefix + span.name
+                name = self._prefix[slot] + span.name
                 theirs = self.tables[slot][name].read(name, span.theirs(common))
                 values = theirs.view(theirs.shape[len(span.lead) :])
                 parts.append((common, values.T if span.transposed else values))
