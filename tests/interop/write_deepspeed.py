@@ -1,6 +1,7 @@
 """Train a tiny model with DeepSpeed on gloo ranks and save what it saves, and beside it what its engine holds.
 
-A process per rank: ``python write_deepspeed.py FOLDER STAGE DTYPE RANK WORLD PORT``.
+A process per rank: ``python write_deepspeed.py FOLDER STAGE DTYPE RANK WORLD PORT``. STEPS=0 in the environment: load
+the universal checkpoint in FOLDER instead.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from trainsys.models.init import init_box
 from trainsys.models.registry import build
 
 CONFIG = ModelConfig(vocab_size=64, dim=24, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=40, max_seq_len=16)
-STEPS = 2
+STEPS = int(os.environ.get("STEPS", "2"))
 
 
 def main(folder: Path, stage: int, dtype: str, rank: int, world: int, port: int) -> None:
@@ -46,6 +47,8 @@ def main(folder: Path, stage: int, dtype: str, rank: int, world: int, port: int)
         "zero_force_ds_cpu_optimizer": False,
         "gradient_clipping": 1.0,
     }  # fmt: skip
+    if not STEPS:
+        settings["checkpoint"] = {"load_universal": True}
     if dtype == "bfloat16":
         settings["bf16"] = {"enabled": True}
     if stage == 3:
@@ -55,6 +58,8 @@ def main(folder: Path, stage: int, dtype: str, rank: int, world: int, port: int)
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-2)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    if not STEPS:
+        engine.load_checkpoint(str(folder))
     for step in range(STEPS):
         tokens = torch.arange(32).view(2, 16).add(7 * step + rank) % config.vocab_size
         logits = engine(tokens)
@@ -70,7 +75,9 @@ def main(folder: Path, stage: int, dtype: str, rank: int, world: int, port: int)
         held[f"master.{name}"] = safe_get_full_fp32_param(parameter)
         for slot in ("exp_avg", "exp_avg_sq"):
             held[f"{slot}.{name}"] = safe_get_full_optimizer_state(parameter, slot)
-    engine.save_checkpoint(str(folder))
+    held["steps"] = torch.tensor(engine.global_steps)
+    if STEPS:
+        engine.save_checkpoint(str(folder))
     if rank == 0:
         torch.save({k: v.detach().cpu().clone() for k, v in held.items() if v is not None}, folder / "held.pt")
     torch.distributed.barrier()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trainsys.config import ModelConfig, RunConfig, load
+from trainsys.config import ModelConfig, OptimConfig, RunConfig, load
 from trainsys.elastic.kinds import KINDS, check_model, parse_address, target_class
 from trainsys.elastic.step_folder import check_name
 from trainsys.interop.convert import Done, ZeroMoments, check_destination, check_slots, convert
@@ -71,7 +71,8 @@ class Conversion:
         elif self._kind == "universal":
             target = made(model, naming, self._needed_step())
         elif self._kind == "megatron":
-            target = made(model, dtype, 0 if bare and self.step is None else self._needed_step(), not bare)
+            step = 0 if bare and self.step is None else self._needed_step()
+            target = made(model, dtype, step, not bare, _optim(self._source, self._config))
         else:
             check_name(self._destination, self._needed_step())
             target = made(self._config, self._source, self._needed_step())
@@ -100,6 +101,15 @@ def _run_config(source: Source, overrides: list[str]) -> RunConfig:
     if source.config is None and not named:
         raise ValueError(f"{source.path} does not name its architecture; add a YAML file or model.KEY=value")
     return config if source.config is None or named else dataclasses.replace(config, model=source.config)
+
+
+def _optim(source: Source, config: RunConfig) -> OptimConfig:
+    """The optimizer's settings: those of a checkpoint of ours, else the configured ones."""
+    settings = source.manifest.get("settings", {})
+    known = {f.name for f in dataclasses.fields(OptimConfig)}
+    saved = {key.removeprefix("optim."): value for key, value in settings.items() if key.startswith("optim.")}
+    saved = {key: tuple(v) if isinstance(v, list) else v for key, v in saved.items() if key in known}
+    return dataclasses.replace(config.optim, **saved)
 
 
 def _step(source: Source, given: int) -> int | None:

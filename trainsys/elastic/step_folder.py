@@ -92,7 +92,7 @@ class StepTarget:
         items = []
         for shard in self.shards():
             for (slot, t, box), (at, length) in zip(shard.items, written[shard.name].note, strict=True):
-                items.append(Saved(f"{slot}.{t.name}", box, t.shape, self._dtype, shard.name, at, length))
+                items.append(Saved(f"{slot}.{t.name}", shard.name, at, length, box, t.shape, self._dtype))
         write_metadata(folder, items)
         files = {name: (w.nbytes, w.crc) for name, w in written.items()}
         write_manifest(folder, self._about, {METADATA: sums_of(folder / METADATA)[:2], **files})

@@ -110,15 +110,15 @@ def open_foreign_dcp(path: Path) -> NamedSource:
 
 @dataclass(frozen=True)
 class Saved:
-    """One item of a file: a box of tensor `name` at bytes [offset, offset + length)."""
+    """One item of a file: a box of tensor `name`, or without one an object, at bytes [offset, offset + length)."""
 
     name: str
-    box: Box
-    shape: tuple[int, ...]
-    dtype: torch.dtype
     file: str
     offset: int
     length: int
+    box: Box | None = None
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
 
 
 def write_metadata(folder: Path, items: Iterable[Saved]) -> None:
@@ -129,14 +129,17 @@ def write_metadata(folder: Path, items: Iterable[Saved]) -> None:
     tensors: dict[str, Any] = {}
     where: dict[Any, Any] = {}
     for item in items:
+        place = _StorageInfo(item.file, item.offset, item.length)
+        if item.box is None:
+            tensors[item.name] = meta.BytesStorageMetadata()
+            where[meta.MetadataIndex(item.name)] = place
+            continue
         about = tensors.setdefault(
             item.name,
             meta.TensorStorageMetadata(meta.TensorProperties(dtype=item.dtype), torch.Size(item.shape), []),
         )
         offset = torch.Size(item.box.start)
-        where[meta.MetadataIndex(item.name, offset, len(about.chunks))] = _StorageInfo(
-            item.file, item.offset, item.length
-        )
+        where[meta.MetadataIndex(item.name, offset, len(about.chunks))] = place
         about.chunks.append(meta.ChunkStorageMetadata(offset, torch.Size(item.box.shape)))
     with (folder / METADATA).open("wb") as stream:
         pickle.dump(meta.Metadata(tensors, None, where, meta.StorageMeta()), stream)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainsys.config import ModelConfig
+from trainsys.config import ModelConfig, OptimConfig
 from trainsys.interop.assembly import Assembly
 from trainsys.interop.dcp import Saved, read_dcp, write_metadata
 from trainsys.interop.deepspeed import agreed_step
@@ -31,6 +31,10 @@ _STATE = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(exp_avg|exp_avg_sq|fp
 _SLOT = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "fp32_param": "master", "param": "master"}
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch",
            "common_backend_version": 1}  # fmt: skip
+_MODULES = ("self_attention.linear_qkv", "self_attention.core_attention", "self_attention.linear_proj",
+            "mlp.linear_fc1", "mlp.linear_fc2")  # fmt: skip
+_STATELESS = "__extra_0.distcp"
+_GROUP = {"wd_mult": 1.0, "lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False}  # how they tell groups
 
 
 # -- read ------------------------------------------------------------------------------------------------------------
@@ -99,10 +103,13 @@ class MegatronTarget:
     Args:
         dtype: of the weights.
         step: optimizer steps; ``iteration`` in ``common.pt``.
+        optim: of the run; every parameter is in one group, as here.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, step: int, moments: bool) -> None:
-        self._config, self._dtype, self._step = config, dtype, step
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, step: int, moments: bool, optim: OptimConfig | None = None
+    ) -> None:
+        self._config, self._dtype, self._step, self._optim = config, dtype, step, optim or OptimConfig()
         self.slots = ("master", "exp_avg", "exp_avg_sq") if moments else ("master",)
         self._assembly = Assembly(megatron(True, True), config)
 
@@ -137,13 +144,26 @@ class MegatronTarget:
         items = []
         for shard in self.shards():
             for (key, _, name, box, dtype), (offset, length) in zip(shard.items, written[shard.name].note, strict=True):
-                items.append(Saved(key, box, self._assembly.shapes[name], dtype, shard.name, offset, length))
-        write_metadata(folder, items)
+                items.append(Saved(key, shard.name, offset, length, box, self._assembly.shapes[name], dtype))
+        write_metadata(folder, [*items, *self._stateless(folder / _STATELESS)])
         common: dict[str, Any] = {"iteration": self._step, "checkpoint_version": 3.0}
         if len(self.slots) > 1:
-            common["optimizer"] = {"state": {"common_step": torch.tensor(float(self._step))}, "param_groups": []}
+            group = {key: getattr(self._optim, key) for key in ("lr", "betas", "eps", "weight_decay")}
+            state = {"common_step": torch.tensor(float(self._step))}
+            common["optimizer"] = {"state": state, "param_groups": [group | _GROUP]}
         torch.save(common, folder / "common.pt")
         (folder / "metadata.json").write_text(json.dumps(_FORMAT))
+
+    def _stateless(self, path: Path) -> Iterator[Saved]:
+        """Their modules ask for a state of their own even where they have none, without FP8."""
+        layers = self._config.num_layers
+        with path.open("wb") as stream:
+            for module in _MODULES:
+                for layer in range(layers):
+                    start = stream.tell()
+                    torch.save([None], stream)
+                    name = f"decoder.layers.{module}._extra_state/shard_{layer}_{layers}"
+                    yield Saved(name, path.name, start, stream.tell() - start)
 
     def _states(self, name: str) -> list[tuple[str, str, torch.dtype]]:
         states = [(name, "master", self._dtype)]
