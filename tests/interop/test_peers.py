@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -37,8 +38,8 @@ def missing(package: str) -> bool:
         return True
 
 
-needs_deepspeed = pytest.mark.skipif(missing("deepspeed"), reason="DeepSpeed is not installed: make peers")
-needs_megatron = pytest.mark.skipif(missing("megatron.core"), reason="Megatron-Core is not installed: make peers")
+needs_deepspeed = pytest.mark.skipif(missing("deepspeed"), reason="DeepSpeed is not installed")
+needs_megatron = pytest.mark.skipif(missing("megatron.core"), reason="Megatron-Core is not installed")
 
 
 def run_peer(script: str, *args: object, ranks: int = 0, **environment: str) -> None:
@@ -69,11 +70,19 @@ def whole(source: Source, config: ModelConfig, slot: str) -> dict[str, torch.Ten
 # -- DeepSpeed -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", params=[(1, "float32", 2), (2, "bfloat16", 2), (3, "bfloat16", 3)], ids=str)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """What DeepSpeed saved after two steps: (ZeRO stage, folder)."""
+    stage, dtype, ranks = request.param
+    folder = tmp_path_factory.mktemp("deepspeed")
+    run_peer("write_deepspeed.py", folder, stage, dtype, ranks=ranks)
+    return stage, folder
+
+
 @needs_deepspeed
-@pytest.mark.parametrize(("stage", "dtype", "ranks"), [(1, "float32", 2), (2, "bfloat16", 2), (3, "bfloat16", 3)])
-def test_what_a_deepspeed_engine_holds(stage: int, dtype: str, ranks: int, tmp_path: Path) -> None:
+def test_what_a_deepspeed_engine_holds(trained: tuple[int, Path]) -> None:
     """Masters and moments bit for bit, and the step; also by way of their own Universal Checkpoint, and of ours."""
-    run_peer("write_deepspeed.py", tmp_path, stage, dtype, ranks=ranks)
+    stage, tmp_path = trained
     held = torch.load(tmp_path / "held.pt")
     config = resolve(write_deepspeed.CONFIG)
     flag = ["--inject_missing_state"] if stage < 3 else []
@@ -99,11 +108,36 @@ def test_what_a_deepspeed_engine_holds(stage: int, dtype: str, ranks: int, tmp_p
 
 
 @needs_deepspeed
-def test_a_lost_rank_of_a_deepspeed_run_is_named(tmp_path: Path) -> None:
-    run_peer("write_deepspeed.py", tmp_path, 2, "float32", ranks=2)
-    (tmp_path / "global_step2" / "zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
-    with pytest.raises(ValueError, match="was written by 2 ranks; the optimizer states of rank 1 are missing"):
-        open_source(f"deepspeed:{tmp_path}")
+def test_damage_to_a_deepspeed_checkpoint_is_named(trained: tuple[int, Path], tmp_path: Path) -> None:
+    """A lost rank, a flipped bit, a file cut short, and a rank of another step."""
+    config = resolve(write_deepspeed.CONFIG)
+    for damage in ("lost", "flipped", "cut", "stale"):
+        folder = tmp_path / damage
+        shutil.copytree(trained[1] / "global_step2", folder)
+        (path,) = folder.glob("*zero_pp_rank_1_mp_rank_00_optim_states.pt")
+        data = bytearray(path.read_bytes())
+        if damage == "lost":
+            path.unlink()
+            said = r"was written by [23] ranks; the optimizer states of rank 1 are missing"
+        elif damage == "flipped":
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+            said = f"{path.name} is damaged: .* does not match its checksum"
+        elif damage == "cut":
+            path.write_bytes(data[:-1000])
+            said = f"{path.name} is damaged"
+        else:
+            states = torch.load(path, weights_only=False)
+            inner = states["optimizer_state_dict"]
+            inner = inner["base_optimizer_state"] if "base_optimizer_state" in inner else inner["optimizer_state_dict"]
+            inner["state"][0]["step"] -= 1
+            torch.save(states, path)
+            said = "mixes steps 1, 2; its states are not of one moment"
+        with pytest.raises(ValueError, match=said):  # noqa: PT012 - damage to the data shows when it is read
+            source = open_source(f"deepspeed:{folder}")
+            source.check(config)
+            for slot in SLOTS:
+                whole(source, config, slot)
 
 
 @needs_deepspeed

@@ -62,9 +62,7 @@ def open_megatron(path: Path) -> NamedSource:
         if match:
             states[_SLOT[match[1]]][match[2]] = at
         elif name.startswith(("optimizer.", "chained_")):
-            raise ValueError(
-                f"{path} saves its optimizer as {name}; save it with fully_sharded_model_space or reshardable"
-            )
+            raise ValueError(f"{path} saves its optimizer as {name}; save it in the format fully_reshardable")
         else:
             weights[name] = at
     masters = {name: states["master"].get(name, at) for name, at in weights.items()}
