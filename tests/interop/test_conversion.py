@@ -218,6 +218,8 @@ def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
         (["{step}", "{new}/step-00000008"], "write {new}/step-00000007"),
         (["{step}", "{new}/step-00000007", "train.seed=3"], "train.seed cannot be changed"),
         (["{step}", "{new}/step-00000007", "parallel.tp=3"], "num_heads=4 is not divisible by tp=3"),
+        (["{step}", "universal:{new}", "--dtype", "bfloat16"], "keeps fp32 state; --dtype bfloat16 is for hf"),
+        (["{step}", "hf:{step}/new"], "lies inside SRC"),
         (["{step}", "hf:{new}", "--step", "9"], "--step 9, but"),
         (["{step}", "hf:/proc/new"], "/proc/new cannot be made"),
         (["hf:{root}/hf", "megatron:{new}", "--weights-only", "model.dim=64"], "has vocab_size=96, the run has 2048"),
@@ -360,7 +362,7 @@ def test_two_files_for_the_same_elements_are_refused(originals: Path) -> None:
     source = open_source(str(originals / "dcp" / "step-00000007"))
     source.check(LLAMA)
     table = source.tables["exp_avg"]["layers.0.attention.wq.weight"]
-    table.parts.append(table.parts[0])
+    table.add(*table.parts[0])
     with pytest.raises(ValueError, match=r"attention\.wq\.weight.*: its files hold 2048 of 1024 elements"):
         source.read("exp_avg", LogicalTensor("layers.0.attention.wq.weight", (32, 32), 0), Box((0, 0), (32, 32)))
 

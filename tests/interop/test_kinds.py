@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from trainsys.elastic.step_folder import layout_of
 from trainsys.interop.formats import STAGING
 from trainsys.interop.hf import HFTarget
 from trainsys.interop.naming import HF, OURS
+from trainsys.interop.torch_files import Mapped, load_lazily
+from trainsys.interop.torch_stream import Coming, save_streamed
 from trainsys.models.geometry import tensors
+from trainsys.space.box import Box
 from trainsys.space.tensor import SLOTS, Space
 
 
@@ -118,6 +122,32 @@ def test_the_largest_read_is_told(tmp_path: Path) -> None:
     source.check(values.config)
     done = write(source, HFTarget(values.config, torch.float32), tmp_path / "out")
     assert done.largest_read == 4 * max(t.numel for t in tensors(values.config))
+
+
+@pytest.mark.parametrize("large", [1, 1 << 30])
+def test_torch_loads_streamed_files(large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of every dtype, with headers for large files too, at any place in a file."""
+    monkeypatch.setattr("trainsys.interop.torch_stream._LARGE", large)
+    expected = {str(d): torch.arange(35.0).view(5, 7).to(d) for d in (torch.float64, torch.float32, torch.bfloat16)}
+
+    def coming() -> dict[str, Coming]:
+        return {name: Coming((5, 7), v.dtype, iter([v[:2], v[2:]])) for name, v in expected.items()}
+
+    with (tmp_path / "whole.pt").open("wb") as stream:
+        save_streamed(stream, coming())
+    with (tmp_path / "inner").open("wb") as stream:
+        stream.write(b"before.")
+        length = save_streamed(stream, coming())
+        stream.seek(0, 2)
+        stream.write(b"after")
+    inner = (tmp_path / "inner").read_bytes()[7:-5]
+    assert len(inner) == length
+    lazy = load_lazily(Mapped(tmp_path / "inner"), 7, length)
+    for name, value in expected.items():
+        assert torch.equal(torch.load(tmp_path / "whole.pt")[name], value)
+        assert torch.equal(torch.load(tmp_path / "whole.pt", mmap=True)[name], value)
+        assert torch.equal(torch.load(io.BytesIO(inner))[name], value)
+        assert torch.equal(lazy[name].read(Box((1, 2), (4, 7))), value[1:4, 2:])
 
 
 def test_addresses() -> None:

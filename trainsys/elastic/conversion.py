@@ -48,6 +48,8 @@ class Conversion:
         self.step = _step(opened, step)
         if weights_only and self._kind not in ("hf", "megatron"):
             raise ValueError(f"{self._kind}: always has Adam's moments; instead of --weights-only say --zero-moments")
+        if dtype != "float32" and self._kind not in ("hf", "megatron"):
+            raise ValueError(f"{self._kind}: keeps fp32 state; --dtype {dtype} is for hf and megatron")
         weights_only = weights_only or self._kind == "hf"
         self._source = opened
         if zero_moments and not weights_only:

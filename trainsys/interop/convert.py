@@ -78,6 +78,8 @@ def convert(
         ValueError: one line; the destination is untouched, and finished files stay in ``DST.partial``.
     """
     check_destination(destination, source.path)
+    if source.path.resolve() in destination.resolve().parents:
+        raise ValueError(f"DST {destination} lies inside SRC {source.path}; name a folder beside it")
     check_slots(source, target.slots)
     done, partial = Done(), destination.with_name(f"{destination.name}.partial")
     plan = {**options, "source": _fingerprint(source.path)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -29,6 +30,7 @@ class Fragments:
 
     shape: tuple[int, ...]
     parts: list[tuple[Box, Stored]] = field(default_factory=list)
+    _order: tuple[list[int], int] | None = None  # first rows of the sorted parts, and the most rows that one has
 
     @property
     def dtype(self) -> torch.dtype:
@@ -36,6 +38,7 @@ class Fragments:
 
     def add(self, box: Box, values: Stored) -> None:
         self.parts.append((box, values))
+        self._order = None
 
     def add_run(self, start: int, flat: StoredTensor, at: int, numel: int) -> None:
         """Elements [start, start + numel) of the row-major tensor are elements [at, at + numel) of `flat`."""
@@ -49,7 +52,7 @@ class Fragments:
         Raises:
             ValueError: some element is in no fragment, or in two.
         """
-        found = [(common, at, part) for at, part in self.parts if (common := at.intersect(box))]
+        found = [(common, at, part) for at, part in self._near(box) if (common := at.intersect(box))]
         held = sum(common.numel for common, _, _ in found)
         if held != box.numel:
             raise ValueError(f"{name}{box}: its files hold {held} of {box.numel} elements")
@@ -60,6 +63,16 @@ class Fragments:
         for common, at, part in found:
             values[common.within(box)] = part.read(_inside(common, at))
         return values
+
+    def _near(self, box: Box) -> list[tuple[Box, Stored]]:
+        """The parts that can have rows in common with `box`: a tensor may be cut into very many."""
+        if not self.shape:
+            return self.parts
+        if self._order is None:
+            self.parts.sort(key=lambda part: part[0].start)
+            self._order = [at.start[0] for at, _ in self.parts], max(at.shape[0] for at, _ in self.parts)
+        starts, height = self._order
+        return self.parts[bisect_right(starts, box.start[0] - height) : bisect_left(starts, box.stop[0])]
 
 
 def _inside(box: Box, outer: Box) -> Box:
