@@ -82,7 +82,7 @@ def _dtensors(space: Space, layout: Layout, meshes: list[DeviceMesh], rank: int,
     stage = layout.where(rank)[0]
     made = {}
     for ordinal, tensor in enumerate(space.tensors):
-        if layout.stages[stage].holds(tensor):
+        if layout.holds(tensor, rank):
             for slot in SLOTS:
                 made[f"{slot}.{tensor.name}"] = _local(
                     space, ordinal, slot, meshes[stage], _placements(layout, tensor), fill

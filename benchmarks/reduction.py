@@ -41,6 +41,7 @@ def body(rank: int, world_size: int, store: Any, sizes: Sequence[int], repeat: i
             regions={r: (edges[r], edges[r + 1]) for r in members},
             tree=tree,
             leaves={r: (tree.leaf(r),) for r in members},
+            uses=((0,),),
         )
         bucket = Bucket(spec, rank, group, torch.float32, torch.device("cpu"), fast=False)
         grad = torch.randn(numel, generator=torch.Generator().manual_seed(rank))

@@ -30,7 +30,7 @@ def body(rank: int, world_size: int, store: Any, name: str, microbatches: int, t
     group = comm.group(members)
     schedule = build(name, Routes.balanced(microbatches, [1] * world_size))
     stage = EmulatedStage(t, 2 * t, rank == 0, rank == world_size - 1)
-    executor = Executor(schedule, rank, stage, group, members)
+    executor = Executor(schedule, rank, {rank: stage}, group, dict(enumerate(members)))
     spans = []
     for _ in range(repeat + 1):  # the first connects and warms up
         spans.append(span(group, executor.run))

@@ -13,6 +13,7 @@ _WHOLE = 2**63 - 1
 BOUNDS: dict[str, tuple[float, float, str]] = {
     "model.rope_theta": (_TINY, _MOST, "must be positive and finite"),
     "model.norm_eps": (_TINY, _MOST, "must be positive and finite"),
+    "model.router_aux_coef": (0, _MOST, "must not be negative"),
     "cluster.nodes": (1, _WHOLE, "must be at least 1"),
     "cluster.ranks_per_node": (1, _WHOLE, "must be at least 1"),
     "cluster.device.tflops": (0, _MOST, "must be positive, or 0 to measure it"),

@@ -33,6 +33,12 @@ class ModelConfig:
     num_kv_heads: int = 0  # 0: num_heads (no GQA); tp divides it, or is a multiple of it
     head_dim: int = 0  # features of one attention head (llama, qwen3); 0: dim / num_heads
     ffn_dim: int = 0  # 0: 4·dim for gpt2, 3·dim for qwen3, 8/3·dim rounded up to 32 for llama
+    num_experts: int = 0  # feed-forwards of which each token uses a few (mixtral, qwen3_moe)
+    experts_per_token: int = 2  # experts that the router chooses for a token
+    expert_ffn_dim: int = 0  # hidden width of one expert; 0: ffn_dim
+    shared_ffn_dim: int = 0  # hidden width of a gated expert that every token uses as well; 0: none
+    router_norm: bool = False  # the chosen experts' probabilities are rescaled to add up to 1 (mixtral: always)
+    router_aux_coef: float = 0.0  # weight of the load-balance loss; in the gradient, not in the reported loss
     max_seq_len: int = 128  # longest sequence; positions that gpt2 learns
     rope_theta: float = 10000.0  # base of the rotary frequencies (llama, qwen3)
     norm_eps: float = 1e-5  # added to the variance in every norm
@@ -95,12 +101,16 @@ class ParallelConfig:
     dp: int = 1  # replicas of every stage
     tp: int = 1  # ranks that share one replica of a stage, splitting its matrices
     pp: int = 1  # pipeline stages
-    zero: int = 0  # sharded over the replicas: 0 nothing, 1 optimizer state, 2 gradients too
+    vp: int = 1  # runs of layers of each stage, which the stages take in turn (interleaved schedule)
+    cp: int = 1  # teams that share one sequence
+    ep: int = 1  # classes of replicas, each with its own experts
+    order: str = "tp,cp,pp,dp"  # how ranks are numbered along the axes, fastest first
+    zero: int = 0  # sharded over the replicas: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too
     sequence_parallel: bool = False  # shard norms and dropout over the sequence inside tp (not context parallelism)
     schedule: str = "1f1b"  # a name registered in trainsys.schedule: gpipe, 1f1b
     recompute: Literal["none", "full"] = "none"  # full: keep only each layer's input and compute it again
     reduction: Literal["canonical", "fast"] = "canonical"  # canonical: the same bits on every dp, pp, zero and schedule
-    stage_layers: tuple[int, ...] = ()  # layers of each stage; empty: as even as possible
+    stage_layers: tuple[int, ...] = ()  # layers of each stage (under vp of each run); empty: as even as possible
     stage_replicas: tuple[int, ...] = ()  # replicas of each stage; empty: dp everywhere
 
 

@@ -49,6 +49,19 @@ def test_a_killed_rank_costs_nothing_but_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+def test_a_rank_with_experts_of_its_own_is_lost_like_any_other(tmp_path: Path) -> None:
+    """Two classes of experts on four ranks; what is left holds all of them."""
+    model = ["model.family=mixtral", "model.num_experts=4", "model.ffn_dim=64", "model.router_aux_coef=0.05"]
+    layout = ["parallel.dp=2", "parallel.pp=2", "parallel.ep=2", "parallel.zero=1"]
+    faults = "kill@3:1:backward"
+    result = drill(load([TINY, *model, *layout, "train.steps=6", f"faults.schedule={faults}", f"run_dir={tmp_path}"]))
+    assert (result["steps_lost"], result["samples_lost"], result["samples_repeated"]) == (0, 0, 0)
+    assert result["bit_equal_loss"]
+    assert result["bit_equal_grad_norm"]
+    assert "ep2" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.timeout(120)
 def test_a_second_death_during_the_transition_is_survived(tmp_path: Path) -> None:
     faults = "kill@3:2:reduce,kill@3:3:transfer"
     result = drill(load([TINY, "train.steps=6", f"faults.schedule={faults}", f"run_dir={tmp_path}"]))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from values import LLAMA, Values, assert_same, step_folder, targets, write
+from values import LLAMA, MODELS, Values, assert_same, step_folder, targets, write
 
 from trainsys.cli.main import main
 from trainsys.config import ModelConfig
@@ -384,3 +384,10 @@ def test_names_of_the_module_that_loads(tmp_path: Path) -> None:
     names = {p.name for p in (tmp_path / "out" / "global_step7_universal" / "zero").iterdir()}
     assert "model.layers.0.self_attn.q_proj.weight" in names
     assert "lm_head.weight" not in names
+
+
+def test_experts_do_not_fit_into_megatron(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = step_folder(Values(MODELS["moe"]), tmp_path / "step-00000007", dp=2, ep=2)
+    assert main(["reshard", str(folder), f"megatron:{tmp_path}/out"]) == 2
+    assert "experts are not converted from or to Megatron-Core, the model has 4" in capsys.readouterr().err
+    assert_same(open_source(str(folder)), Values(MODELS["moe"]))

@@ -36,7 +36,15 @@ def test_what_a_target_writes_its_source_reads_back(model: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "parallel", [{}, {"tp": 2, "dp": 2}, {"pp": 3, "dp": 2, "zero": 1}, {"stage_layers": (2, 1), "pp": 2}]
+    "parallel",
+    [
+        {},
+        {"tp": 2, "dp": 2},
+        {"pp": 3, "dp": 2, "zero": 1},
+        {"stage_layers": (2, 1), "pp": 2},
+        {"zero": 3, "dp": 3},
+        {"cp": 2, "tp": 2, "zero": 1},
+    ],
 )
 def test_any_layout_of_ours_has_the_same_bits(parallel: dict[str, int], tmp_path: Path) -> None:
     values = Values(LLAMA)

@@ -30,6 +30,9 @@ MODELS = {
     "llama": LLAMA,
     "tied": replace(LLAMA, tied=True),
     "qwen3": replace(LLAMA, family="qwen3", head_dim=12),
+    "moe": replace(
+        LLAMA, family="qwen3_moe", head_dim=12, num_experts=4, experts_per_token=2, expert_ffn_dim=24, ffn_dim=0
+    ),
     "gpt2": ModelConfig(family="gpt2", vocab_size=96, dim=32, num_layers=2, num_heads=4, max_seq_len=32, tied=True),
 }
 
@@ -91,10 +94,17 @@ def assert_same(source: Source, expected: Values, slots: tuple[str, ...] = SLOTS
 def targets(values: Values) -> dict[str, tuple[Target, tuple[str, ...]]]:
     """What can be written, by kind and variant, and the slots in it."""
     config = values.config
+    dense = {} if config.num_experts else _dense_only(config)
     return {
         "hf": (HFTarget(config, torch.float32, 20_000), ("master",)),
         "universal": (UniversalTarget(config, HF, 7), SLOTS),
         "universal of ours": (UniversalTarget(config, OURS, 7), SLOTS),
+        **dense,
+    }
+
+
+def _dense_only(config: ModelConfig) -> dict[str, tuple[Target, tuple[str, ...]]]:
+    return {
         "megatron": (MegatronTarget(config, torch.float32, 7, True), SLOTS),
         "megatron bf16": (MegatronTarget(config, torch.bfloat16, 7, True), SLOTS),
         "megatron weights": (MegatronTarget(config, torch.float32, 7, False), ("master",)),

@@ -35,7 +35,7 @@ def test_resolve_fills_the_derived_sizes_and_is_idempotent() -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"family": "mamba"}, "unknown model.family='mamba'; known: gpt2, llama, qwen3"),
+        ({"family": "mamba"}, "unknown model.family='mamba'; known: gpt2, llama, mixtral, qwen3, qwen3_moe"),
         ({"dim": 100, "num_heads": 6}, "dim=100 is not divisible by num_heads=6; set dim=96 or 102, or num_heads="),
         (
             {"num_heads": 4, "num_kv_heads": 3},
@@ -49,6 +49,16 @@ def test_resolve_fills_the_derived_sizes_and_is_idempotent() -> None:
         ({"family": "qwen3", "dropout": 0.1}, "qwen3 has no dropout"),
         ({"dropout": 1.0}, r"dropout=1 must lie in \[0, 1\)"),
         ({"family": "gpt2", "num_kv_heads": 2}, "num_kv_heads=2 must be 0 or num_heads=4"),
+        ({"num_experts": 4}, "llama has no experts, got num_experts=4; set family=mixtral or qwen3_moe$"),
+        ({"family": "mixtral"}, "mixtral needs experts, got num_experts=0; set num_experts=8$"),
+        (
+            {"family": "qwen3_moe", "num_experts": 4, "experts_per_token": 5},
+            "experts_per_token=5 must lie between 1 and num_experts=4$",
+        ),
+        (
+            {"family": "mixtral", "num_experts": 4, "ffn_dim": 64, "expert_ffn_dim": 32},
+            "mixtral has no dense feed-forward: ffn_dim=64 must be 0 or expert_ffn_dim=32$",
+        ),
         ({"num_layers": 0}, "model.num_layers=0 must be at least 1"),
         ({"ffn_dim": -1}, "model.ffn_dim=-1 must be positive"),
     ],
@@ -125,6 +135,16 @@ def test_parameters_of_published_models() -> None:
     gpt2 = ModelConfig("gpt2", 50257, dim=768, num_layers=12, num_heads=12, max_seq_len=1024, tied=True)
     assert geometry.num_params(gpt2) == 124_439_808
     assert geometry.num_params(config.load([str(CONFIGS[0].parent / "qwen3-0.6b.yaml")]).model) == 596_049_920
+    assert geometry.num_params(config.load([str(CONFIGS[0].parent / "mixtral-8x7b.yaml")]).model) == 46_702_792_704
+    assert geometry.num_params(config.load([str(CONFIGS[0].parent / "qwen3-235b-a22b.yaml")]).model) == 235_093_634_560
+
+
+@pytest.mark.parametrize(("name", "billions"), [("mixtral-8x7b", 12.88), ("qwen3-235b-a22b", 22.19)])
+def test_flops_count_the_active_experts(name: str, billions: float) -> None:
+    """A token uses the published number of active parameters, of which its row of the embedding is no product."""
+    model = config.load([str(CONFIGS[0].parent / f"{name}.yaml")]).model
+    products = sum(geometry.forward_flops(model, block, 0) for block in range(EMBED, model.num_layers + 1)) / 2
+    assert (products + model.vocab_size * model.dim) / 1e9 == pytest.approx(billions, abs=0.01)
 
 
 def test_forward_flops_of_gpt3_match_the_published_formula() -> None:

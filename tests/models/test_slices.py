@@ -18,6 +18,13 @@ CONFIGS = [
     for family, kv in (("llama", 2), ("llama", 0), ("gpt2", 0), ("qwen3", 2))
     for tied in (False, True)
 ]
+CONFIGS += [
+    ModelConfig(
+        family, 96, dim=32, num_layers=L, num_heads=4, num_kv_heads=2, max_seq_len=16, num_experts=5,
+        expert_ffn_dim=24, shared_ffn_dim=shared,
+    )
+    for family, shared in (("mixtral", 0), ("qwen3_moe", 16))
+]  # fmt: skip
 CONFIGS += [dataclasses.replace(c, head_dim=12) for c in CONFIGS if c.family != "gpt2" and c.num_kv_heads]  # 48 ≠ dim
 WHOLE = range(-1, L + 1)
 SLICES = [range(a, b) for a in WHOLE for b in range(a + 1, L + 2)]
@@ -90,7 +97,7 @@ def test_regions_compute_with_shards_of_their_weights(config: ModelConfig) -> No
                         dim = split[f"{name}.{key}"]
                         if dim is not None:
                             setattr(module, key, nn.Parameter(p.detach().chunk(2, dim=dim)[rank].clone()))
-                        elif rank == 1:  # a row-parallel bias is added once
+                        elif rank == 1 and key == "bias":  # of a row-parallel matrix; it is added once
                             nn.init.zeros_(p)
             got += local.get_submodule(f"layers.0.{region}")(x)
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

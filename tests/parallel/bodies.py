@@ -12,11 +12,10 @@ from trainsys.comm.communicator import Communicator
 from trainsys.comm.objects import broadcast_object, gather_objects
 from trainsys.config import RunConfig
 from trainsys.models.geometry import resolve, split_layers, tensors
-from trainsys.parallel.engine import DTYPES, Engine, num_microbatches, wanted_groups
+from trainsys.parallel.engine import DTYPES, Engine, routes_of, wanted_groups
 from trainsys.parallel.stage import Batch
 from trainsys.parallel.state import initial_state, master_dtype
 from trainsys.parallel.step import decide
-from trainsys.schedule.routes import Routes
 from trainsys.space.build import build_layout
 from trainsys.space.layout import Layout, Piece
 from trainsys.space.tensor import Space
@@ -47,27 +46,12 @@ def train_one(rank: int, world_size: int, store: Any, config: RunConfig, steps: 
     space, layout = layout_of(config, world_size)
     if rank not in layout.ranks:
         return {"losses": [], "pieces": {}, "second": {}, "mirrors": {}, "second_mirrors": {}}
-    comm = Communicator(store, rank, "gloo", 30.0)
-    routes = Routes.balanced(num_microbatches(config), layout.replicas)
-    comm.reconfigure(generation, wanted_groups(space, layout, routes))
-    mesh = comm.group(layout.ranks) if len(layout.ranks) > 1 else None
-    device, dtype = torch.device("cpu"), DTYPES[config.train.dtype]
-    model = resolve(config.model)
-    state = initial_state(space, layout, rank, model, config.train.seed, master_dtype(dtype), device)
-    engine = Engine(config, space, layout, rank, comm, state, device)
-    engine.materialize()
-    losses = []
-    for step in range(steps):
-        batch = Batch(step, {mb: tokens_of(config, step, mb) for mb in engine.microbatches()})
-        reports = gather_objects(mesh, engine.compute(batch))
-        decision = broadcast_object(mesh, None if reports is None else decide(config, reports))
-        engine.apply(decision)
-        engine.materialize()
-        losses.append((decision.loss.hex(), decision.grad_norm.hex()))
+    comm, engine = start(rank, world_size, store, config, generation)
+    losses = run(comm, engine, steps)
     comm.close()
 
     def values(slot: str, pieces: Sequence[Piece]) -> dict[Piece, np.ndarray]:
-        return {p: state.view(slot, p).clone().numpy() for p in pieces}
+        return {p: engine.state.view(slot, p).clone().numpy() for p in pieces}
 
     owned, mirrored = layout.owned(space, rank), layout.mirrored(space, rank)
     return {
@@ -76,8 +60,37 @@ def train_one(rank: int, world_size: int, store: Any, config: RunConfig, steps: 
     }  # fmt: skip
 
 
+def start(
+    rank: int, world_size: int, store: Any, config: RunConfig, generation: int = 0
+) -> tuple[Communicator, Engine]:
+    """An engine with fresh state on a rank of the config's layout."""
+    space, layout = layout_of(config, world_size)
+    comm = Communicator(store, rank, "gloo", 30.0)
+    routes = routes_of(config, layout)
+    comm.reconfigure(generation, wanted_groups(space, layout, routes))
+    device, dtype = torch.device("cpu"), master_dtype(DTYPES[config.train.dtype])
+    state = initial_state(space, layout, rank, resolve(config.model), config.train.seed, dtype, device)
+    engine = Engine(config, space, layout, rank, comm, state, device)
+    engine.materialize()
+    return comm, engine
+
+
+def run(comm: Communicator, engine: Engine, steps: int) -> list[tuple[str, str]]:
+    """(loss, gradient norm) of each step, as hex."""
+    mesh = comm.group(engine.layout.ranks) if len(engine.layout.ranks) > 1 else None
+    losses = []
+    for step in range(steps):
+        batch = Batch(step, {mb: tokens_of(engine.config, step, mb) for mb in engine.microbatches()})
+        reports = gather_objects(mesh, engine.compute(batch))
+        decision = broadcast_object(mesh, None if reports is None else decide(engine.config, reports))
+        engine.apply(decision)
+        engine.materialize()
+        losses.append((decision.loss.hex(), decision.grad_norm.hex()))
+    return losses
+
+
 def layout_of(config: RunConfig, world_size: int) -> tuple[Space, Layout]:
     parallel = config.parallel
-    layers = parallel.stage_layers or split_layers(config.model.num_layers, parallel.pp)
+    layers = parallel.stage_layers or split_layers(config.model.num_layers, parallel.pp * parallel.vp)
     layout = build_layout(parallel, layers, range(world_size), config.elastic.chunk, lambda r: r // 2)
     return Space(tensors(resolve(config.model))), layout

@@ -13,6 +13,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("float32", {"num_layers": 4}),
     "llama tied": ("float32", {"num_layers": 4, "tied": True}),
     "gpt2 tied dropout": ("float32", {"num_layers": 4, "family": "gpt2", "tied": True, "dropout": 0.1}),
+    "mixtral": ("float32", {"num_layers": 4, "family": "mixtral", "num_experts": 4, "router_aux_coef": 0.1}),
     "llama bfloat16": ("bfloat16", {"num_layers": 4, "num_kv_heads": 2}),
 }
 
@@ -28,6 +29,11 @@ FOUR_RANKS: list[dict[str, Any]] = [
     {"dp": 4, "zero": 2},
     {"dp": 2, "pp": 2, "zero": 2},
     {"pp": 2, "stage_replicas": (3, 1), "schedule": "gpipe", "zero": 2},
+    {"dp": 2, "pp": 2, "vp": 2, "schedule": "interleaved", "zero": 1},
+    {"pp": 2, "vp": 2, "stage_replicas": (1, 3), "schedule": "interleaved", "zero": 2},
+    {"dp": 2, "vp": 4, "schedule": "gpipe", "recompute": "full"},
+    {"dp": 2, "pp": 2, "vp": 2, "schedule": "interleaved", "zero": 3},
+    {"dp": 2, "vp": 2, "pp": 2, "schedule": "gpipe", "zero": 3, "stage_layers": (1, 1, 1, 1)},
 ]
 
 

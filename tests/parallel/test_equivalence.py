@@ -55,6 +55,7 @@ def test_uneven_layers(ranks: RankPool) -> None:
         {"pp": 2, "tp": 2, "stage_layers": (1, 4), "zero": 1},
         {"pp": 3, "schedule": "gpipe"},
         {"pp": 2, "dp": 2, "stage_layers": (4, 1), "zero": 1},
+        {"pp": 2, "tp": 2, "vp": 2, "stage_layers": (1, 2, 1, 1), "schedule": "interleaved"},
     ]
     compare(ranks, 4, {"num_layers": 5}, grids)
 
@@ -104,6 +105,22 @@ def test_tp_ranks_share_key_value_heads(ranks: RankPool, model: dict[str, Any]) 
         {"tp": 4, "dp": 2, "reduction": "fast"},
     ]
     compare(ranks, 8, model, grids)
+
+
+@pytest.mark.parametrize("shared", [0, 32])
+def test_mixture_of_experts(ranks: RankPool, shared: int) -> None:
+    """Router and gate see on each tp rank what its part of the experts answers; the load-balance loss counts once."""
+    model = {
+        "family": "qwen3_moe", "num_experts": 5, "experts_per_token": 3, "router_aux_coef": 0.3, "router_norm": True,
+        "shared_ffn_dim": shared,
+    }  # fmt: skip
+    grids = [
+        {"tp": 2, "dp": 2, "zero": 1},
+        {"tp": 4, "sequence_parallel": True, "recompute": "full"},
+        {"tp": 2, "pp": 2, "sequence_parallel": True},
+        {"dp": 2, "pp": 2, "reduction": "fast"},
+    ]
+    compare(ranks, 4, model, grids)
 
 
 def test_fast_reduction(ranks: RankPool) -> None:

@@ -17,11 +17,10 @@ from trainsys.config import RunConfig
 from trainsys.elastic.census import check_census, take_census
 from trainsys.elastic.transit import run_transition
 from trainsys.models.geometry import resolve
-from trainsys.parallel.engine import DTYPES, Engine, num_microbatches, wanted_groups
+from trainsys.parallel.engine import DTYPES, Engine, routes_of, wanted_groups
 from trainsys.parallel.stage import Batch
 from trainsys.parallel.state import FlatState, initial_state, master_dtype
 from trainsys.parallel.step import decide
-from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout
 from trainsys.testing import RankPool
 
@@ -33,12 +32,13 @@ ONE: list[dict[str, Any]] = [  # tp 1
     {"pp": 4}, {"dp": 8, "zero": 2}, {"dp": 4, "pp": 2, "zero": 2, "recompute": "full"},
     {"pp": 2, "stage_replicas": (3, 5), "stage_layers": (3, 1), "zero": 1},
     {"pp": 3, "stage_replicas": (1, 4, 2), "stage_layers": (1, 1, 2)},
-    {"pp": 2, "stage_replicas": (6, 1), "zero": 2},
+    {"pp": 2, "stage_replicas": (6, 1), "zero": 2}, {"dp": 5, "zero": 3},
+    {"pp": 3, "stage_replicas": (1, 4, 2), "stage_layers": (1, 1, 2), "zero": 3, "schedule": "gpipe"},
 ]  # fmt: skip
 TWO: list[dict[str, Any]] = [  # tp 2
     {}, {"dp": 2}, {"dp": 4, "zero": 1}, {"dp": 2, "zero": 2}, {"pp": 2}, {"pp": 4, "schedule": "gpipe"},
     {"dp": 2, "pp": 2, "zero": 1}, {"pp": 2, "stage_replicas": (1, 3), "stage_layers": (1, 3)},
-    {"dp": 3, "zero": 1, "recompute": "full"},
+    {"dp": 3, "zero": 1, "recompute": "full"}, {"dp": 4, "zero": 3},
 ]  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def tour(rank: int, world_size: int, store: Any, configs: Sequence[RunConfig]) -
     state: FlatState | None = None
     for step, config in enumerate(configs):
         space, dst = layout_of(config, world_size)
-        routes, dtype = Routes.balanced(num_microbatches(config), dst.replicas), DTYPES[config.train.dtype]
+        routes, dtype = routes_of(config, dst), DTYPES[config.train.dtype]
         comm.reconfigure(step, [everyone, *wanted_groups(space, dst, routes)])
         group, old = comm.group(everyone), state
         if src is None:

@@ -27,7 +27,42 @@ BAD_LAYOUTS = [
     ({"pp": 2, "stage_replicas": (2, 0)}, 2, "every stage needs at least 1"),
     ({"pp": 2, "stage_replicas": (2, 2)}, 3, "needs 4 ranks but the cluster has 3"),
     ({"dp": 1, "sequence_parallel": True}, 1, "sequence_parallel needs tp > 1"),
+    ({"dp": 4, "ep": 2}, 4, "ep=2 exceeds model.num_experts=0; set parallel.ep=1$"),
 ]
+BAD_EXPERTS = [
+    ({"dp": 8, "ep": 8}, 8, "parallel.ep=8 exceeds model.num_experts=6; set parallel.ep=6$"),
+    ({"dp": 4, "ep": 3}, 4, "parallel.ep=3 does not divide the 4 replicas of stage 0; set parallel.ep=1 or 2$"),
+    (
+        {"stage_replicas": (6,), "ep": 2},
+        6,
+        "stage 0 has 8 microbatches for 6 replicas; set parallel.ep=1, or batch.global_size to a multiple of 12$",
+    ),
+    (
+        {"pp": 2, "stage_replicas": (2, 4), "ep": 2},
+        6,
+        r"stage_replicas=\[2, 4\]: lanes \[0, 1\] in lockstep wait for ever before 0B1; set parallel.ep=1 or ",
+    ),
+    ({"pp": 2, "stage_replicas": (2, 3), "ep": 2}, 5, "ep=2 does not divide the 3 replicas of stage 1; set"),
+]
+
+
+def mixture(config, **parallel):
+    model = replace(config.model, family="mixtral", num_experts=6)
+    return replace(config, model=model, parallel=ParallelConfig(**parallel))
+
+
+@pytest.mark.parametrize(("layout", "ranks", "message"), BAD_EXPERTS)
+def test_bad_expert_layouts(small, layout, ranks, message):
+    with pytest.raises(ValueError, match=message) as error:
+        check_parallel(mixture(small, **layout), ranks)
+    assert "\n" not in str(error.value)
+
+
+def test_good_expert_layouts(small):
+    check_parallel(mixture(small, dp=4, ep=2, pp=2), 8)
+    check_parallel(mixture(small, dp=2, ep=2, pp=2, vp=2, schedule="interleaved"), 4)
+    check_parallel(mixture(small, stage_replicas=(4, 2), ep=2, pp=2), 6)
+    check_parallel(mixture(small, stage_replicas=(2, 4), ep=2, pp=2, schedule="gpipe"), 6)
 
 
 @pytest.mark.parametrize(("layout", "ranks", "message"), BAD_LAYOUTS)

@@ -7,10 +7,12 @@ import pytest
 
 from trainsys.comm.topology import Link, Topology
 from trainsys.config import BatchConfig, ModelConfig, ParallelConfig, RunConfig, load
-from trainsys.models.geometry import num_params
+from trainsys.models.geometry import num_params, resolve, tensors
 from trainsys.planner.communication import (
     all_gather_s,
     all_reduce_s,
+    boundary_bytes,
+    expert_cost,
     gradient_s,
     mirror_s,
     send_s,
@@ -18,12 +20,13 @@ from trainsys.planner.communication import (
     tensor_cost,
 )  # fmt: skip
 from trainsys.planner.compute import compute_cost, model_flops
-from trainsys.planner.memory import gradient_buffers, layer_bytes, stage_memory
+from trainsys.planner.memory import gradient_buffers, gradient_elements, layer_bytes, parameter_elements, stage_memory
 from trainsys.planner.precision import GIB
 from trainsys.planner.predict import predict
-from trainsys.planner.sizes import stage_sizes
+from trainsys.planner.sizes import block_elements, stage_sizes
 from trainsys.planner.stages import Stages, notation
 from trainsys.space.build import build_layout
+from trainsys.space.tensor import Space
 
 
 def stages_of(config: RunConfig, **parallel) -> tuple[RunConfig, Stages]:
@@ -105,6 +108,31 @@ def test_gradient_exchange_has_the_same_volume_under_zero_0_and_1(small):
     assert times[0] == times[1] == pytest.approx(6 * 2e-4 + 2 * 3 / 4 * num_params(small.model) * 4 / 1e9)
 
 
+def test_zero_3_moves_three_volumes_per_microbatch(small):
+    """Two microbatches per replica: ZeRO 2 scatters twice and gathers once, ZeRO 3 gathers twice for each scatter."""
+    seconds = {}
+    for zero in (0, 2, 3):
+        config, stages = stages_of(small, dp=4, zero=zero)
+        assert config.batch.global_size // config.batch.microbatch_size == 4 * 2
+        sizes = stage_sizes(config.model, stages, zero)
+        seconds[zero] = gradient_s(config, stages, sizes, Topology.from_config(config.cluster), 0)
+    volume = seconds[0] / 2
+    assert seconds[2] == pytest.approx((2 + 1) * volume)
+    assert seconds[3] == pytest.approx(3 * 2 * volume)
+
+
+def test_zero_3_keeps_a_share_and_two_blocks(small):
+    config, stages = stages_of(small, dp=4, zero=3)
+    sizes = stage_sizes(config.model, stages, 3)
+    blocks, share = block_elements(config.model, 1), -(-num_params(small.model) // 4)
+    largest = max(blocks.values())
+    assert parameter_elements(config, stages, sizes, 0) == share + 2 * largest
+    sums = 4  # of 8 microbatches: 1 + log2
+    assert gradient_elements(config, stages, sizes, 0) == 2 * largest + sums * share + 3 * -(-largest // 4)
+    alone, single = stages_of(small, zero=3)
+    assert parameter_elements(alone, single, stage_sizes(small.model, single, 3), 0) == num_params(small.model)
+
+
 def test_shared_key_value_heads_are_summed_by_those_who_share(small):
     def seconds(kv_heads: int, **parallel) -> float:
         config, stages = stages_of(small, **parallel)
@@ -142,6 +170,41 @@ def test_a_tied_embedding_is_held_by_both_ends():
     ends = stage_sizes(tied, Stages((1, 1), (1, 1), 1), 0)
     assert sum(whole.held) == num_params(tied)
     assert sum(ends.held) == num_params(tied) + 512 * 64
+
+
+@pytest.mark.parametrize("num_experts", [4, 5])
+@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize("pp", [1, 2])
+def test_each_rank_holds_one_class_of_experts(num_experts, zero, pp):
+    """What the planner counts is what the layout gives the rank that has most."""
+    model = ModelConfig("mixtral", 512, 64, 2, num_heads=4, num_experts=num_experts, ffn_dim=96)
+    space = Space(tensors(resolve(model)))
+    for parallel in (ParallelConfig(dp=4, ep=ep, zero=zero, pp=pp) for ep in (1, 2, 4)):
+        stages = Stages.of(model, parallel)
+        sizes = stage_sizes(model, stages, zero)
+        layout = build_layout(parallel, stages.layers, range(stages.num_ranks), 16, lambda rank: rank // 2)
+        for stage in range(stages.count):
+            ranks = [team[0] for team in layout.stages[stage].teams]
+            held = [sum(t.numel for t in space.tensors if layout.holds(t, r)) for r in ranks]
+            assert sizes.held[stage] == max(held)
+            stored = max(sum(p.numel for p in layout.storage(space, r)) for r in ranks)
+            assert stored <= sizes.owned[stage] + max(sizes.mirrored) + 64 * zero  # dealt in whole pieces
+            if num_experts % parallel.ep == 0:  # else a peer may hold a smaller class
+                assert stored >= 0.95 * (sizes.owned[stage] + min(sizes.mirrored))
+
+
+def test_experts_cost_an_exchange_and_save_a_reduction(small):
+    model = replace(small.model, family="mixtral", num_experts=4)
+    config = replace(small, model=model)
+    flat, shared = (predict(config, ParallelConfig(dp=4, ep=ep)) for ep in (1, 4))
+    assert flat.ep_s == 0.0 < shared.ep_s
+    assert shared.dp_s < flat.dp_s
+    assert shared.peak_gib < flat.peak_gib
+    topology = Topology.from_config(config.cluster)
+    stages = Stages.of(model, ParallelConfig(dp=4, ep=4))
+    size = 2 * boundary_bytes(config)
+    once = 6 * (2 * 3 * (2e-4 + size / 4 / 1e9) + 3 * (2e-4 + 8 / 1e9))
+    assert expert_cost(config, stages, topology).forward_s == (pytest.approx(once),)
 
 
 def test_state_is_sixteen_bytes_per_parameter_before_mirrors(small):

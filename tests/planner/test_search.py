@@ -17,12 +17,13 @@ def test_enumeration_finds_exactly_the_legal_layouts(small):
     legal, rejected = candidates(small, 4)
     assert len(legal) == len(set(legal))
     every = [
-        ParallelConfig(dp=dp, tp=tp, pp=pp, zero=zero, sequence_parallel=sp, schedule=schedule, recompute=recompute)
+        ParallelConfig(dp, tp, pp, vp, zero=zero, sequence_parallel=sp, schedule=schedule, recompute=recompute)
         for dp, tp, pp in product((1, 2, 4), repeat=3)
         if dp * tp * pp == 4
-        for zero in ((0, 1, 2) if dp > 1 else (0,))
+        for zero in ((0, 1, 2, 3) if dp > 1 else (0,))
         for sp in ((False, True) if tp > 1 else (False,))
         for schedule in (GENERATORS if pp > 1 else ("1f1b",))
+        for vp in ([n for n in (2, 4) if n * pp <= small.model.num_layers] if schedule == "interleaved" else (1,))
         for recompute in ("none", "full")
     ]
 
@@ -40,7 +41,7 @@ def test_enumeration_finds_exactly_the_legal_layouts(small):
 
 def test_too_few_microbatches_are_counted_as_a_reason(small):
     _, rejected = candidates(replace(small, batch=BatchConfig(4, 2, 128)), 4)
-    assert rejected["2 microbatches < dp=4"] == 6  # zero 0 to 2, with and without recomputation
+    assert rejected["2 microbatches < dp=4"] == 8  # zero 0 to 3, with and without recomputation
 
 
 def test_the_ranking_is_by_step_time_and_repeatable(small):
@@ -59,7 +60,7 @@ def test_eight_ranks_answer_at_once(small):
 
 def test_parts_of_a_step_add_up(small):
     for plan in search(small).plans:
-        parts = plan.compute_s + plan.tp_s + plan.dp_s + plan.update_s + plan.waiting_s
+        parts = plan.compute_s + plan.tp_s + plan.ep_s + plan.dp_s + plan.update_s + plan.waiting_s
         assert plan.step_s == pytest.approx(parts)
         assert plan.tokens_per_s == pytest.approx(16 * 128 / plan.step_s)
         assert 0 <= plan.bubble < 1

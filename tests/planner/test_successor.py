@@ -37,6 +37,14 @@ def test_the_next_layout_is_legal_and_no_slower_than_standing_still(small, curre
     assert after == successor(small, teams, current, alive)
 
 
+def test_what_is_left_shares_out_the_experts_as_far_as_it_can(small):
+    one_layer = replace(small.model, family="mixtral", num_experts=4, num_layers=1)  # no pipeline to turn to
+    config = replace(small, model=one_layer, parallel=ParallelConfig(dp=4, ep=4))
+    assert [successor(config, n, config.parallel, (n,)).ep for n in (4, 3, 2, 1)] == [4, 1, 2, 1]
+    again = successor(config, 4, replace(config.parallel, dp=3, ep=1, stage_replicas=(3,)), (3,))
+    assert (again.dp, again.ep) == (4, 4)
+
+
 def test_a_fresh_rank_restores_the_layout(small):
     """Where moving is dear, the join fills the gap and nothing else changes."""
     slow = replace(small, cluster=replace(small.cluster, intra_node=LinkConfig(0.001), inter_node=LinkConfig(0.001)))

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from trainsys.config import ParallelConfig
-from trainsys.space.build import build_layout
+from trainsys.space.build import ORDER, build_layout
 from trainsys.space.layout import Layout, Piece
 from trainsys.space.tensor import EMBED, LogicalTensor, Space
 
@@ -22,13 +22,15 @@ NodeOf = Callable[[int], int]
 def spaces(draw: st.DrawFn, num_layers: int) -> Space:
     """Up to 5 tensors of 0 to 3 dims over the blocks of `num_layers` layers, one of them maybe tied."""
     tensors = []
+    experts = draw(st.sampled_from([0, 4, 5]))
     for number in range(draw(st.integers(1, 5))):
         shape = draw(st.lists(st.integers(1, 5), min_size=0, max_size=3))
         split = draw(st.sampled_from([None, *range(min(2, len(shape)))]))
         if split is not None:
             shape[split] = 4 * draw(st.integers(1, 2))
         block, most = draw(st.integers(EMBED, num_layers)), draw(st.sampled_from([None, 1, 2, 4]))
-        tensors.append(LogicalTensor(f"t{number}", tuple(shape), block, split, max_shards=most))
+        own = draw(st.integers(0, experts - 1)) if experts and draw(st.booleans()) else None
+        tensors.append(LogicalTensor(f"t{number}", tuple(shape), block, split, (), None, most, own, experts))
     if draw(st.booleans()):
         tensors.append(LogicalTensor("tied", (8, 3), EMBED, 0, (EMBED, num_layers)))
     return Space(tuple(tensors))
@@ -36,18 +38,36 @@ def spaces(draw: st.DrawFn, num_layers: int) -> Space:
 
 @st.composite
 def meshes(draw: st.DrawFn, num_layers: int, num_ranks: int) -> tuple[ParallelConfig, tuple[int, ...]]:
-    """A mesh that fits on `num_ranks` ranks, often ragged, with its layers per stage."""
+    """A mesh that fits on `num_ranks` ranks, often ragged, with its layers per run of them."""
     tp = draw(st.sampled_from([t for t in TP if t <= num_ranks]))
-    teams = num_ranks // tp
-    pp = draw(st.integers(1, min(teams, num_layers)))
-    cuts = sorted(draw(st.permutations(range(1, num_layers)))[: pp - 1])
+    cp = draw(st.sampled_from([c for c in (1, 1, 2) if tp * c <= num_ranks]))
+    places = num_ranks // tp // cp
+    pp = draw(st.integers(1, min(places, num_layers)))
+    vp = draw(st.sampled_from([1, 1, *range(2, num_layers // pp + 1)]))
+    cuts = sorted(draw(st.permutations(range(1, num_layers)))[: pp * vp - 1])
     layers = tuple(b - a for a, b in zip([0, *cuts], [*cuts, num_layers], strict=True))
     replicas = []
     for stage in range(pp):
-        spare = teams - sum(replicas) - (pp - stage)
+        spare = places - sum(replicas) - (pp - stage)
         replicas.append(1 + draw(st.integers(0, spare)))
-    parallel = ParallelConfig(tp=tp, pp=pp, zero=draw(st.integers(0, 1)), stage_replicas=tuple(replicas))
-    return parallel, layers
+    ep = draw(st.sampled_from([1, *(e for e in (2, 3, 4) if e <= min(replicas) * cp)]))
+    order = ",".join(draw(st.permutations(ORDER)))
+    zero, degrees = draw(st.integers(0, 3)), tuple(replicas)
+    return ParallelConfig(tp=tp, pp=pp, vp=vp, cp=cp, ep=ep, zero=zero, order=order, stage_replicas=degrees), layers
+
+
+@st.composite
+def survivors(draw: st.DrawFn, old: Layout, alive: Sequence[int]) -> tuple[ParallelConfig, tuple[int, ...]]:
+    """Some of the living ranks, and replicas for the stages of `old` that fit on them."""
+    team, least = old.tp * old.cp, old.tp * old.cp * old.pp
+    dead = draw(st.sets(st.sampled_from(alive), max_size=max(0, len(alive) - least)))
+    left = tuple(r for r in alive if r not in dead)
+    wanted = [1] * old.pp
+    for stage in draw(st.lists(st.integers(0, old.pp - 1), max_size=len(left) // team - old.pp)):
+        wanted[stage] += 1
+    ep = min(old.ep, min(wanted) * old.cp)
+    more = {"tp": old.tp, "cp": old.cp, "vp": old.vp, "ep": ep, "zero": old.zero}
+    return ParallelConfig(**more, stage_replicas=tuple(wanted)), left
 
 
 @st.composite

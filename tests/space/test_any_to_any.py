@@ -19,6 +19,7 @@ SPACE = Space((
     *(tensor for i in range(LAYERS) for tensor in (
         LogicalTensor(f"{i}.wk", (4, 6), i, 0, max_shards=2),
         LogicalTensor(f"{i}.wo", (6, 16), i, 1),
+        *(LogicalTensor(f"{i}.expert{e}", (8, 3), i, 0, expert=e, num_experts=4) for e in range(4 * (i % 4 == 1))),
     )),
     LogicalTensor("norm", (6,), LAYERS),
 ))  # fmt: skip
@@ -26,7 +27,7 @@ SPACE = Space((
 
 def mesh(zero: int, dp: int = 1, tp: int = 1, pp: int = 1, layers: tuple[int, ...] = (), **more: object) -> Layout:
     parallel = ParallelConfig(dp=dp, tp=tp, pp=len(layers) or pp, zero=zero, **more)  # type: ignore[arg-type]
-    return build_layout(parallel, layers or split_layers(LAYERS, pp), RANKS, 61, lambda r: r // 4)
+    return build_layout(parallel, layers or split_layers(LAYERS, pp * parallel.vp), RANKS, 61, lambda r: r // 4)
 
 
 EVEN = [(dp, tp, 8 // dp // tp) for dp in (1, 2, 4, 8) for tp in (1, 2, 4, 8) if dp * tp <= 8]
@@ -42,6 +43,14 @@ LAYOUTS = [
     *(mesh(zero, stage_replicas=(1, 2, 4), layers=(2, 5, 1)) for zero in (0, 1)),
     *(mesh(zero, tp=2, stage_replicas=(1, 3), pp=2) for zero in (0, 1)),
     mesh(1, tp=2, stage_replicas=(2, 1, 1), layers=(4, 3, 1)),
+    *(mesh(zero, dp, 1, ep=ep) for dp, ep in ((8, 2), (8, 4), (4, 4), (7, 4)) for zero in (0, 1)),
+    *(mesh(3, dp, tp, 8 // dp // tp, ep=2) for dp, tp in ((2, 2), (2, 4), (4, 2), (4, 1))),
+    *(mesh(zero, 2, 1, 4, vp=2) for zero in (0, 2)),
+    *(mesh(1, 1, tp, pp, vp=vp) for tp, pp, vp in ((2, 4, 2), (4, 2, 4))),
+    *(mesh(zero, dp, tp, 8 // dp // tp // 2, cp=2) for dp, tp in ((4, 1), (2, 2), (1, 1)) for zero in (0, 3)),
+    mesh(1, 1, 2, 2, cp=2, vp=2, ep=2),
+    mesh(1, 2, 2, 2, order="dp,pp,tp,cp"),
+    mesh(0, 2, 2, 2, order="pp,tp,cp,dp"),
 ]
 
 

@@ -10,7 +10,8 @@ from trainsys.config import ParallelConfig
 from trainsys.models.geometry import split_layers
 from trainsys.space.build import build_layout
 from trainsys.space.generation import Generation, generation, received_share
-from trainsys.space.layout import Layout, Stage
+from trainsys.space.layout import Layout
+from trainsys.space.stage import Stage
 from trainsys.space.tensor import EMBED, LogicalTensor, Space
 from trainsys.space.transition import Transition, transition
 

@@ -7,7 +7,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.space.strategies import RANKS, NodeOf, cases, meshes, nodes, numbered, spaces, storage
+from tests.space.strategies import RANKS, NodeOf, cases, meshes, nodes, numbered, spaces, storage, survivors
 from tests.space.test_transition import execute, plan
 from trainsys.config import ParallelConfig
 from trainsys.space.build import build_layout, mirrors, succeed
@@ -28,13 +28,7 @@ def edited(draw: st.DrawFn) -> tuple[Space, Layout, Layout, tuple[int, ...], Nod
     alive = tuple(range(RANKS))
     for _ in range(2):
         old, before = new, alive
-        dead = draw(st.sets(st.sampled_from(alive), max_size=max(0, len(alive) - old.tp * old.pp)))
-        alive = tuple(r for r in alive if r not in dead)
-        most = len(alive) // old.tp - old.pp
-        wanted = [1] * old.pp
-        for stage in draw(st.lists(st.integers(0, old.pp - 1), max_size=most)):
-            wanted[stage] += 1
-        degrees = ParallelConfig(tp=old.tp, zero=old.zero, stage_replicas=tuple(wanted))
+        degrees, alive = draw(survivors(old, alive))
         new = succeed(old, degrees, layers, alive, node_of)
     return draw(spaces(num_layers)), old, new, tuple(r for r in old.ranks if r in alive and r in before), node_of
 

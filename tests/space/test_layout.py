@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from tests.space.strategies import NodeOf, cases, elements, numbered, storage
 from trainsys.config import ParallelConfig
-from trainsys.space.build import build_layout, stage_blocks
+from trainsys.space.build import build_layout, stage_spans
 from trainsys.space.layout import Layout, Piece
 from trainsys.space.tensor import EMBED, LogicalTensor, Space
 
@@ -37,9 +37,12 @@ def expected(case: Case, replicas_of: str) -> np.ndarray:
     parts = []
     for tensor in space.tensors:
         same = layout.tp if tensor.split is None else layout.tp // min(layout.tp, tensor.max_shards or layout.tp)
-        teams = sum(
-            len(s.teams) for s in layout.stages if any(b in range(s.first, s.stop) for b in tensor.blocks)
-        )  # fmt: skip
+        teams = 0
+        for s in layout.stages:
+            if any(b in range(*span) for b in tensor.blocks for span in s.spans):
+                every = tensor.expert is None or not s.expert_seats
+                own = None if every else s.expert_seats[tensor.expert * len(s.expert_seats) // tensor.num_experts]
+                teams += len(s.teams if own is None else set(own))
         parts.append(np.full(tensor.numel, same * (teams if replicas_of == "teams" else 1)))
     return np.concatenate(parts)
 
@@ -99,7 +102,7 @@ def test_pieces_do_not_depend_on_replicas_or_stages(case: Case) -> None:
     """ZeRO ownership, norms and hashes name pieces; dp and pp must not change the names."""
     space, layout, _ = case
     alone = build_layout(
-        ParallelConfig(tp=layout.tp), [layout.stages[-1].stop - 1], range(layout.tp), layout.chunk, int
+        ParallelConfig(tp=layout.tp), [layout.stages[-1].spans[-1][1] - 1], range(layout.tp), layout.chunk, int
     )
     for ordinal, tensor in enumerate(space.tensors):
         for shard in range(layout.tp):
@@ -140,8 +143,9 @@ def test_text() -> None:
 
 
 def test_blocks_of_stages() -> None:
-    assert stage_blocks([2, 3]) == [(EMBED, 2), (2, 6)]
-    assert stage_blocks([4]) == [(EMBED, 5)]
+    assert stage_spans([2, 3]) == [((EMBED, 2),), ((2, 6),)]
+    assert stage_spans([4]) == [((EMBED, 5),)]
+    assert stage_spans([1, 2, 1, 1], vp=2) == [((EMBED, 1), (3, 4)), ((1, 3), (4, 6))]
 
 
 def test_too_few_ranks() -> None:

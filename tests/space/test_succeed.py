@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.space.strategies import RANKS, NodeOf, meshes, nodes, numbered, spaces, storage
+from tests.space.strategies import RANKS, NodeOf, meshes, nodes, numbered, spaces, storage, survivors
 from trainsys.config import ParallelConfig
-from trainsys.space.build import build_layout, mirrors, stage_blocks, succeed
+from trainsys.space.build import build_layout, mirrors, stage_spans, succeed
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import EMBED, LogicalTensor, Space
 from trainsys.space.transition import transition
@@ -27,24 +27,37 @@ def losses(draw: st.DrawFn) -> tuple[Space, Layout, tuple[int, ...], NodeOf, st.
 def test_intact_teams_stay(case: tuple[Space, Layout, tuple[int, ...], NodeOf, st.DataObject]) -> None:
     """The same stages with other numbers of replicas: as many old teams as fit are where they were."""
     _, old, layers, node_of, data = case
-    dead = data.draw(st.sets(st.integers(0, RANKS - 1), max_size=RANKS - old.tp * old.pp))
-    alive = [r for r in range(RANKS) if r not in dead]
-    wanted = []
-    for stage in range(old.pp):
-        spare = len(alive) // old.tp - sum(wanted) - (old.pp - stage)
-        wanted.append(1 + data.draw(st.integers(0, spare)))
-    new = succeed(
-        old, ParallelConfig(tp=old.tp, zero=old.zero, stage_replicas=tuple(wanted)), layers, alive, node_of
-    )  # fmt: skip
-    assert new.replicas == tuple(wanted)
+    degrees, alive = data.draw(survivors(old, range(RANKS)))
+    dead, new = set(range(RANKS)).difference(alive), succeed(old, degrees, layers, alive, node_of)
+    assert new.replicas == degrees.stage_replicas
     assert set(new.ranks) <= set(alive)
-    assert len(set(new.ranks)) == sum(wanted) * old.tp
-    assert [(s.first, s.stop) for s in new.stages] == stage_blocks(layers)
+    assert len(set(new.ranks)) == sum(new.replicas) * old.tp * old.cp
+    assert [s.spans for s in new.stages] == stage_spans(layers, old.vp)
     for before, after in zip(old.stages, new.stages, strict=True):
         intact = [t for t in before.teams if not dead.intersection(t)]
         stayed = [t for t in intact if t in after.teams]
         assert len(stayed) == min(len(intact), len(after.teams))
     assert new.mirrors == mirrors([r for s in new.stages for t in s.teams for r in t], node_of)
+
+
+@settings(max_examples=120, deadline=None)
+@given(losses())
+def test_teams_keep_their_experts(case: tuple[Space, Layout, tuple[int, ...], NodeOf, st.DataObject]) -> None:
+    """Classes stay even, and no team changes its experts unless its class has too many."""
+    _, old, layers, node_of, data = case
+    degrees, alive = data.draw(survivors(old, range(RANKS)))
+    new = succeed(old, degrees, layers, alive, node_of)
+    for before, after in zip(old.stages, new.stages, strict=True):
+        sizes = [len(after.members(e)) for e in range(new.ep)]
+        assert max(sizes) - min(sizes) <= 1
+        for e, seats in enumerate(after.expert_seats):
+            assert set(seats) == set(after.members(e))
+            assert len({seats.count(i) for i in set(seats)}) == 1, "every team of a class owns as many pieces"
+        if new.ep == old.ep > 1:
+            was = dict(zip(before.teams, before.classes, strict=True))
+            changed = [e for team, e in zip(after.teams, after.classes, strict=True) if was.get(team, e) != e]
+            full = [e for e in range(new.ep) if sum(was.get(t) == e for t in after.teams) > sizes[e]]
+            assert bool(changed) == bool(full)
 
 
 def split_owners(space: Space, layout: Layout) -> dict[object, int]:

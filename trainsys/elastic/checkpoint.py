@@ -93,11 +93,11 @@ def save_state(
 
 def saved_places(space: Space, layout: Layout, rank: int) -> list[tuple[int, Place]]:
     """(tensor, where) of the boxes that a rank writes: each element of the space is written by one rank."""
-    stage, _, shard = layout.where(rank)
+    shard = layout.where(rank)[2]
     writes, offsets = [], dict(storage_places(space, layout, rank))
     if layout.zero == 0:  # whole shards, spread over the replicas
         for ordinal, tensor in enumerate(space.tensors):
-            if not layout.stages[stage].holds(tensor) or tensor.first_copy(layout.tp, shard) != shard:
+            if not layout.holds(tensor, rank) or tensor.first_copy(layout.tp, shard) != shard:
                 continue
             teams = layout.teams_of(tensor)
             if rank in teams[ordinal % len(teams)]:

@@ -75,7 +75,7 @@ def check_model(source: Source, model: ModelConfig) -> None:
     if source.config is not None:
         theirs, ours = to_dict(resolve(source.config)), to_dict(resolve(model))
         for key, value in ours.items():
-            if key not in ("dropout", "max_seq_len") and theirs[key] != value:
+            if key not in ("dropout", "max_seq_len", "router_aux_coef") and theirs[key] != value:
                 raise ValueError(
                     f"{source.path} has {key}={theirs[key]}, the run has {value}; set model.{key}={theirs[key]}"
                 )

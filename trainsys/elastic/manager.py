@@ -100,7 +100,8 @@ class Manager:
         self.endpoint, self.launcher, self.observer = endpoint, launcher, observer
         self.space = Space(tensors(self.config.model))
         self.world_size, self.resume, self.step, self.elastic = world_size, resume, start_step, elastic
-        layers = config.parallel.stage_layers or split_layers(config.model.num_layers, config.parallel.pp)
+        parallel = config.parallel
+        layers = parallel.stage_layers or split_layers(config.model.num_layers, parallel.pp * parallel.vp)
         self.parallel: ParallelConfig = replace(config.parallel, stage_layers=tuple(layers))
         self.layout: Layout | None = None
         self.target: Layout | None = None
@@ -303,7 +304,7 @@ class Manager:
         living = set(ranks)
         whole = [sum(living.issuperset(team) for team in stage.teams) for stage in self.layout.stages]
         chosen = successor(self._with_nodes(nodes), len(ranks) // self.parallel.tp, self.parallel, whole, self._rate)
-        layers = chosen.stage_layers or split_layers(self.config.model.num_layers, chosen.pp)
+        layers = chosen.stage_layers or split_layers(self.config.model.num_layers, chosen.pp * chosen.vp)
         chosen = replace(chosen, stage_layers=tuple(layers))
         return chosen, succeed(self.layout, chosen, layers, ranks, lambda r: nodes[r])
 

@@ -104,10 +104,12 @@ class StepTarget:
 
 def layout_of(model: ModelConfig, parallel: ParallelConfig, chunk: int) -> Layout:
     """The configured layout on ranks 0, 1, …. Raises ValueError when it does not fit the model."""
-    layers = tuple(parallel.stage_layers) or split_layers(model.num_layers, parallel.pp)
+    layers = tuple(parallel.stage_layers) or split_layers(model.num_layers, parallel.pp * parallel.vp)
     check_split(model, parallel.tp, layers)
-    replicas = tuple(parallel.stage_replicas) or (parallel.dp,) * len(layers)
-    return build_layout(parallel, layers, range(sum(replicas) * parallel.tp), chunk, lambda rank: 0)
+    stages = len(layers) // parallel.vp
+    replicas = sum(parallel.stage_replicas) if parallel.stage_replicas else parallel.dp * stages
+    ranks = range(replicas * parallel.cp * parallel.tp)
+    return build_layout(parallel, layers, ranks, chunk, lambda rank: 0)
 
 
 def check_name(path: Path, step: int) -> None:

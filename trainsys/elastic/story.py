@@ -71,13 +71,14 @@ def tell_shape(before: Layout | None, after: Layout | None) -> str:
     assert after is not None
     if before is None:
         return f"layout {after}"
-    if [(s.first, s.stop) for s in before.stages] != [(s.first, s.stop) for s in after.stages] or before.tp != after.tp:
+    if [s.spans for s in before.stages] != [s.spans for s in after.stages] or before.tp != after.tp:
         return f"{_with_layers(before, after)} → {_with_layers(after, before)}"
     moves = [
         f"dp {old}→{new} at stage {stage}"
         for stage, (old, new) in enumerate(zip(before.replicas, after.replicas, strict=True))
         if old != new
     ]
+    moves += [f"ep {before.ep}→{after.ep}"] if before.ep != after.ep else []
     return ", ".join(moves) or f"the layout stays {after}"
 
 
@@ -85,7 +86,7 @@ def _with_layers(layout: Layout, other: Layout) -> str:
     """The layout, and the layers of each stage where it differs from `other` in them alone."""
     if layout.pp != other.pp:
         return str(layout)
-    return f"{layout} ({'+'.join(map(str, layout.layers(layout.stages[-1].stop - 1)))} layers)"
+    return f"{layout} ({'+'.join(map(str, layout.layers(layout.stages[-1].spans[-1][1] - 1)))} layers)"
 
 
 def _moved(change: Change) -> str:

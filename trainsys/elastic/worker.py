@@ -54,10 +54,9 @@ from trainsys.elastic.messages import (
 from trainsys.elastic.transit import run_transition
 from trainsys.models.geometry import resolve, tensors
 from trainsys.models.registry import build
-from trainsys.parallel.engine import DTYPES, Engine, num_microbatches, wanted_groups
+from trainsys.parallel.engine import DTYPES, Engine, routes_of, wanted_groups
 from trainsys.parallel.stage import Batch
 from trainsys.parallel.state import FlatState, filled_state, initial_state, master_dtype
-from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import Space
 
@@ -123,7 +122,7 @@ class Worker:
         self.engine = None  # its parameters and gradients are never needed again: room for the state to come
         at("plan")
         config = self._config(order)
-        routes = Routes.balanced(num_microbatches(config), order.dst.replicas)
+        routes = routes_of(config, order.dst)
         at("connect")
         everyone = tuple(sorted(order.participants))
         wanted = [everyone] if len(everyone) > 1 else []

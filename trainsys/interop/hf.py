@@ -15,7 +15,7 @@ from trainsys.interop.assembly import Assembly
 from trainsys.interop.formats import NamedSource, Read, Shard, Written
 from trainsys.interop.fragments import Fragments
 from trainsys.interop.hf_names import config_from_hf, config_to_hf
-from trainsys.interop.naming import HF
+from trainsys.interop.naming import HF, HF_FUSED
 from trainsys.interop.sums import Sums
 from trainsys.interop.torch_stream import as_bytes
 from trainsys.space.box import Box
@@ -57,7 +57,7 @@ def open_hf(path: Path) -> NamedSource:
         for name in opened.names if wanted is None else wanted:
             table[name] = Fragments(opened.slice(name).shape)
             table[name].add(Box.whole(table[name].shape), opened.slice(name))
-    source = NamedSource(path, {"master": table}, (HF,))
+    source = NamedSource(path, {"master": table}, (HF, HF_FUSED))
     source.config = config
     return source
 

@@ -7,8 +7,8 @@ so that any shard can be read from, or written to, its place without touching th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainsys.config import ModelConfig
@@ -18,11 +18,15 @@ from trainsys.space.box import Box
 
 @dataclass(frozen=True)
 class Part:
-    """Where one of our tensors lies: rows ``[offset, offset + rows)`` of `name`, or its columns when transposed."""
+    """Where one of our tensors lies: rows ``[offset, offset + rows)`` of `name`, or its columns when transposed.
+
+    With an `index` theirs has one dim more, and ours lies at that place of it.
+    """
 
     name: str
     transposed: bool = False
     offset: int = 0
+    index: int | None = None
 
     def box(self, box: Box) -> Box:
         """A box of ours in their coordinates."""
@@ -31,6 +35,8 @@ class Part:
         if self.transposed:
             start.reverse()
             stop.reverse()
+        if self.index is not None:
+            start, stop = [self.index, *start], [self.index + 1, *stop]
         return Box(tuple(start), tuple(stop))
 
 
@@ -49,6 +55,14 @@ _LLAMA = {
     "feed_forward.w3": "mlp.up_proj",
 }
 _QWEN3 = {**_LLAMA, "attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm"}
+_ROUTER = "feed_forward.router"
+_MIXTRAL = {**_LLAMA, _ROUTER: "block_sparse_moe.gate"}
+_QWEN3_MOE = {**_QWEN3, _ROUTER: "mlp.gate"}
+_EXPERTS = {  # family -> where expert {} lies, and what its matrices are called
+    "mixtral": ("block_sparse_moe.experts.{}", {"w1": "w1", "w2": "w2", "w3": "w3"}),
+    "qwen3_moe": ("mlp.experts.{}", {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}),
+}
+_EXPERT = re.compile(r"feed_forward\.experts\.(\d+)\.(w[123])")
 _GPT2 = {
     "tok_embeddings.weight": "transformer.wte.weight",
     "pos_embeddings.weight": "transformer.wpe.weight",
@@ -64,20 +78,47 @@ _GPT2 = {
 _TABLES = {  # family -> names, and what their layers are called
     "llama": (_LLAMA, "model.layers"),
     "qwen3": (_QWEN3, "model.layers"),
+    "mixtral": (_MIXTRAL, "model.layers"),
+    "qwen3_moe": (_QWEN3_MOE, "model.layers"),
     "gpt2": (_GPT2, "transformer.h"),
 }
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "gpt2": "GPT2LMHeadModel"}
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+}
 _BUFFERS = re.compile(r".*\.(rotary_emb\.inv_freq|attn\.(masked_)?bias)")  # of older checkpoints; no weights
 _FUSED = {"attention.wq": 0, "attention.wk": 1, "attention.wv": 2}  # thirds of gpt2's attn.c_attn
 
 
-def part_of(config: ModelConfig, name: str) -> Part:
-    """Where logical tensor `name` lies in a Hugging Face checkpoint of the same architecture."""
+def fused_experts(names: Iterable[str]) -> bool:
+    """Whether a checkpoint keeps a layer's experts in one tensor, as newer transformers do in memory and can save."""
+    return any(name.endswith(".mlp.experts.gate_up_proj") for name in names)
+
+
+def part_of(config: ModelConfig, name: str, fused: bool = False) -> Part:
+    """Where logical tensor `name` lies in a Hugging Face checkpoint of the same architecture.
+
+    Args:
+        fused: see `fused_experts`.
+    """
     table, layers = _TABLES[config.family]
     match = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
     if match is None:
         return Part(table[name])
     layer, module, kind = match.groups()
+    expert = _EXPERT.fullmatch(module)
+    if fused and module == _ROUTER:
+        return Part(f"{layers}.{layer}.mlp.gate.weight")
+    if fused and expert is not None:
+        whole = "down_proj" if expert[2] == "w2" else "gate_up_proj"
+        offset = resolve(config).expert_ffn_dim if expert[2] == "w3" else 0
+        return Part(f"{layers}.{layer}.mlp.experts.{whole}", offset=offset, index=int(expert[1]))
+    if expert is not None:
+        place, matrices = _EXPERTS[config.family]
+        return Part(f"{layers}.{layer}.{place.format(expert[1])}.{matrices[expert[2]]}.{kind}")
     if config.family != "gpt2":
         return Part(f"{layers}.{layer}.{table[module]}.{kind}")
     matrix = kind == "weight" and not module.startswith("ln_")  # their Conv1D keeps [in, out]
@@ -86,11 +127,20 @@ def part_of(config: ModelConfig, name: str) -> Part:
     return Part(f"{layers}.{layer}.{table[module]}.{kind}", matrix)
 
 
-def their_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the Hugging Face checkpoint, fused ones whole."""
+def their_shapes(config: ModelConfig, fused: bool = False) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the Hugging Face checkpoint, fused ones whole.
+
+    Raises:
+        ValueError: for a model that theirs cannot be.
+    """
+    if config.shared_ffn_dim:
+        raise ValueError(
+            f"a Hugging Face {config.family} has no shared expert, ours has shared_ffn_dim={config.shared_ffn_dim}; "
+            "set model.shared_ffn_dim=0"
+        )
     shapes: dict[str, tuple[int, ...]] = {}
     for tensor in tensors(config):
-        part = part_of(config, tensor.name)
+        part = part_of(config, tensor.name, fused)
         stop = part.box(Box.whole(tensor.shape)).stop
         old = shapes.get(part.name, stop)
         shapes[part.name] = tuple(max(a, b) for a, b in zip(old, stop, strict=True))
@@ -126,7 +176,7 @@ def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
             "rope_theta": config.rope_theta,
             "hidden_act": "silu",
             "attention_bias": False,
-            **({"mlp_bias": False} if config.family == "llama" else {"use_sliding_window": False}),
+            **_own_keys(config),
         }
     return {
         **common,
@@ -137,6 +187,35 @@ def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "n_positions": config.max_seq_len,
         "layer_norm_epsilon": config.norm_eps,
     }
+
+
+def _own_keys(config: ModelConfig) -> dict[str, Any]:
+    """What ``config.json`` says of one family alone."""
+    if config.family == "llama":
+        return {"mlp_bias": False}
+    if config.family == "qwen3":
+        return {"use_sliding_window": False}
+    routing = {"num_experts_per_tok": config.experts_per_token, "router_aux_loss_coef": config.router_aux_coef}
+    if config.family == "mixtral":
+        return {**routing, "num_local_experts": config.num_experts, "sliding_window": None}
+    return {
+        **routing, "num_experts": config.num_experts, "moe_intermediate_size": config.expert_ffn_dim,
+        "norm_topk_prob": config.router_norm, "decoder_sparse_step": 1, "mlp_only_layers": [],
+        "use_sliding_window": False,
+    }  # fmt: skip
+
+
+def _experts_from_hf(kind: str, hf: Mapping[str, Any]) -> dict[str, Any]:
+    """Our fields about experts; newer transformers write ``num_local_experts`` for both families."""
+    if kind not in _EXPERTS:
+        return {}
+    number = next(hf[key] for key in ("num_experts", "num_local_experts") if key in hf)
+    width = hf["intermediate_size" if kind == "mixtral" else "moe_intermediate_size"]
+    return {
+        "num_experts": number, "experts_per_token": hf["num_experts_per_tok"], "expert_ffn_dim": width, "ffn_dim": 0,
+        "router_norm": kind == "mixtral" or hf.get("norm_topk_prob", False),
+        "router_aux_coef": hf.get("router_aux_loss_coef", 0.001),
+    }  # fmt: skip
 
 
 def config_from_hf(hf: Mapping[str, Any], dropout: float = 0.0) -> ModelConfig:
@@ -158,7 +237,7 @@ def config_from_hf(hf: Mapping[str, Any], dropout: float = 0.0) -> ModelConfig:
     _check_plain(kind, hf)
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ValueError(f"config.json has rope_type={rope.get('rope_type', rope.get('type'))!r}; ours is 'default'")
-    return ModelConfig(
+    ours = ModelConfig(
         family=kind, vocab_size=hf["vocab_size"], dim=hf["hidden_size"], num_layers=hf["num_hidden_layers"],
         num_heads=hf["num_attention_heads"], num_kv_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
         head_dim=hf.get("head_dim") or (128 if kind == "qwen3" else 0),  # what their classes take for granted
@@ -166,11 +245,21 @@ def config_from_hf(hf: Mapping[str, Any], dropout: float = 0.0) -> ModelConfig:
         rope_theta=float(rope.get("rope_theta", hf.get("rope_theta", 10000.0))), norm_eps=hf["rms_norm_eps"],
         tied=hf.get("tie_word_embeddings", False),
     )  # fmt: skip
+    return replace(ours, **_experts_from_hf(kind, hf))
 
 
 def _check_plain(kind: str, hf: Mapping[str, Any]) -> None:
-    """Whether a llama or qwen3 has no option that ours lacks. Raises ValueError."""
-    plain = {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "hidden_act": "silu"}
+    """Whether theirs has no option that our Llama's kin lack. Raises ValueError."""
+    plain: dict[str, Any] = {
+        "attention_bias": False,
+        "mlp_bias": False,
+        "use_sliding_window": False,
+        "hidden_act": "silu",
+    }
+    if kind in _EXPERTS:
+        plain |= {"decoder_sparse_step": 1, "mlp_only_layers": [], "router_jitter_noise": 0.0}
+    if kind == "mixtral":
+        plain["sliding_window"] = None
     for key, value in plain.items():
         if hf.get(key, value) != value:
             raise ValueError(f"config.json has {key}={hf[key]!r}; our {kind} has {value!r}")

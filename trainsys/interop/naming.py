@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from trainsys.config import ModelConfig
-from trainsys.interop.hf_names import ignorable, part_of
+from trainsys.interop.hf_names import ignorable, part_of, their_shapes
 from trainsys.models.geometry import resolve, tensors
 from trainsys.space.box import Box
 from trainsys.space.tensor import LogicalTensor
@@ -63,14 +63,17 @@ class Naming:
     Attributes:
         spans: where a logical tensor lies.
         ignorable: whether a tensor of theirs says nothing that our model does not have.
+        check: raises ValueError for a model that theirs cannot be.
     """
 
     kind: str
     spans: Spans
     ignorable: Callable[[ModelConfig, str], bool]
+    check: Callable[[ModelConfig], object] = bool
 
     def shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each of their tensors."""
+        """Name and shape of each of their tensors. Raises ValueError for a model that theirs cannot be."""
+        self.check(config)
         shapes: dict[str, tuple[int, ...]] = {}
         for tensor in tensors(config):
             for span in self.spans(config, tensor):
@@ -84,14 +87,20 @@ def _our_spans(config: ModelConfig, tensor: LogicalTensor) -> tuple[Span, ...]:
     return (Span(Box.whole(tensor.shape), tensor.name, (0,) * len(tensor.shape)),)
 
 
-def _hf_spans(config: ModelConfig, tensor: LogicalTensor) -> tuple[Span, ...]:
-    part, whole = part_of(config, tensor.name), Box.whole(tensor.shape)
-    origin = part.box(whole).start
-    return (Span(whole, part.name, origin[::-1] if part.transposed else origin, part.transposed),)
+def hugging_face(fused: bool) -> Naming:
+    """Theirs; `fused`: with a layer's experts in one tensor."""
+
+    def spans(config: ModelConfig, tensor: LogicalTensor) -> tuple[Span, ...]:
+        part, whole = part_of(config, tensor.name, fused), Box.whole(tensor.shape)
+        lead = () if part.index is None else (part.index,)
+        origin = part.box(whole).start[len(lead) :]
+        return (Span(whole, part.name, origin[::-1] if part.transposed else origin, part.transposed, lead),)
+
+    return Naming("Hugging Face's", spans, ignorable, lambda config: their_shapes(config, fused))
 
 
 OURS = Naming("ours", _our_spans, lambda config, name: config.tied and name == "output.weight")
-HF = Naming("Hugging Face's", _hf_spans, ignorable)
+HF, HF_FUSED = hugging_face(False), hugging_face(True)
 
 _MEGATRON = {
     "tok_embeddings.weight": "embedding.word_embeddings.weight",
@@ -139,7 +148,11 @@ def megatron(stacked: bool, fused_norms: bool) -> Naming:
     def plain(config: ModelConfig, name: str) -> bool:
         return bool(_STATELESS.fullmatch(name)) or (config.tied and name == "output_layer.weight")
 
-    return Naming("Megatron's", spans, plain)
+    def check(config: ModelConfig) -> None:
+        if config.num_experts:
+            raise ValueError(f"experts are not converted from or to Megatron-Core, the model has {config.num_experts}")
+
+    return Naming("Megatron's", spans, plain, check)
 
 
 MEGATRON = tuple(megatron(stacked, fused) for stacked in (True, False) for fused in (True, False))
@@ -176,7 +189,10 @@ def best_naming(
 
     def hits(choice: tuple[Naming, str]) -> int:
         naming, prefix = choice
-        return sum(prefix + name in found for name in naming.shapes(config))
+        try:
+            return sum(prefix + name in found for name in naming.shapes(config))
+        except ValueError:
+            return -1
 
     prefixes = ("", "model.", "module.", "model.module.", "module.module.", "app.model.")
     return max(((n, p) for n in namings for p in prefixes), key=hits)

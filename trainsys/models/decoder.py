@@ -46,14 +46,19 @@ class Decoder(nn.Module):
         hidden: Tensor = self.tok_embeddings(tokens)
         return hidden
 
-    def forward(self, x: Tensor) -> Tensor:
-        """int64 tokens [B, S] if the slice embeds, else hidden [B, S, dim] -> logits [B, S, vocab] or hidden."""
-        if self.tok_embeddings is not None:
-            x = self.embed(x)
-        for layer in self.layers.values():
-            x = layer(x)
-        if self.norm is not None:
-            x = self.norm(x)
-        if self.output is not None:
-            x = self.output(x)
+    def forward(self, x: Tensor, blocks: range | None = None) -> Tensor:
+        """int64 tokens [B, S] if the slice embeds, else hidden [B, S, dim] -> logits [B, S, vocab] or hidden.
+
+        Args:
+            blocks: only this part of the slice.
+        """
+        for block in self.blocks if blocks is None else blocks:
+            if block == EMBED:
+                x = self.embed(x)
+            elif block < self.config.num_layers:
+                x = self.layers[str(block)](x)
+            else:
+                assert self.norm is not None
+                assert self.output is not None
+                x = self.output(self.norm(x))
         return x

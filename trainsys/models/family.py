@@ -23,6 +23,8 @@ class Family:
         layer: tensors of one transformer layer, in order of use.
         head: tensors of block ``num_layers``, in order of use, without a tied output weight.
         residual_outputs: name endings of the matrices that write into the residual stream (initialised smaller).
+        fill: a config with the family's own derived fields filled in; idempotent.
+        experts: whether its feed-forward is a mixture of experts.
     """
 
     module: str
@@ -32,6 +34,8 @@ class Family:
     layer: Callable[[ModelConfig, int], Tensors]
     head: Callable[[ModelConfig], Tensors]
     residual_outputs: tuple[str, ...]
+    fill: Callable[[ModelConfig], ModelConfig] = lambda config: config
+    experts: bool = False
 
 
 def head_dim(config: ModelConfig) -> int:

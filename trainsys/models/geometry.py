@@ -11,13 +11,17 @@ from trainsys.config import ModelConfig
 from trainsys.models.family import Family, q_dim
 from trainsys.models.gpt2_geometry import GPT2
 from trainsys.models.llama_geometry import LLAMA
+from trainsys.models.mixtral_geometry import MIXTRAL
 from trainsys.models.qwen3_geometry import QWEN3
+from trainsys.models.qwen3_moe_geometry import QWEN3_MOE
 from trainsys.space.tensor import EMBED, LogicalTensor
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
     "gpt2": GPT2,
     "qwen3": QWEN3,
+    "mixtral": MIXTRAL,
+    "qwen3_moe": QWEN3_MOE,
 }
 
 
@@ -59,8 +63,14 @@ def resolve(config: ModelConfig) -> ModelConfig:
         config,
         num_kv_heads=kv_heads,
         head_dim=config.head_dim or config.dim // heads,
-        ffn_dim=config.ffn_dim or family.default_ffn_dim(config.dim),
+        ffn_dim=config.ffn_dim or config.expert_ffn_dim or family.default_ffn_dim(config.dim),
     )
+    if config.num_experts and not family.experts:
+        moe = _or(sorted(name for name, other in FAMILIES.items() if other.experts))
+        raise ValueError(
+            f"family {config.family} has no experts, got num_experts={config.num_experts}; set family={moe}"
+        )
+    config = family.fill(config)
     family.check(config)
     return config
 
@@ -93,18 +103,29 @@ def forward_flops(config: ModelConfig, block: int, seq_len: int, tp: int = 1) ->
 
     Narayanan et al. 2021 (arXiv:2104.04473), §5.1.
 
-    A layer counts its weight matrices and, for attention, scores and weighted values against all `seq_len` positions:
-    causality is not discounted. The embedding is a lookup (0); block ``num_layers`` is the head, 2·dim·vocab.
+    A layer counts its weight matrices, of experts as many as a token uses, and, for attention, scores and weighted
+    values against all `seq_len` positions: causality is not discounted. The embedding is a lookup (0); block
+    ``num_layers`` is the head, 2·dim·vocab.
     """
-    config, family = resolve(config), family_of(config)
+    config = resolve(config)
     assert EMBED <= block <= config.num_layers, block
     if block == EMBED:
         return 0.0
     if block == config.num_layers:
         return 2.0 * config.dim * config.vocab_size / tp
-    matrices = sum(t.numel / t.shards(tp) for t in family.layer(config, 0) if len(t.shape) == 2)
     attention = 2 * seq_len * q_dim(config) / tp  # scores and values: this many products each
-    return 2.0 * matrices + 2.0 * attention
+    return 2.0 * _active_matrices(config, tp) + 2.0 * attention
+
+
+@lru_cache(maxsize=256)
+def _active_matrices(config: ModelConfig, tp: int) -> float:
+    """Elements of a layer's matrices that one token meets on one of `tp` ranks: of the experts only those chosen."""
+    total = 0.0
+    for tensor in family_of(config).layer(config, 0):
+        if len(tensor.shape) == 2:
+            share = 1.0 if tensor.expert is None else config.experts_per_token / config.num_experts
+            total += share * tensor.numel / tensor.shards(tp)
+    return total
 
 
 def split_layers(num_layers: int, pp: int) -> tuple[int, ...]:
@@ -130,13 +151,14 @@ def check_split(config: ModelConfig, tp: int, stage_layers: Sequence[int]) -> No
     config = resolve(config)
     if tp < 1:
         raise ValueError(f"tp={tp} must be at least 1")
-    names, kv_heads = ("num_heads", "ffn_dim", "vocab_size"), config.num_kv_heads
+    widths = ("expert_ffn_dim", "shared_ffn_dim") if config.num_experts else ("ffn_dim",)
+    names, kv_heads = ("num_heads", *widths, "vocab_size"), config.num_kv_heads
     whole = [t for t in _divisors(gcd(*(getattr(config, n) for n in names))) if not (kv_heads % t and t % kv_heads)]
     legal = _or(_nearest(whole, tp))
     for name in names:
         size = getattr(config, name)
         if size % tp:
-            resize = f", or {name}={_or(_near_multiples(size, tp))}" if name in ("ffn_dim", "vocab_size") else ""
+            resize = f", or {name}={_or(_near_multiples(size, tp))}" if name != "num_heads" else ""
             raise ValueError(f"{name}={size} is not divisible by tp={tp}; set tp={legal}{resize}")
     if kv_heads % tp and tp % kv_heads:
         raise ValueError(f"num_kv_heads={kv_heads} and tp={tp}: neither is divisible by the other; set tp={legal}")
@@ -183,7 +205,7 @@ def _near_multiples(number: int, value: int) -> list[int]:
     return [m for m in (below, below + value) if m > 0]
 
 
-def _or(values: Sequence[int]) -> str:
+def _or(values: Sequence[object]) -> str:
     """``1, 2 or 3``."""
     head, last = list(map(str, values[:-1])), str(values[-1])
     return f"{', '.join(head)} or {last}" if head else last

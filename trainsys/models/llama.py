@@ -5,6 +5,8 @@ Its tensors and split rules: llama_geometry.py. `attention` and `feed_forward` a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,13 +42,14 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020, arXiv:2002.05202): w2(silu(w1 x) · w3 x)."""
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202): w2(silu(w1 x) · w3 x), `width` (0: ``ffn_dim``) features wide."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, width: int = 0) -> None:
         super().__init__()
-        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        width = width or config.ffn_dim
+        self.w1 = nn.Linear(config.dim, width, bias=False)
+        self.w3 = nn.Linear(config.dim, width, bias=False)
+        self.w2 = nn.Linear(width, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
@@ -54,12 +57,14 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: ModelConfig, attention: type[Attention]) -> None:
+    def __init__(
+        self, config: ModelConfig, attention: type[Attention], feed_forward: Callable[[ModelConfig], nn.Module]
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = attention(config)
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = feed_forward(config)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x))
@@ -68,14 +73,15 @@ class Layer(nn.Module):
 
 
 class Llama(Decoder):
-    """Blocks `blocks` of a Llama; see `Decoder`. A kindred family names another `attention`."""
+    """Blocks `blocks` of a Llama; see `Decoder`. A kindred family names another `attention` or `feed_forward`."""
 
     attention: type[Attention] = Attention
+    feed_forward: type[nn.Module] = FeedForward
 
     def __init__(self, config: ModelConfig, blocks: range) -> None:
         config = resolve(config)
 
         def layer(index: int, keys: SampleKeys) -> nn.Module:
-            return Layer(config, self.attention)
+            return Layer(config, self.attention, self.feed_forward)
 
         super().__init__(config, blocks, layer, norm=lambda: nn.RMSNorm(config.dim, eps=config.norm_eps))

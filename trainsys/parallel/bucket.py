@@ -7,8 +7,9 @@ layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,7 +31,9 @@ class BucketSpec:
         pieces: in flat order: grouped by owner.
         regions: rank -> (start, stop) of its pieces in the flat vector.
         tree: shape of the sum; two parts for a tied embedding.
-        leaves: rank -> leaves that it contributes.
+        leaves: rank -> leaves that it contributes; of an expert, those of the microbatches of its whole ep group.
+        uses: part of the sum -> blocks whose backward makes it.
+        experts: whether its ranks hold one class of experts, and add gradients for the others of their ep group too.
     """
 
     ranks: tuple[int, ...]
@@ -38,33 +41,50 @@ class BucketSpec:
     regions: Mapping[int, tuple[int, int]]
     tree: Tree
     leaves: Mapping[int, tuple[Node, ...]]
+    uses: tuple[tuple[int, ...], ...]
+    experts: bool = False
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return sum(p.numel for p in self.pieces)
 
-    @property
+    @cached_property
     def tensors(self) -> set[int]:
         """Ordinals of the bucket's tensors."""
         return {p.tensor for p in self.pieces}
+
+    @cached_property
+    def number(self) -> int:
+        """Tells it from every other bucket, the same on all of its ranks: the first ordinal, below 2^16."""
+        return min(self.tensors)
+
+    @cached_property
+    def blocks(self) -> set[int]:
+        """Blocks that compute with the bucket's tensors, on whatever stage."""
+        return {block for part in self.uses for block in part}
 
 
 def bucket_specs(
     space: Space, layout: Layout, rank: int, microbatches: Callable[[int, int], Sequence[int]], count: int
 ) -> list[BucketSpec]:
-    """The buckets of one rank: one per set of teams and number of uses.
+    """The buckets of one rank: one per set of teams, number of uses and run of layers; under ZeRO-3 one per block.
 
     Args:
         microbatches: (stage, replica) -> global microbatches routed there.
         count: microbatches of a step.
     """
     stage, _, shard = layout.where(rank)
-    grouped: dict[tuple[tuple[tuple[int, ...], ...], int], list[int]] = {}
+    spans = layout.stages[stage].spans
+    grouped: dict[tuple[tuple[tuple[int, ...], ...], int, int], list[int]] = {}
     for ordinal, tensor in enumerate(space.tensors):
-        if layout.stages[stage].holds(tensor):
-            grouped.setdefault((layout.teams_of(tensor), len(tensor.blocks)), []).append(ordinal)
+        if layout.holds(tensor, rank):
+            together = tensor.block if layout.zero == 3 else 0
+            if layout.zero < 3 and not tensor.uses:
+                together = next(run for run, (first, stop) in enumerate(spans) if first <= tensor.block < stop)
+            grouped.setdefault((layout.teams_of(tensor), len(tensor.blocks), together), []).append(ordinal)
     specs = []
-    for (teams, parts), ordinals in grouped.items():
+    for (teams, parts, _), ordinals in grouped.items():
+        experts = layout.ep > 1 and space.tensors[ordinals[0]].expert is not None
         owners: dict[int, list[Piece]] = {team[shard]: [] for team in teams}
         for ordinal in ordinals:
             for piece, owner in layout.pieces(space.tensors[ordinal], ordinal, shard):
@@ -80,10 +100,15 @@ def bucket_specs(
             used = [
                 part
                 for part, block in enumerate(space.tensors[ordinals[0]].blocks)
-                if parts == 1 or layout.stages[s].first <= block < layout.stages[s].stop
+                if parts == 1 or layout.stages[s].has(block)
             ]
-            leaves[holder] = tuple(tree.leaf(mb, part) for part in used for mb in microbatches(s, replica))
-        specs.append(BucketSpec(tuple(owners), tuple(p for ps in owners.values() for p in ps), regions, tree, leaves))
+            whole_group = layout.stages[s].ep_group(replica) if experts else (replica,)
+            own = [mb for source in whole_group for mb in microbatches(s, source)]
+            leaves[holder] = tuple(tree.leaf(mb, part) for part in used for mb in own)
+        blocks = [space.tensors[ordinal].blocks for ordinal in ordinals]
+        uses = tuple(tuple(dict.fromkeys(of_part)) for of_part in zip(*blocks, strict=True))
+        flat = tuple(p for ps in owners.values() for p in ps)
+        specs.append(BucketSpec(tuple(owners), flat, regions, tree, leaves, uses, experts))
     return specs
 
 
@@ -106,6 +131,14 @@ class Bucket:
         self._reduce_scatter: TreeReduceScatter | None = None  # made when first needed: its buffers cost memory
         self.region = slice(*spec.regions[rank])
         self.base = 0  # where in the flat vector that which `reduce` returns begins
+
+    def owned_pieces(self) -> Iterator[Piece]:
+        """The pieces of this rank's region, in its order."""
+        at = 0
+        for piece in self.spec.pieces:
+            if self.region.start <= at < self.region.stop:
+                yield piece
+            at += piece.numel
 
     def begin(self) -> None:
         self._sum = TreeSum(self.spec.tree, Tensor.add_)

@@ -7,7 +7,7 @@ repeated from the state at any time. A committed step can therefore never be los
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,17 +16,21 @@ from trainsys.comm.communicator import Communicator
 from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
 from trainsys.config import RunConfig
+from trainsys.models.decoder import Decoder
 from trainsys.models.geometry import logical_name
 from trainsys.parallel.bucket import Bucket, BucketSpec, bucket_specs
 from trainsys.parallel.executor import Executor
+from trainsys.parallel.expert import ExpertParallel, ep_ranks
 from trainsys.parallel.optimizer import adamw
+from trainsys.parallel.order import Order
 from trainsys.parallel.stage import Batch, StageRunner, build_stage
 from trainsys.parallel.state import FlatState, master_dtype
 from trainsys.parallel.step import Decision, Report
-from trainsys.parallel.stream import StreamedBucket
+from trainsys.parallel.stream import Stream, StreamedBucket
 from trainsys.parallel.tensor import TensorParallel
-from trainsys.schedule.actions import Kind
+from trainsys.parallel.weights import Weights, hollow
 from trainsys.schedule.generators import build as build_schedule
+from trainsys.schedule.lockstep import check_lockstep
 from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout, Piece
 from trainsys.space.tensor import Space
@@ -38,9 +42,16 @@ def num_microbatches(config: RunConfig) -> int:
     return config.batch.global_size // config.batch.microbatch_size
 
 
+def routes_of(config: RunConfig, layout: Layout) -> Routes:
+    """Who runs which microbatch of a step."""
+    return Routes.balanced(num_microbatches(config), layout.replicas, layout.vp)
+
+
 def wanted_groups(space: Space, layout: Layout, routes: Routes) -> list[tuple[int, ...]]:
-    """Every process group of a layout, in an order that all ranks agree on: the mesh, teams, buckets."""
+    """Every process group of a layout, in an order that all ranks agree on: the mesh, teams, ep groups, buckets."""
     groups = [layout.ranks, *(team for stage in layout.stages for team in stage.teams)]
+    if layout.ep > 1:
+        groups += [ep_ranks(layout, rank) for rank in layout.ranks]
     for rank in layout.ranks:
         groups += [s.ranks for s in bucket_specs(space, layout, rank, routes.microbatches, routes.num_microbatches)]
     return [g for g in dict.fromkeys(groups) if len(g) > 1]
@@ -71,25 +82,39 @@ class Engine:
         self.config, self.space, self.layout, self.rank, self.state, self.at = config, space, layout, rank, state, at
         self.device, self.dtype = device, DTYPES[config.train.dtype]
         self.stage, self.replica, self.shard = layout.where(rank)
-        self.routes = Routes.balanced(num_microbatches(config), layout.replicas)
-        self.schedule = build_schedule(config.parallel.schedule, self.routes)
+        self.routes = routes_of(config, layout)
+        self.schedule = build_schedule(config.parallel.schedule, self.routes, layout.vp)
+        self.order = Order(layout, self.schedule)
         self.mesh = comm.group(layout.ranks) if len(layout.ranks) > 1 else None
         team = layout.stages[self.stage].teams[self.replica]
         self.tp = TensorParallel(comm.group(team), config.parallel.sequence_parallel) if layout.tp > 1 else None
+        self.ep = self._expert_parallel(comm)
         self._build_buckets(comm)
-        self._build_stage()
+        self._build_stages()
+
+    def _expert_parallel(self, comm: Communicator) -> ExpertParallel | None:
+        if self.layout.ep == 1 or not self.config.model.num_experts:
+            return None
+        lanes = self.schedule.placement
+        groups = {(s, stage.ep_group(i)) for s, stage in enumerate(self.layout.stages) for i in range(len(stage.teams))}
+        check_lockstep(self.schedule, [[lanes[s, team] for team in teams] for s, teams in sorted(groups)])
+        members = ep_ranks(self.layout, self.rank)
+        ep, count = self.layout.ep, self.config.model.num_experts
+        classes = [-(-c * count // ep) for c in range(ep + 1)]  # of LogicalTensor.expert_class
+        return ExpertParallel(comm.group(members), members, classes)
 
     def _build_buckets(self, comm: Communicator) -> None:
-        def make(number: int, spec: BucketSpec) -> Bucket:
+        def make(spec: BucketSpec) -> Bucket:
             group: Group | None = comm.group(spec.ranks) if len(spec.ranks) > 1 else None
             dtype = master_dtype(self.dtype)
             if self.layout.zero >= 2 and group is not None:
-                return StreamedBucket(spec, self.rank, group, dtype, self.device, number, self._backwards)
+                return StreamedBucket(spec, self.rank, group, dtype, self.device, self.stream)
             return Bucket(spec, self.rank, group, dtype, self.device, self.config.parallel.reduction == "fast")
 
+        self.stream = Stream(self.rank, self.order)
         count = self.routes.num_microbatches
         specs = bucket_specs(self.space, self.layout, self.rank, self.routes.microbatches, count)
-        self.buckets = [make(number, spec) for number, spec in enumerate(specs)]
+        self.buckets = [make(spec) for spec in specs]
         self.at_flat: dict[Piece, tuple[int, int]] = {}  # piece -> (bucket, offset in what it reduces to)
         for b, bucket in enumerate(self.buckets):
             offset = -bucket.base
@@ -97,31 +122,45 @@ class Engine:
                 self.at_flat[piece] = (b, offset)
                 offset += piece.numel
 
-    def _build_stage(self) -> None:
-        config, stage = self.config, self.layout.stages[self.stage]
-        blocks = range(stage.first, stage.stop)
-        model = build_stage(
-            config.model, blocks, self.space.tensors, self.dtype, self.device, self.tp, config.parallel.recompute
-        )
-        seq = config.batch.seq_len // (self.tp.size if self.tp and self.tp.sequence_parallel else 1)
-        total_tokens = config.batch.global_size * config.batch.seq_len
-        self.runner = StageRunner(
-            model, (config.batch.microbatch_size, seq, config.model.dim), config.train.seed, total_tokens, self.tp,
-            self._collect,
-        )  # fmt: skip
-        self.ordinal_of = {n: self.space.ordinal[logical_name(config.model, n)] for n in self.runner.params}
+    def _build_stages(self) -> None:
+        """The stages of the schedule that run here: several under vp."""
+        hosted = range(self.stage, self.schedule.routes.num_stages, self.layout.pp)
+        models = {stage: self._model(stage) for stage in hosted}
+        self.params = {n: p for model in models.values() for n, p in model.named_parameters()}
+        self.ordinal_of = {n: self.space.ordinal[logical_name(self.config.model, n)] for n in self.params}
+        block_of = {n: self.space.tensors[o].blocks[self._second_use(n)] for n, o in self.ordinal_of.items()}
+        parts = {part: [n for n, b in block_of.items() if b in part] for s in hosted for part in self.order.parts(s)}
+        self.weights = None
+        if self.layout.zero == 3:
+            used = {part: {self.ordinal_of[n]: self.params[n] for n in names} for part, names in parts.items()}
+            self.weights = Weights(self.rank, self.dtype, self.device, self.buckets, used, self.order.uses)
+        self.runners = {
+            stage: self._runner(model, {part: parts[part] for part in self.order.parts(stage)})
+            for stage, model in models.items()
+        }
         ordinals = [bucket.spec.tensors for bucket in self.buckets]
         self.names_of = [[n for n, o in self.ordinal_of.items() if o in own] for own in ordinals]
-        lanes = {lane: self.layout.stages[s].teams[r] for (s, r), lane in self.schedule.placement.items()}
-        rank_of = [lanes[lane][self.shard] for lane in range(self.schedule.num_lanes)]
+        rank_of = {lane: self.layout.stages[s % self.layout.pp].teams[r][self.shard]
+                   for (s, r), lane in self.schedule.placement.items()}  # fmt: skip
         lane = self.schedule.placement[self.stage, self.replica]
-        self.executor = Executor(self.schedule, lane, self.runner, self.mesh, rank_of, self.at)
+        self.executor = Executor(self.schedule, lane, self.runners, self.mesh, rank_of, self.at)
 
-    def _backwards(self, rank: int) -> list[int]:
-        """The microbatches of a rank in the order of their backwards."""
-        stage, replica, _ = self.layout.where(rank)
-        lane = self.schedule.lanes[self.schedule.placement[stage, replica]]
-        return [a.microbatch for a in lane if a.kind is Kind.B and a.stage == stage]
+    def _model(self, stage: int) -> Decoder:
+        run, own = divmod(stage, self.layout.pp)
+        return build_stage(
+            self.config.model, range(*self.layout.stages[own].spans[run]), self.space.tensors, self.dtype, self.device,
+            self.tp, self.config.parallel.recompute, self.routes.num_microbatches, self.ep,
+            hollow if self.layout.zero == 3 else torch.empty,
+        )  # fmt: skip
+
+    def _runner(self, model: Decoder, parts: Mapping[range, Sequence[str]]) -> StageRunner:
+        batch = self.config.batch
+        seq = batch.seq_len // (self.tp.size if self.tp and self.tp.sequence_parallel else 1)
+        return StageRunner(
+            model, (batch.microbatch_size, seq, self.config.model.dim), self.config.train.seed,
+            batch.global_size * batch.seq_len, self.tp, self._collect, parts,
+            *((self.weights.whole,) if self.weights else ()),
+        )  # fmt: skip
 
     def microbatches(self) -> tuple[int, ...]:
         """The global microbatches that this rank computes."""
@@ -137,10 +176,18 @@ class Engine:
         """
         for bucket in self.buckets:
             bucket.begin()
-        self.runner.begin(batch)
+        self.stream.begin()
+        for runner in self.runners.values():
+            runner.begin(batch)
+        if self.ep is not None:
+            self.ep.begin()
+        if self.weights:
+            self.weights.begin()
         self.executor.run()
         self.at("reduce")
         flats = [bucket.reduce() for bucket in self.buckets]
+        if self.weights:
+            self.weights.finish()
         self._sum_partials_over_tp(flats)
         squares = self._squares(flats)
         if self.layout.zero == 0 and self.config.parallel.reduction != "fast":
@@ -148,21 +195,35 @@ class Engine:
                 bucket.gather(flat)
         self.at("snapshot")
         self.grad = self._snapshot(flats)
-        reporting = self.runner.losses and self.shard == 0
-        losses = dict(self.runner.losses) if reporting else {}
+        losses = {mb: n for runner in self.runners.values() for mb, n in runner.losses.items() if self.shard == 0}
         samples = {mb: batch.microbatches[mb][2] for mb in losses}
         return Report(batch.step, losses, samples, squares)
 
     def _collect(self, microbatch: int, grads: dict[str, Tensor]) -> None:
-        """Hand one microbatch's gradients to the buckets; a tied head is a second use of the embedding's tensor."""
+        """After a backward: this rank's gradients, then those of its experts for the other members' microbatches."""
+        self.stream.leave()
+        self._push(microbatch, grads)
+        if self.ep is not None:
+            together = self.order.together(self.rank, microbatch)
+            for member, theirs in self.ep.gradients(grads):
+                self._push(together[member], theirs)
+
+    def _push(self, microbatch: int, grads: dict[str, Tensor]) -> None:
+        """Hand the gradients of one microbatch, or of a part of its stage, to the buckets.
+
+        A tied head is a second use of the embedding's tensor.
+        """
         for bucket, names in zip(self.buckets, self.names_of, strict=True):
             parts: dict[int, dict[int, Tensor]] = {}
             for name in names:
-                ordinal = self.ordinal_of[name]
-                second_use = bucket.spec.tree.parts > 1 and name != self.space.tensors[ordinal].name
-                parts.setdefault(int(second_use), {})[ordinal] = grads[name]
+                if name in grads:
+                    parts.setdefault(self._second_use(name), {})[self.ordinal_of[name]] = grads[name]
             for part, values in parts.items():
                 bucket.push(bucket.spec.tree.leaf(microbatch, part), values)
+
+    def _second_use(self, name: str) -> bool:
+        """Whether a parameter is a tied head."""
+        return name != self.space.tensors[self.ordinal_of[name]].name
 
     def _valid_slices(self, flats: list[Tensor], owned: bool) -> list[tuple[Piece, Tensor]]:
         """The pieces whose sum over replicas is known here: the `owned` ones, after a ``fast`` reduction all."""
@@ -204,24 +265,27 @@ class Engine:
         state's bytes), and from the commit on both sides compute the same bits.
         """
 
-        def gathered(pieces: tuple[Piece, ...]) -> Tensor:
+        def gather(pieces: tuple[Piece, ...], into: Tensor) -> Tensor:
             parts = [flats[b][at : at + p.numel] for p in pieces for b, at in [self.at_flat[p]]]
-            return torch.cat(parts) if parts else torch.empty(0, dtype=master_dtype(self.dtype), device=self.device)
+            return torch.cat(parts, out=into) if parts else into
 
-        held = gathered(self.layout.held(self.space, self.rank))
-        sends, receives, inbox = [], [], []
-        unique = gathered(self.layout.unique(self.space, self.rank))
+        pieces, unique = self.layout.held(self.space, self.rank), self.layout.unique(self.space, self.rank)
+        grad = torch.empty(self.state.numel, dtype=master_dtype(self.dtype), device=self.device)
+        at = sum(p.numel for p in pieces)
+        held = gather(pieces, grad[:at])
+        sends, receives = [], []
         mirror = self.layout.mirror_of.get(self.rank)
-        if mirror is not None and unique.numel():
-            sends.append((mirror, unique, 0))
-        for ward in sorted(r for r, peer in self.layout.mirrors if peer == self.rank):
+        if mirror is not None and unique:
+            sends.append((mirror, held if unique == pieces else gather(unique, grad.new_empty(0)), 0))
+        for ward in self.layout.wards_of.get(self.rank, ()):
             size = sum(p.numel for p in self.layout.unique(self.space, ward))
             if size:
-                inbox.append(torch.empty(size, dtype=held.dtype, device=self.device))
-                receives.append((ward, inbox[-1], 0))
+                receives.append((ward, grad[at : at + size], 0))
+            at += size
         if self.mesh is not None:
             exchange(self.mesh, sends, receives)
-        return torch.cat([held, *inbox])
+        assert at == grad.numel()
+        return grad
 
     # -- after the commit ----------------------------------------------------------------------------------------
 
@@ -232,7 +296,13 @@ class Engine:
         del self.grad
 
     def materialize(self) -> None:
-        """Write the compute-precision parameters from the masters, gathered from their owners under ZeRO-1 and 2."""
+        """Write the compute-precision parameters from the masters, gathered from their owners under ZeRO-1 and 2.
+
+        ZeRO-3 writes the owned ones alone; `compute` gathers each block when it is needed.
+        """
+        if self.weights:
+            self.weights.load(self.state)
+            return
         for bucket in self.buckets:
             flat = torch.empty(bucket.spec.numel, dtype=self.dtype, device=self.device)
             local = self.layout.zero == 0
@@ -248,7 +318,7 @@ class Engine:
     @torch.no_grad()
     def _write_params(self, bucket: Bucket, flat: Tensor) -> None:
         targets: dict[int, list[Tensor]] = {}
-        for name, p in self.runner.params.items():
+        for name, p in self.params.items():
             targets.setdefault(self.ordinal_of[name], []).append(p.view(-1))
         at = 0
         for piece in bucket.spec.pieces:

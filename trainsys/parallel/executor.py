@@ -7,7 +7,7 @@ its own tag, so the order in which the wire delivers does not matter.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 from torch._C._distributed_c10d import Work
@@ -20,12 +20,12 @@ from trainsys.schedule.simulate import Event
 
 
 class Executor:
-    """Drives one `Runner` through one lane of a schedule.
+    """Drives the stages of one lane through a schedule.
 
     Args:
         schedule: with communication inserted.
         lane: this rank's lane.
-        runner: the stage.
+        runners: stage of the schedule -> what runs it; one without vp.
         group: contains every pipeline neighbour.
         rank_of: lane -> global rank holding the same tp index as this rank.
         at: called with the phase (``forward``, ``send``, ``backward``) before each action of it; faults hang here.
@@ -35,12 +35,12 @@ class Executor:
         self,
         schedule: Schedule,
         lane: int,
-        runner: Runner,
+        runners: Mapping[int, Runner],
         group: Group | None,
-        rank_of: Sequence[int],
+        rank_of: Mapping[int, int],
         at: Callable[[str], None] = lambda phase: None,
     ) -> None:
-        self.schedule, self.lane, self.runner = schedule, lane, runner
+        self.schedule, self.lane, self.runners = schedule, lane, runners
         self.group, self.rank_of, self.at = group, rank_of, at
         self.actions = schedule.lanes[lane]
         self.events: list[Event] = []
@@ -83,13 +83,15 @@ class Executor:
     def _forward(self, action: Action) -> None:
         x = self._input(Kind.RECV_F, action) if action.stage else None
         self._started = time.perf_counter()  # waiting for the input is bubble
-        self._ready[Kind.SEND_F, action.stage, action.microbatch] = self.runner.forward(action.microbatch, x)
+        out = self.runners[action.stage].forward(action.microbatch, x)
+        self._ready[Kind.SEND_F, action.stage, action.microbatch] = out
 
     def _backward(self, action: Action) -> None:
         last = action.stage == self.schedule.routes.num_stages - 1
         grad = None if last else self._input(Kind.RECV_B, action)
         self._started = time.perf_counter()
-        self._ready[Kind.SEND_B, action.stage, action.microbatch] = self.runner.backward(action.microbatch, grad)
+        out = self.runners[action.stage].backward(action.microbatch, grad)
+        self._ready[Kind.SEND_B, action.stage, action.microbatch] = out
 
     def _input(self, kind: Kind, action: Action) -> Tensor:
         """What a compute action waits for: a message, or the result of the neighbour stage on this very lane."""
@@ -109,7 +111,7 @@ class Executor:
         assert self.group is not None
         forward = action.kind is Kind.RECV_F
         peer = self._peer(action.stage + (-1 if forward else 1), action.microbatch)
-        buffer = self.runner.boundary()
+        buffer = self.runners[action.stage].boundary()
         work = self.group.irecv(buffer, peer, self._tag(forward, action.stage + (0 if forward else 1), action))
         self._arriving[action.kind, action.stage, action.microbatch] = (work, buffer)
 

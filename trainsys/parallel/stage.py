@@ -5,7 +5,8 @@ The executor asks only for `forward` and `backward`; an emulated stage that slee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -16,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from trainsys.config import ModelConfig
 from trainsys.models.decoder import Decoder
 from trainsys.models.geometry import logical_name
+from trainsys.models.moe import MoE
 from trainsys.models.registry import build
+from trainsys.parallel.expert import ExpertParallel, apply_expert_parallel, keep_class
 from trainsys.parallel.loss import microbatch_loss
 from trainsys.parallel.tensor import TensorParallel, apply_tensor_parallel
 from trainsys.space.tensor import LogicalTensor
@@ -50,7 +53,9 @@ class StageRunner:
         model: the slice, already in its parallel form.
         shape: (microbatch size, sequence length on this rank, hidden size) of what crosses boundaries.
         total_tokens: of the global batch; the loss is divided by it.
-        on_grads: called after each backward with (microbatch, gradient per parameter name).
+        on_grads: called after each part's backward with (microbatch, gradient per parameter name).
+        parts: blocks that are computed at a time, in order -> names of their parameters; each has its own backward.
+        whole: the same blocks -> a context in which their weights can be computed with.
     """
 
     def __init__(
@@ -61,11 +66,13 @@ class StageRunner:
         total_tokens: int,
         tp: TensorParallel | None,
         on_grads: Callable[[int, dict[str, Tensor]], None],
+        parts: Mapping[range, Sequence[str]],
+        whole: Callable[[range], AbstractContextManager[None]] = lambda part: nullcontext(),
     ) -> None:
         self.model, self.shape, self.seed, self.total_tokens, self.tp = model, shape, seed, total_tokens, tp
         self.params = dict(model.named_parameters())
-        self._on_grads = on_grads
-        self._kept: dict[int, tuple[Tensor | None, Tensor]] = {}
+        self._on_grads, self._parts, self._whole = on_grads, parts, whole
+        self._kept: dict[int, list[tuple[Tensor | None, Tensor]]] = {}  # per part: input, output
         self.losses: dict[int, float] = {}
         self.batch = Batch(0, {})
 
@@ -80,26 +87,35 @@ class StageRunner:
     def forward(self, microbatch: int, x: Tensor | None) -> Tensor | None:
         tokens, targets, samples = self.batch.microbatches[microbatch]
         self.model.keys.begin(self.seed, self.batch.step, samples)
-        if x is not None:
-            x.requires_grad_()
-        out = self.model(tokens if x is None else x)
+        kept = self._kept[microbatch] = []
+        for part in self._parts:
+            if x is not None:
+                x.requires_grad_()
+            with self._whole(part):
+                out = self.model(tokens if x is None else x, part)
+            kept.append((x, out))
+            x = out.detach()
         if self.model.output is None:
-            self._kept[microbatch] = (x, out)
-            return cast(Tensor, out.detach())
+            return x
         loss = microbatch_loss(out, targets, self.total_tokens, self.tp)
         self.losses[microbatch] = loss.item()
-        self._kept[microbatch] = (x, loss)
+        kept[-1] = (kept[-1][0], loss)
         return None
 
     def backward(self, microbatch: int, grad: Tensor | None) -> Tensor | None:
-        x, out = self._kept.pop(microbatch)
+        kept = self._kept.pop(microbatch)
         self.model.keys.begin(self.seed, self.batch.step, self.batch.microbatches[microbatch][2])  # for recompute
-        torch.autograd.backward(out, grad)
-        grads = {name: cast(Tensor, p.grad) for name, p in self.params.items()}
-        for p in self.params.values():
-            p.grad = None
-        self._on_grads(microbatch, grads)
-        return None if x is None else x.grad
+        for part, names in reversed(tuple(self._parts.items())):
+            x, out = kept.pop()
+            with self._whole(part):
+                torch.autograd.backward(out, grad)
+            grad = None if x is None else x.grad
+            del x, out  # with them goes what autograd kept of the part
+            grads = {name: cast(Tensor, self.params[name].grad) for name in names}
+            for name in names:
+                self.params[name].grad = None
+            self._on_grads(microbatch, grads)
+        return grad
 
     def boundary(self) -> Tensor:
         p = next(iter(self.params.values()))
@@ -114,20 +130,40 @@ def build_stage(
     device: torch.device,
     tp: TensorParallel | None,
     recompute: str,
+    num_microbatches: int,
+    ep: ExpertParallel | None,
+    empty: Callable[..., Tensor] = torch.empty,
 ) -> Decoder:
-    """One rank's part of the model with uninitialised weights. The order of application is the order below."""
+    """One rank's part of the model with uninitialised weights. The order of application is the order below.
+
+    Args:
+        empty: makes them.
+    """
     with torch.device("meta"):
         model = build(config, blocks)
+    if ep is not None:
+        keep_class(model, ep)
     logical = {t.name: t for t in tensors}
     for name, meta in list(model.named_parameters()):
         shape = logical[logical_name(config, name)].local_shape(tp.size if tp else 1)
-        _replace(model, name, nn.Parameter(torch.empty(shape, dtype=dtype, device=device)))
+        _replace(model, name, nn.Parameter(empty(shape, dtype=dtype, device=device)))
         assert meta.dim() == len(shape), name
     if tp is not None and tp.size > 1:
         apply_tensor_parallel(model, tp)
+    scale_router_losses(model, num_microbatches, tp)
+    if ep is not None:
+        apply_expert_parallel(model, ep)
     if recompute == "full":
         apply_recompute(model)
     return model
+
+
+def scale_router_losses(model: Decoder, num_microbatches: int, tp: TensorParallel | None) -> None:
+    """Their mean over the step's microbatches, and once among tp ranks, whose router gradients are added later."""
+    for module in model.modules():
+        if isinstance(module, MoE):
+            counts_here = tp is None or tp.index == 0
+            module.aux_scale = module.aux_scale / num_microbatches if counts_here else 0.0
 
 
 def apply_recompute(model: Decoder) -> None:

@@ -1,15 +1,18 @@
 """ZeRO-2: each microbatch's gradient goes to its owners at once (Rajbhandari et al. 2020, arXiv:1910.02054, §5.2).
 
-A bucket that streams keeps no sum of the whole: threads of its own take the peers' slices of the region owned here and
-add them in the tree, while the next microbatch is computed. A rank holds two gradients (one on its way, one being made)
-and of its region one arriving slice per peer besides the tree nodes. The price is volume: every microbatch crosses the
-wire, where ZeRO-1 adds a rank's microbatches first. The tree is the same, and so are the bits.
+A bucket that streams keeps no sum of the whole: threads of the rank's stream take the peers' slices of the region owned
+here and add them in the tree, while the next microbatch is computed. A rank holds two gradients (one on its way, one
+being made) and of its region one arriving slice per peer besides the tree nodes. The price is volume: every microbatch
+crosses the wire, where ZeRO-1 adds a rank's microbatches first. The tree is the same, and so are the bits.
+
+Under ZeRO-3 a bucket is one block's, and each block's gradient leaves as soon as its backward is done: the two
+gradients, and the slice arriving from each peer, are of one block only.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from queue import SimpleQueue
 
 import torch
@@ -19,96 +22,139 @@ from torch._C._distributed_c10d import Work
 from trainsys.comm.group import CommError, Group
 from trainsys.comm.tree import Node, TreeSum
 from trainsys.parallel.bucket import Bucket, BucketSpec
+from trainsys.parallel.order import Order
 
 _STREAMED = 1 << 30  # apart from the group's other messages, which may be under way at the same time
 
 
-class StreamedBucket(Bucket):
-    """A bucket whose gradients leave as they come.
+class Stream:
+    """The gradients that leave a rank as they come, and those that arrive.
 
     Args:
-        group: has two ranks or more.
-        number: of the bucket on its rank, below 16: two buckets may share one group.
-        order: rank -> its microbatches in the order of their backwards, in which its slices arrive.
+        rank: this one.
+        order: of everybody's backwards.
     """
 
-    def __init__(
-        self, spec: BucketSpec, rank: int, group: Group, dtype: torch.dtype, device: torch.device, number: int,
-        order: Callable[[int], Sequence[int]],
-    ) -> None:  # fmt: skip
-        super().__init__(spec, rank, group, dtype, device, fast=False)
-        assert number < 16
-        self.base = self.region.start  # `reduce` returns the region alone
-        self._stream, self._number, self._order = group, number, order
-        self._peers = [r for r in spec.ranks if r != rank]
-        self._leaving: list[tuple[Work, Tensor]] = []
-        self._step = _Step(TreeSum(spec.tree, Tensor.add_))
+    def __init__(self, rank: int, order: Order) -> None:
+        self._rank, self._order = rank, order
+        self.buckets: list[StreamedBucket] = []
+        self._from: dict[int, list[Arrival]] = {}  # peer -> what it sends here in every step
+        self._leaving: dict[Group, list[tuple[Work, Tensor]]] = {}
+        self._ended: SimpleQueue[CommError | None] = SimpleQueue()  # one entry per receiver
+        self._receiving = 0
 
     def begin(self) -> None:
         """Start the step's receivers, one per peer; those of an abandoned step end with its groups."""
-        self._leaving, self._step = [], _Step(TreeSum(self.spec.tree, Tensor.add_))
-        for peer in self._peers:
-            threading.Thread(target=self._receive, args=(peer, self._step), daemon=True, name=f"from-{peer}").start()
+        if not self._from:
+            peers = sorted({r for bucket in self.buckets for r in bucket.spec.ranks} - {self._rank})
+            self._from = {peer: list(self._arrivals(peer)) for peer in peers}
+        self._leaving, self._ended = {}, SimpleQueue()
+        totals = {bucket: bucket.total for bucket in self.buckets}
+        for peer, arrivals in self._from.items():
+            args = (peer, arrivals, totals, self._ended)
+            threading.Thread(target=_receive, args=args, daemon=True, name=f"from-{peer}").start()
+        self._receiving = len(self._from)
+
+    def send(self, bucket: StreamedBucket, leaf: Node, value: Tensor) -> None:
+        """Begin sending every owner its slice of `value`."""
+        group, leaving = bucket.stream_group, self._leaving.setdefault(bucket.stream_group, [])
+        for peer, (start, stop) in bucket.spec.regions.items():
+            if peer != self._rank and stop > start:
+                part = value[start:stop]
+                leaving.append((group.isend(part, peer, bucket.tag(leaf)), part))
+
+    def leave(self) -> None:
+        """Wait until all that was sent has left: room for the next gradient."""
+        for group, leaving in self._leaving.items():
+            group.wait_all([work for work, _ in leaving])
+        self._leaving = {}
+
+    def finish(self) -> None:
+        """Wait until all that leaves has left and all that arrives is added."""
+        self.leave()
+        while self._receiving:
+            error = self._ended.get()
+            self._receiving -= 1
+            if error is not None:
+                raise error
+
+    def _arrivals(self, peer: int) -> Iterator[Arrival]:
+        """The peer's slices as they will arrive: by backward; of a tensor used twice in one, the input part first."""
+        shared = [bucket for bucket in self.buckets if peer in bucket.spec.ranks and bucket.region_numel]
+        for microbatch, blocks in self._order.backwards(peer):
+            for bucket in shared:
+                several = bucket.spec.experts
+                for made in self._order.together(peer, microbatch) if several else (microbatch,):
+                    for part, uses in enumerate(bucket.spec.uses):
+                        if any(block in blocks for block in uses):
+                            yield bucket, bucket.spec.tree.leaf(made, part)
+
+
+class StreamedBucket(Bucket):
+    """A bucket whose gradients leave as they come; `group` has two ranks or more."""
+
+    def __init__(
+        self, spec: BucketSpec, rank: int, group: Group, dtype: torch.dtype, device: torch.device, stream: Stream
+    ) -> None:
+        super().__init__(spec, rank, group, dtype, device, fast=False)
+        self.base = self.region.start  # `reduce` returns the region alone
+        self.region_numel = self.region.stop - self.region.start
+        self.stream_group, self.total = group, _Total(TreeSum(spec.tree, Tensor.add_))
+        self._stream = stream
+        stream.buckets.append(self)
+
+    def begin(self) -> None:
+        self.total = _Total(TreeSum(self.spec.tree, Tensor.add_))
 
     def add(self, leaf: Node, value: Tensor) -> None:
-        """Send every owner its slice of `value`, once the gradient before has left."""
-        self._leave()
-        for peer in self._peers:
-            start, stop = self.spec.regions[peer]
-            if stop > start:
-                part = value[start:stop]
-                self._leaving.append((self._stream.isend(part, peer, self._tag(leaf)), part))
-        if self._region_numel:
-            self._step.push(leaf, value[self.region].clone())
+        self._stream.send(self, leaf, value)
+        if self.region_numel:
+            self.total.push(leaf, value[self.region].clone())
 
     def reduce(self) -> Tensor:
         """The sum of the region owned here, [stop - start]."""
-        self._leave()
-        for error in [self._step.ended.get() for _ in self._peers]:
-            if error is not None:
-                raise error
-        return self._step.total.total() if self._region_numel else self._empty()
+        self._stream.finish()
+        return self.total.sum() if self.region_numel else self.empty()
 
-    @property
-    def _region_numel(self) -> int:
-        return self.region.stop - self.region.start
+    def empty(self) -> Tensor:
+        """Room for one slice of the region owned here."""
+        return torch.empty(self.region_numel, dtype=self._dtype, device=self._device)
 
-    def _empty(self) -> Tensor:
-        return torch.empty(self._region_numel, dtype=self._dtype, device=self._device)
-
-    def _leave(self) -> None:
-        self._stream.wait_all([work for work, _ in self._leaving])
-        self._leaving = []
-
-    def _receive(self, peer: int, step: _Step) -> None:
-        """Body of a receiver. It always has the peer's next slice posted, so that no peer ever waits for another."""
-        try:
-            for leaf in self._leaves(peer) if self._region_numel else ():
-                buffer = self._empty()
-                self._stream.wait(self._stream.irecv(buffer, peer, self._tag(leaf)))
-                step.push(leaf, buffer)
-        except CommError as error:
-            step.ended.put(error)
-        else:
-            step.ended.put(None)
-
-    def _leaves(self, peer: int) -> list[Node]:
-        """The peer's leaves as they will arrive: by backward; of a tied tensor the input part first."""
-        place = {microbatch: i for i, microbatch in enumerate(self._order(peer))}
-        return sorted(self.spec.leaves[peer], key=lambda leaf: place[leaf[1] % self.spec.tree.stride])
-
-    def _tag(self, leaf: Node) -> int:
-        assert leaf[0] == 0
-        return _STREAMED | (leaf[1] << 4) | self._number
+    def tag(self, leaf: Node) -> int:
+        assert leaf[0] == 0 and leaf[1] < 1 << 14, leaf
+        return _STREAMED | self.spec.number << 14 | leaf[1]
 
 
-class _Step:
-    """What the receivers of one step share with the thread that computes."""
+class _Total:
+    """One step's sum of one bucket, shared by its receivers and the thread that computes."""
 
     def __init__(self, total: TreeSum[Tensor]) -> None:
-        self.total, self._lock = total, threading.Lock()
-        self.ended: SimpleQueue[CommError | None] = SimpleQueue()  # one entry per receiver
+        self._total, self._lock = total, threading.Lock()
 
     def push(self, leaf: Node, value: Tensor) -> None:
         with self._lock:
-            self.total.push(leaf, value)
+            self._total.push(leaf, value)
+
+    def sum(self) -> Tensor:
+        return self._total.total()
+
+
+Arrival = tuple[StreamedBucket, Node]
+
+
+def _receive(
+    peer: int,
+    arrivals: Sequence[Arrival],
+    totals: Mapping[StreamedBucket, _Total],
+    ended: SimpleQueue[CommError | None],
+) -> None:
+    """Body of a receiver. It always has the peer's next slice posted, so that no peer ever waits for another."""
+    try:
+        for bucket, leaf in arrivals:
+            buffer = bucket.empty()
+            bucket.stream_group.wait(bucket.stream_group.irecv(buffer, peer, bucket.tag(leaf)))
+            totals[bucket].push(leaf, buffer)
+    except CommError as error:
+        ended.put(error)
+    else:
+        ended.put(None)

@@ -21,6 +21,7 @@ from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
 from trainsys.models.decoder import Decoder
 from trainsys.models.dropout import KeyedDropout, Shard
+from trainsys.models.moe import MoE
 
 REGIONS = ("attention", "feed_forward")  # submodules whose inside runs on sharded weights
 
@@ -211,6 +212,8 @@ def apply_tensor_parallel(model: Decoder, tp: TensorParallel) -> None:
             for child, linear in list(module.named_children()):
                 if child in ROW_PARALLEL and isinstance(linear, nn.Linear):
                     setattr(module, child, RowParallelLinear(linear, tp))
+            if isinstance(module, MoE):  # many row-parallel matrices; their weighted answers are summed once
+                module.register_forward_hook(_leaving(tp))
         if isinstance(module, KeyedDropout) and tp.sequence_parallel and name.startswith("layers."):
             module.shard = Shard(0, tp.index, tp.size)
     if isinstance(model.tok_embeddings, nn.Embedding):
@@ -224,3 +227,7 @@ def apply_tensor_parallel(model: Decoder, tp: TensorParallel) -> None:
 
 def _entering(tp: TensorParallel) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     return lambda module, args: (enter(args[0], tp), *args[1:])
+
+
+def _leaving(tp: TensorParallel) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    return lambda module, args, out: leave(out, tp)

@@ -6,11 +6,14 @@ import dataclasses
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import check_split, resolve, split_layers
+from trainsys.planner.experts import check_experts
 from trainsys.planner.predict import worst_memory
 from trainsys.planner.stages import Stages, notation
 from trainsys.schedule import GENERATORS
+from trainsys.space.build import axis_order
 
-_CHOICES = {"zero": (0, 1, 2), "recompute": ("none", "full"), "reduction": ("canonical", "fast")}
+_NOT_RUN = ("cp",)
+_CHOICES = {"zero": (0, 1, 2, 3), "recompute": ("none", "full"), "reduction": ("canonical", "fast")}
 
 
 def check_parallel(config: RunConfig, num_ranks: int) -> None:
@@ -32,7 +35,11 @@ def check_layout(config: RunConfig) -> None:
     parallel = config.parallel
     _check_names(parallel)
     _check_ragged(parallel)
-    layers = parallel.stage_layers or split_layers(config.model.num_layers, parallel.pp)
+    runs, num_layers = parallel.pp * parallel.vp, config.model.num_layers
+    if parallel.vp > 1 and runs > num_layers:
+        most = max(1, num_layers // parallel.pp)
+        raise ValueError(f"pp*vp={runs} runs of layers but num_layers={num_layers}; set parallel.vp={most} or lower")
+    layers = parallel.stage_layers or split_layers(num_layers, runs)
     check_split(config.model, parallel.tp, layers)
     if parallel.sequence_parallel and (parallel.tp == 1 or config.batch.seq_len % parallel.tp):
         raise ValueError(
@@ -40,6 +47,7 @@ def check_layout(config: RunConfig) -> None:
             "set parallel.sequence_parallel=false"
         )
     _check_shares(config)
+    check_experts(config)
 
 
 MOST_MICROBATCHES = 8192  # of a step: what the summation tree's message tags can number
@@ -119,9 +127,19 @@ def _memory_knob(config: RunConfig, largest: str) -> str:
 
 
 def _check_names(parallel: ParallelConfig) -> None:
-    for name in ("dp", "tp", "pp"):
+    for name in ("dp", "tp", "pp", "vp", "cp", "ep"):
         if getattr(parallel, name) < 1:
             raise ValueError(f"parallel.{name}={getattr(parallel, name)} must be at least 1")
+    for name in _NOT_RUN:
+        value = getattr(parallel, name)
+        if value > 1:
+            raise ValueError(f"parallel.{name}={value}: no step runs on such a layout yet; set parallel.{name}=1")
+    axis_order(parallel)
+    if (parallel.vp > 1) != (parallel.schedule == "interleaved") and parallel.schedule != "gpipe":
+        raise ValueError(
+            f"parallel.vp={parallel.vp} with schedule={parallel.schedule}: interleaved has several runs of layers per "
+            f"stage, 1f1b has one; set parallel.schedule={'interleaved' if parallel.vp > 1 else '1f1b'}"
+        )
     choices = {**_CHOICES, "schedule": tuple(GENERATORS)}
     for name, known in choices.items():
         value = getattr(parallel, name)
@@ -130,13 +148,12 @@ def _check_names(parallel: ParallelConfig) -> None:
 
 
 def _check_ragged(parallel: ParallelConfig) -> None:
-    for name in ("stage_layers", "stage_replicas"):
+    for name, vp in (("stage_layers", parallel.vp), ("stage_replicas", 1)):
         values = list(getattr(parallel, name))
-        if values and len(values) != parallel.pp:
-            raise ValueError(
-                f"parallel.{name}={values} names {len(values)} stages but pp={parallel.pp}; "
-                f"set parallel.pp={len(values)}"
-            )
+        if values and len(values) != parallel.pp * vp:
+            knob = f"set parallel.pp={len(values)}" if vp == 1 else f"name {parallel.pp * vp} runs of layers"
+            names, has = ("stages", f"pp={parallel.pp}") if vp == 1 else ("runs", f"pp·vp={parallel.pp}·{vp}")
+            raise ValueError(f"parallel.{name}={values} names {len(values)} {names} but {has}; {knob}")
         if any(value < 1 for value in values):
             raise ValueError(f"parallel.{name}={values}: every stage needs at least 1")
 

@@ -29,7 +29,7 @@ def all_reduce_s(num_bytes: float, size: int, link: Link | None) -> float:
 
 @dataclass(frozen=True)
 class TensorCost:
-    """Exposed seconds of tensor parallelism in one microbatch, per stage."""
+    """Exposed seconds of tensor or expert parallelism in one microbatch, per run of layers."""
 
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
@@ -54,11 +54,30 @@ def tensor_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     worst = max(links, key=lambda link: link.transfer_s(boundary_bytes(config)), default=None)
     once = all_reduce_s(boundary_bytes(config), stages.tp, worst)
     again = 2 if config.parallel.recompute == "full" else 0
-    forward = [2 * n for n in stages.layers]
-    backward = [(2 + again) * n for n in stages.layers]
+    forward = [2 * n for n in stages.runs]
+    backward = [(2 + again) * n for n in stages.runs]
     forward[0] += 1
     backward[-1] += 1
     return TensorCost(tuple(once * n for n in forward), tuple(once * n for n in backward))
+
+
+def expert_cost(config: RunConfig, stages: Stages, topology: Topology) -> TensorCost:
+    """Exposed seconds of sending tokens to their experts and back in one microbatch, per run of layers.
+
+    Two all-to-alls per layer forward and two backward (Lepikhin et al. 2020, arXiv:2006.16668, §3.3), each of the
+    microbatch times the experts per token, evenly spread; forward also the numbers of rows. Recomputing repeats them.
+    """
+    model, forward, backward = config.model, [], []
+    again = config.parallel.recompute == "full"
+    for run, layers in enumerate(stages.runs):
+        links = (topology.slowest(group) for group in stages.exchange_groups(run % stages.count))
+        size = boundary_bytes(config) * model.experts_per_token
+        worst = max((link for link in links if link), key=lambda link: link.transfer_s(size), default=None)
+        swap = all_gather_s(size, stages.ep, worst)  # an all-to-all sends as much: an n-th to each of n - 1
+        once = 2 * swap + all_gather_s(8 * model.num_experts, stages.ep, worst)
+        forward.append(layers * once)
+        backward.append(layers * (2 * swap + again * once))
+    return TensorCost(tuple(forward), tuple(backward))
 
 
 def send_s(config: RunConfig, stages: Stages, topology: Topology, src: int, dst: int) -> float:
@@ -76,17 +95,26 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
     """Seconds of the gradient exchange of `stage` in one step: reduce-scatter, then all-gather.
 
     ZeRO 1 gathers updated parameters where ZeRO 0 gathers gradients: the same volume when both have the same size
-    (Rajbhandari et al. 2020, arXiv:1910.02054, §7). ZeRO 2 scatters every microbatch; that it does so beside the
-    computation is not counted in its favour. A tied embedding is also summed over first and last stage.
+    (Rajbhandari et al. 2020, arXiv:1910.02054, §7). ZeRO 2 scatters every microbatch, and ZeRO 3 also gathers the
+    parameters twice for each, three volumes instead of two (§7.2.2); that they do so beside the computation is not
+    counted in their favour. Experts are summed among the replicas of their class alone. A tied embedding is also summed
+    over first and last stage.
     """
     precision = Precision.of(config.train.dtype)
-    group = stages.data_group(stage)
-    link = topology.slowest(group)
     gathered = precision.parameter if config.parallel.zero else precision.gradient
     microbatches = config.batch.global_size // config.batch.microbatch_size
-    scatters = -(-microbatches // stages.replicas[stage]) if config.parallel.zero >= 2 else 1
-    seconds = scatters * all_gather_s(sizes.held[stage] * precision.gradient, len(group), link)
-    seconds += all_gather_s(sizes.held[stage] * gathered, len(group), link)
+    experts, seconds = sizes.experts[stage], 0.0
+    for elements, group in (
+        (sizes.held[stage] - experts, stages.data_group(stage)),
+        (experts, stages.expert_group(stage)),
+    ):
+        link, scatters = topology.slowest(group), 1
+        if config.parallel.zero >= 2:
+            scatters = -(-microbatches // len(group))
+        gathers = 2 * scatters if config.parallel.zero == 3 else 1
+        if elements:
+            seconds += scatters * all_gather_s(elements * precision.gradient, len(group), link)
+            seconds += gathers * all_gather_s(elements * gathered, len(group), link)
     if sizes.tied and stages.count > 1 and stage in (0, stages.count - 1):
         ends = (*stages.data_group(0), *stages.data_group(stages.count - 1))
         seconds += all_reduce_s(sizes.tied * precision.gradient, len(ends), topology.slowest(ends))

@@ -12,7 +12,7 @@ from trainsys.planner.stages import Stages
 
 @dataclass(frozen=True)
 class ComputeCost:
-    """Seconds of one microbatch on one rank, per stage."""
+    """Seconds of one microbatch on one rank, per run of layers; without vp that is per stage."""
 
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]  # recomputation included
@@ -28,8 +28,9 @@ def compute_cost(config: RunConfig, stages: Stages, flops: float) -> ComputeCost
     tokens = batch.microbatch_size * batch.seq_len
     recomputes = config.parallel.recompute == "full"
     forward, backward = [], []
-    for stage in range(stages.count):
-        seconds = {b: forward_flops(config.model, b, batch.seq_len, stages.tp) * tokens for b in stages.blocks(stage)}
+    for run in range(len(stages.runs)):
+        blocks = stages.run_blocks(run)
+        seconds = {b: forward_flops(config.model, b, batch.seq_len, stages.tp) * tokens for b in blocks}
         once = sum(seconds.values()) / flops
         again = sum(s for b, s in seconds.items() if 0 <= b < head) / flops if recomputes else 0.0
         forward.append(once)

@@ -6,7 +6,8 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 
-from trainsys.config import ParallelConfig, RunConfig
+from trainsys.config import ModelConfig, ParallelConfig, RunConfig
+from trainsys.models.geometry import resolve
 from trainsys.planner.check import check_layout
 from trainsys.schedule import GENERATORS
 
@@ -24,11 +25,13 @@ def candidates(config: RunConfig, num_ranks: int) -> tuple[list[ParallelConfig],
     rejected: Counter[str] = Counter()
     for dp, tp, pp in _degrees(num_ranks):
         grid = dataclasses.replace(
-            config.parallel, dp=dp, tp=tp, pp=pp, sequence_parallel=False, stage_layers=(), stage_replicas=()
-        )
+            config.parallel, dp=dp, tp=tp, pp=pp, ep=1, vp=1, sequence_parallel=False, stage_layers=(),
+            stage_replicas=(),
+        )  # fmt: skip
         reason = _reason(config, dataclasses.replace(grid, zero=0, schedule=next(iter(GENERATORS)), recompute="none"))
-        for parallel in _variants(grid):
-            why = reason or (_reason(config, parallel) if parallel.sequence_parallel else "")
+        for parallel in _variants(grid, resolve(config.model)):
+            special = parallel.sequence_parallel or parallel.vp > 1
+            why = reason or (_reason(config, parallel) if special else "")
             if why:
                 rejected[why] += 1
             else:
@@ -44,19 +47,32 @@ def _degrees(num_ranks: int) -> Iterator[tuple[int, int, int]]:
             yield rest // pp, tp, pp
 
 
-def _variants(grid: ParallelConfig) -> Iterator[ParallelConfig]:
+def _variants(grid: ParallelConfig, model: ModelConfig) -> Iterator[ParallelConfig]:
     """Every way to run one grid; the schedule named in the config stands for all when there is no pipeline."""
-    for zero in (0, 1, 2) if grid.dp > 1 else (0,):
+    for ep in (d for d in range(1, max(min(grid.dp, model.num_experts), 1) + 1) if grid.dp % d == 0):
+        yield from _variants_of(dataclasses.replace(grid, ep=ep), model.num_layers)
+
+
+def _variants_of(grid: ParallelConfig, num_layers: int) -> Iterator[ParallelConfig]:
+    for zero in (0, 1, 2, 3) if grid.dp > 1 else (0,):
         for sequence_parallel in (False, True) if grid.tp > 1 else (False,):
-            for schedule in GENERATORS if grid.pp > 1 else ("1f1b",):
+            for schedule, vp in _schedules(grid.pp, num_layers):
                 for recompute in ("none", "full"):
                     yield dataclasses.replace(
                         grid,
                         zero=zero,
                         sequence_parallel=sequence_parallel,
                         schedule=schedule,
+                        vp=vp,
                         recompute=recompute,
                     )
+
+
+def _schedules(pp: int, num_layers: int) -> Iterator[tuple[str, int]]:
+    """Every schedule with its runs of layers per stage, as far as there are layers for them."""
+    for name in GENERATORS if pp > 1 else ("1f1b",):
+        for vp in [n for n in (2, 4) if pp * n <= num_layers] if name == "interleaved" else [1]:
+            yield name, vp
 
 
 def _reason(config: RunConfig, parallel: ParallelConfig) -> str:

@@ -14,7 +14,7 @@ from trainsys.config import ModelConfig, RunConfig
 from trainsys.models.family import kv_dim, q_dim
 from trainsys.models.geometry import resolve, tensors
 from trainsys.planner.precision import GIB, Precision
-from trainsys.planner.sizes import StageSizes
+from trainsys.planner.sizes import StageSizes, block_elements
 from trainsys.planner.stages import Stages
 
 
@@ -40,7 +40,7 @@ def stage_memory(config: RunConfig, stages: Stages, sizes: StageSizes, in_flight
     """Peak memory of a rank of each stage.
 
     Args:
-        in_flight: per stage, most microbatches whose activations are alive at once, from the schedule.
+        in_flight: per stage, most microbatches of a run whose activations are alive at once, from the schedule.
 
     Parameters, gradients and optimizer: Rajbhandari et al. 2020 (arXiv:1910.02054), §3.1. Activations: `layer_bytes`.
     """
@@ -48,7 +48,7 @@ def stage_memory(config: RunConfig, stages: Stages, sizes: StageSizes, in_flight
     return tuple(
         _with_transition(
             Memory(
-                parameters=sizes.held[stage] * precision.parameter / GIB,
+                parameters=parameter_elements(config, stages, sizes, stage) * precision.parameter / GIB,
                 gradients=gradient_elements(config, stages, sizes, stage) * precision.gradient / GIB,
                 optimizer=sizes.owned[stage] * 3 * precision.state / GIB,
                 mirror=sizes.mirrored[stage] * 3 * precision.state / GIB,
@@ -66,17 +66,41 @@ def _with_transition(step: Memory) -> Memory:
     return replace(step, transition=max(0.0, changing - step.total))
 
 
+def parameter_elements(config: RunConfig, stages: Stages, sizes: StageSizes, stage: int) -> int:
+    """Elements of weights in compute precision on a rank of `stage`.
+
+    Under ZeRO 3 (Rajbhandari et al. 2020, §5.3) the share owned here, a whole block, and the next one arriving
+    (`parallel/weights.py`).
+    """
+    if config.parallel.zero == 3 and stages.replicas[stage] > 1:
+        return sizes.owned[stage] + 2 * _largest_block(config, stages, stage)
+    return sizes.held[stage]
+
+
+def _largest_block(config: RunConfig, stages: Stages, stage: int) -> int:
+    blocks = block_elements(config.model, stages.tp, stages.ep)
+    return max(blocks.get(block, 0) for block in stages.blocks(stage))
+
+
 def gradient_elements(config: RunConfig, stages: Stages, sizes: StageSizes, stage: int) -> int:
     """Elements of gradients alive at once on a rank of `stage`.
 
     Under ZeRO 2 (Rajbhandari et al. 2020, §5.2) two whole ones, of which one is on its way to its owners, and of the
-    share owned here the sums of the tree and a slice that arrives from each peer (`parallel/stream.py`).
+    share owned here the sums of the tree and a slice that arrives from each peer (`parallel/stream.py`). Under ZeRO 3
+    the two, and what arrives, are of one block. Under ep a rank has its experts' gradients of a microbatch of each team
+    of its ep group (`parallel/expert.py`).
     """
-    held, owned = sizes.held[stage], sizes.owned[stage]
-    if config.parallel.zero >= 2 and stages.replicas[stage] > 1:
+    held, owned, replicas = sizes.held[stage], sizes.owned[stage], stages.replicas[stage]
+    others = (stages.ep - 1) * sizes.experts[stage]
+    if config.parallel.zero >= 2 and replicas > 1:
+        made = held
+        if config.parallel.zero == 3:
+            made, others = _largest_block(config, stages, stage), others // stages.layers[stage]
         sums = _most_subtrees(config.batch.global_size // config.batch.microbatch_size, 1)
-        return 2 * held + owned * (sums + stages.replicas[stage] - 1)
-    return held * gradient_buffers(config, stages, stage)
+        return 2 * made + owned * sums + -(-made // replicas) * (replicas - 1) + others
+    if config.parallel.reduction == "fast":
+        return held + others
+    return (held + others) * gradient_buffers(config, stages, stage)
 
 
 def gradient_buffers(config: RunConfig, stages: Stages, stage: int) -> int:
@@ -118,26 +142,37 @@ def layer_bytes(config: RunConfig, tp: int) -> float:
     """
     model, batch = resolve(config.model), config.batch
     size = Precision.of(config.train.dtype).activation
-    matrices, biased, head_norms = _layer_kinds(model)
+    widths, biased, head_norms = _layer_kinds(model)
     per_norm = 2 if biased else 3
     whole = 2 * per_norm * model.dim * size + (2 * model.dim * size if model.dropout else 0)
     shared = max(1, tp // model.num_kv_heads)  # tp ranks that compute the same key/value head
     normed = 2 * (q_dim(model) + shared * kv_dim(model)) if head_norms else 0  # their inputs and normalised values
-    split = (4 * q_dim(model) + normed + 2 * (matrices - 1) * model.ffn_dim) * size + 4 * model.num_heads
+    split = (4 * q_dim(model) + normed + 2 * widths) * size + 4 * model.num_heads
+    if model.num_experts:  # rows to and from the experts, in both orders, whole on every tp rank; scores and choices
+        split += tp * (4 * model.experts_per_token * model.dim * size + 8 * model.num_experts)
     per_token = split / tp + whole / (tp if config.parallel.sequence_parallel else 1)
     return batch.microbatch_size * batch.seq_len * per_token
 
 
 @lru_cache(maxsize=64)
 def _layer_kinds(model: ModelConfig) -> tuple[int, bool, bool]:
-    """Matrices of a layer's feed-forward (three when gated); are there biases (LayerNorm)? norms of heads?"""
+    """Width of what a token's feed-forwards keep; are there biases (LayerNorm)? norms of heads?
+
+    Every matrix but the last is as wide as its output, and the gated product or the activation is as wide again.
+    """
     layer = [t for t in tensors(model) if t.block == 0]
+    biased, head_norms = (
+        any(t.name.endswith(".bias") for t in layer),
+        any("_norm" in t.name and t.partial for t in layer),
+    )
+    if model.num_experts:
+        return 2 * (model.experts_per_token * model.expert_ffn_dim + model.shared_ffn_dim), biased, head_norms
     matrices = sum(".feed_forward." in t.name and len(t.shape) == 2 for t in layer)
-    return matrices, any(t.name.endswith(".bias") for t in layer), any(t.partial for t in layer)
+    return (matrices - 1) * model.ffn_dim, biased, head_norms
 
 
 def activation_bytes(config: RunConfig, stages: Stages, stage: int, in_flight: int) -> float:
-    """Bytes of activations on a rank of `stage` with `in_flight` microbatches alive.
+    """Bytes of activations on a rank of `stage` with `in_flight` microbatches alive, under vp of a mean run each.
 
     Full recomputation keeps each layer's input only, plus the layer at work (Korthikanti et al. 2022, §5; Chen et al.
     2016, arXiv:1604.06174). The last stage also keeps the inputs of the final norm and of the head.
@@ -149,8 +184,8 @@ def activation_bytes(config: RunConfig, stages: Stages, stage: int, in_flight: i
     layer = layer_bytes(config, tp)
     tail = 2 * boundary if stage == stages.count - 1 else 0.0
     if config.parallel.recompute == "full":
-        return in_flight * (stages.layers[stage] * boundary + tail) + layer
-    return in_flight * (stages.layers[stage] * layer + tail)
+        return in_flight / stages.vp * (stages.layers[stage] * boundary + tail) + layer
+    return in_flight / stages.vp * (stages.layers[stage] * layer + tail)
 
 
 def logit_bytes(config: RunConfig, stages: Stages, stage: int) -> float:

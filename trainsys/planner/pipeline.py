@@ -18,7 +18,7 @@ class Pipeline:
     Attributes:
         ends_s: end of the last compute action.
         busy_s: seconds of computing.
-        in_flight: most microbatches whose activations are alive at once.
+        in_flight: most microbatches of a run whose activations are alive at once.
         bubble: share of all lanes' time without computing.
     """
 
@@ -33,9 +33,9 @@ class Pipeline:
 
 
 @lru_cache(maxsize=256)
-def schedule_for(name: str, microbatches: int, replicas: tuple[int, ...]) -> Schedule:
+def schedule_for(name: str, microbatches: int, replicas: tuple[int, ...], vp: int) -> Schedule:
     """The named schedule with balanced routes. Raises ValueError for more replicas than microbatches."""
-    return build(name, Routes.balanced(microbatches, replicas))
+    return build(name, Routes.balanced(microbatches, replicas, vp), vp)
 
 
 def run_pipeline(
@@ -46,17 +46,18 @@ def run_pipeline(
     b_s: tuple[float, ...],
     hops: Hops | None = None,
 ) -> Pipeline:
-    """Simulate schedule `name` with F and B seconds per stage and seconds per message.
+    """Simulate schedule `name` with F and B seconds per run of layers and seconds per message.
 
     With one replica per stage a long step is periodic once the pipeline is full: beyond three microbatches per stage
     the outcome grows by the same amount each time, and is continued from two short simulations (within 0.5 % of the
-    whole one while a message takes less time than a forward).
+    whole one while a message takes less time than a forward). Under vp the period is one microbatch per stage.
     """
     num_stages = len(replicas)
     frozen = tuple(sorted((hops or {}).items()))
-    if set(replicas) != {1} or microbatches <= 3 * num_stages + 8:
+    if set(replicas) != {1} or microbatches <= (4 if len(f_s) > num_stages else 3) * num_stages + 8:
         return _simulated(name, microbatches, replicas, f_s, b_s, frozen)
-    short, long = 2 * num_stages + 4, 3 * num_stages + 4
+    start = 4 + (microbatches - 4) % num_stages if len(f_s) > num_stages else 4
+    short, long = 2 * num_stages + start, 3 * num_stages + start
     a = _simulated(name, short, replicas, f_s, b_s, frozen)
     b = _simulated(name, long, replicas, f_s, b_s, frozen)
     more = (microbatches - long) / (long - short)
@@ -70,9 +71,9 @@ def run_pipeline(
 
 
 @lru_cache(maxsize=4096)
-def most_in_flight(name: str, microbatches: int, replicas: tuple[int, ...]) -> tuple[int, ...]:
-    """Most activations alive on a lane of each stage: the order of actions decides it, not their duration."""
-    ones = (1.0,) * len(replicas)
+def most_in_flight(name: str, microbatches: int, replicas: tuple[int, ...], vp: int) -> tuple[int, ...]:
+    """Most activations of a run alive on a lane of each stage: the order of actions decides it, not their duration."""
+    ones = (1.0,) * len(replicas) * vp
     return run_pipeline(name, microbatches, replicas, ones, ones).in_flight
 
 
@@ -85,7 +86,7 @@ def _simulated(
     b_s: tuple[float, ...],
     hops: tuple[tuple[tuple[int, int], float], ...],
 ) -> Pipeline:
-    schedule = schedule_for(name, microbatches, replicas)
+    schedule = schedule_for(name, microbatches, replicas, len(f_s) // len(replicas))
     seconds = dict(hops)
     run = simulate(schedule, Costs(f_s, b_s, send_s=(lambda src, dst: seconds[src, dst]) if hops else 0.0))
     lane_ends = [0.0] * schedule.num_lanes
@@ -93,7 +94,8 @@ def _simulated(
         if event.action.is_compute:
             lane_ends[event.lane] = max(lane_ends[event.lane], event.end_s)
     ends, busy, alive = ([0.0] * len(replicas) for _ in range(3))
-    for (stage, _), lane in schedule.placement.items():
+    for (number, _), lane in schedule.placement.items():
+        stage = number % len(replicas)
         ends[stage] = max(ends[stage], lane_ends[lane])
         busy[stage] = max(busy[stage], run.busy_s[lane])
         alive[stage] = max(alive[stage], run.peak_activations[lane])

@@ -6,7 +6,7 @@ import dataclasses
 
 from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig, RunConfig
-from trainsys.planner.communication import gradient_s, mirror_s, send_s, shared_s, tensor_cost
+from trainsys.planner.communication import expert_cost, gradient_s, mirror_s, send_s, shared_s, tensor_cost
 from trainsys.planner.compute import compute_cost, model_flops, update_s
 from trainsys.planner.device import Rate, rate
 from trainsys.planner.memory import Memory, stage_memory
@@ -54,6 +54,7 @@ def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None =
         bubble=work.bubble,
         compute_s=work.compute_s,
         tp_s=work.tp_s,
+        ep_s=work.ep_s,
         dp_s=exchange[last] + mirror,
         pp_exposed_s=work.exposed_s,
         update_s=update[last],
@@ -65,7 +66,7 @@ def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None =
 
 def worst_memory(config: RunConfig, stages: Stages) -> Memory:
     """Memory on the rank that needs most under ``config.parallel``, by the schedule's peak of live activations."""
-    in_flight = most_in_flight(config.parallel.schedule, *_shares(config, stages))
+    in_flight = most_in_flight(config.parallel.schedule, *_shares(config, stages), stages.vp)
     sizes = stage_sizes(config.model, stages, config.parallel.zero)
     return max(stage_memory(config, stages, sizes, in_flight), key=lambda memory: memory.total)
 
@@ -78,25 +79,33 @@ class _Work:
     bubble: float
     compute_s: float
     tp_s: float
+    ep_s: float
     exposed_s: float
 
 
 def _pipeline(config: RunConfig, stages: Stages, topology: Topology, flops: float) -> _Work:
     """The schedule with its messages and without: the difference is what they add."""
     compute, tensor = compute_cost(config, stages, flops), tensor_cost(config, stages, topology)
-    f_s = tuple(a + b for a, b in zip(compute.forward_s, tensor.forward_s, strict=True))
-    b_s = tuple(a + b for a, b in zip(compute.backward_s, tensor.backward_s, strict=True))
+    expert = expert_cost(config, stages, topology)
+    parts = (compute, tensor, expert)
+    f_s = tuple(map(sum, zip(*(part.forward_s for part in parts), strict=True)))
+    b_s = tuple(map(sum, zip(*(part.backward_s for part in parts), strict=True)))
     name, (microbatches, replicas) = config.parallel.schedule, _shares(config, stages)
     hops = _hops(config, stages, topology, replicas)
     run = run_pipeline(name, microbatches, replicas, f_s, b_s, hops)
     free = run_pipeline(name, microbatches, replicas, f_s, b_s) if stages.count > 1 else run
     busiest = max(range(stages.count), key=lambda stage: run.busy_s[stage])
-    share = (tensor.forward_s[busiest] + tensor.backward_s[busiest]) / (f_s[busiest] + b_s[busiest])
+    own = slice(busiest, None, stages.count)
+    whole = sum(f_s[own] + b_s[own])
+    computing, tp, ep = (
+        run.busy_s[busiest] * sum(part.forward_s[own] + part.backward_s[own]) / whole for part in parts
+    )
     return _Work(
         ends_s=run.ends_s,
         bubble=run.bubble,
-        compute_s=run.busy_s[busiest] * (1 - share),
-        tp_s=run.busy_s[busiest] * share,
+        compute_s=computing,
+        tp_s=tp,
+        ep_s=ep,
         exposed_s=max(0.0, run.step_s - free.step_s),
     )
 
@@ -117,18 +126,20 @@ def _hops(config: RunConfig, stages: Stages, topology: Topology, replicas: tuple
     """
     if stages.count == 1:
         return {}
+    count, ends = stages.count, (0, stages.count - 1)
     alike = replicas != stages.replicas
     # the placement of a schedule is the same for any number of microbatches
-    placement = schedule_for(config.parallel.schedule, max(replicas), replicas).placement
+    placement = schedule_for(config.parallel.schedule, max(replicas), replicas, stages.vp).placement
     teams = {
         lane: (stage, [stages.team(stage, r) for r in (range(stages.replicas[stage]) if alike else [replica])])
         for (stage, replica), lane in placement.items()
+        if stage < count
     }
     return {
         (a, b): max(send_s(config, stages, topology, x, y) for x, y in zip(teams[a][1], teams[b][1], strict=True))
         for a in teams
         for b in teams
-        if abs(teams[a][0] - teams[b][0]) == 1
+        if abs(teams[a][0] - teams[b][0]) == 1 or (stages.vp > 1 and {teams[a][0], teams[b][0]} == set(ends))
     }
 
 
@@ -149,6 +160,7 @@ def _bound(plan: Plan) -> Bound:
     parts: dict[Bound, float] = {
         "compute": plan.compute_s + plan.update_s,
         "tp": plan.tp_s,
+        "ep": plan.ep_s,
         "dp": plan.dp_s,
         "bubble": plan.waiting_s,
     }

@@ -20,28 +20,38 @@ class StageSizes:
         owned: of those, the elements whose master copy and moments the rank updates.
         mirrored: elements whose master copy and moments it keeps for a peer, because nobody else has them.
         tied: elements of a tied embedding's tp shard, 0 without one.
+        experts: of `held`, what belongs to experts: under ep one class of them, the largest.
     """
 
     held: tuple[int, ...]
     owned: tuple[int, ...]
     mirrored: tuple[int, ...]
     tied: int
+    experts: tuple[int, ...]
 
 
 def stage_sizes(model: ModelConfig, stages: Stages, zero: int) -> StageSizes:
-    """ZeRO 0 owns all that the stage holds, ZeRO 1 and 2 its share among the replicas (Rajbhandari et al. 2020, §5.1).
+    """ZeRO 0 owns all that the stage holds, ZeRO 1 to 3 its share among the replicas (Rajbhandari et al. 2020, §5.1).
 
-    A piece that would live on one rank only (ZeRO 1 and 2, or a stage with one replica) is mirrored, unless the rank is
-    alone.
+    A piece that would live on one rank only (ZeRO 1 to 3, a stage with one replica, or a class of experts with one) is
+    mirrored, unless the rank is alone.
     """
     by_block, tied = _elements(model, stages.tp)
-    held = [sum(by_block.get(block, 0) for block in stages.blocks(stage)) for stage in range(stages.count)]
+    dense = [sum(by_block.get(block, 0) for block in stages.blocks(stage)) for stage in range(stages.count)]
     if tied and stages.count == 1:
-        held[0] -= tied  # one rank needs it once
-    owned = [-(-n // dp) if zero else n for n, dp in zip(held, stages.replicas, strict=True)]
-    single = [stages.num_ranks > 1 and (zero > 0 or dp == 1) for dp in stages.replicas]
-    mirrored = [n if alone else 0 for n, alone in zip(owned, single, strict=True)]
-    return StageSizes(tuple(held), tuple(owned), tuple(mirrored), tied)
+        dense[0] -= tied  # one rank needs it once
+    expert = _expert_elements(model, stages.tp)
+    experts = [n * -(-model.num_experts // stages.ep) * expert for n in stages.layers]
+    dense = [n - layers * model.num_experts * expert for n, layers in zip(dense, stages.layers, strict=True)]
+    owned, mirrored = [], []
+    for shared, own, dp in zip(dense, experts, stages.replicas, strict=True):
+        shares = ((shared, dp), (own, dp // stages.ep))
+        sizes = [-(-n // copies) if zero else n for n, copies in shares]
+        owned.append(sum(sizes))
+        lone = [n for n, (_, copies) in zip(sizes, shares, strict=True) if zero or copies == 1]
+        mirrored.append(sum(lone) if stages.num_ranks > 1 else 0)
+    held = tuple(a + b for a, b in zip(dense, experts, strict=True))
+    return StageSizes(held, tuple(owned), tuple(mirrored), tied, tuple(experts))
 
 
 @lru_cache(maxsize=128)
@@ -58,12 +68,20 @@ def _elements(model: ModelConfig, tp: int) -> tuple[dict[int, int], int]:
 
 
 @lru_cache(maxsize=128)
+def _expert_elements(model: ModelConfig, tp: int) -> int:
+    """Elements of one tp shard of one expert of one layer."""
+    return sum(prod(t.local_shape(tp)) for t in tensors(model) if t.block == 0 and t.expert == 0)
+
+
+@lru_cache(maxsize=128)
 def shared_elements(model: ModelConfig, tp: int) -> tuple[tuple[int, int, int], ...]:
     """(block, tp ranks that hold copies, elements of a copy) of each split tensor of which neighbours hold the same."""
     split = [t for t in tensors(model) if t.split is not None and t.copies(tp) > 1]
     return tuple((t.block, t.copies(tp), prod(t.local_shape(tp))) for t in split)
 
 
-def block_elements(model: ModelConfig, tp: int) -> dict[int, int]:
-    """Elements of one tp shard, per model block."""
-    return _elements(model, tp)[0]
+def block_elements(model: ModelConfig, tp: int, ep: int = 1) -> dict[int, int]:
+    """Elements of one tp shard, per model block, with the experts of the largest of `ep` classes."""
+    elsewhere = (model.num_experts - -(-model.num_experts // ep)) * _expert_elements(model, tp)
+    layers = range(model.num_layers)
+    return {block: n - elsewhere * (block in layers) for block, n in _elements(model, tp)[0].items()}

@@ -14,26 +14,37 @@ class Stages:
     """Who is where. A team is the tp ranks of one replica of one stage; teams are numbered stage by stage.
 
     Attributes:
-        layers: transformer layers of each stage.
+        runs: transformer layers of each run, in the order of the model; without vp, of each stage.
         replicas: teams of each stage.
         tp: ranks of a team; rank = team · tp + place in the team.
+        ep: replicas that share out their stage's experts; it divides the replicas of each.
     """
 
-    layers: tuple[int, ...]
+    runs: tuple[int, ...]
     replicas: tuple[int, ...]
     tp: int
+    ep: int = 1
 
     @classmethod
     def of(cls, model: ModelConfig, parallel: ParallelConfig) -> Stages:
         """The grid that `parallel` names; its ragged fields win over ``dp`` and an even split."""
-        layers = parallel.stage_layers or split_layers(model.num_layers, parallel.pp)
-        replicas = parallel.stage_replicas or (parallel.dp,) * len(layers)
-        assert len(layers) == len(replicas), (layers, replicas)
-        return cls(tuple(layers), tuple(replicas), parallel.tp)
+        runs = parallel.stage_layers or split_layers(model.num_layers, parallel.pp * parallel.vp)
+        replicas = parallel.stage_replicas or (parallel.dp,) * parallel.pp
+        assert len(runs) == len(replicas) * parallel.vp, (runs, replicas)
+        return cls(tuple(runs), tuple(replicas), parallel.tp, parallel.ep)
 
     @property
     def count(self) -> int:
-        return len(self.layers)
+        return len(self.replicas)
+
+    @property
+    def vp(self) -> int:
+        return len(self.runs) // self.count
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Transformer layers of each stage: its runs are `count` apart."""
+        return tuple(sum(self.runs[stage :: self.count]) for stage in range(self.count))
 
     @property
     def num_teams(self) -> int:
@@ -48,11 +59,15 @@ class Stages:
         """Every stage has equally many replicas."""
         return len(set(self.replicas)) == 1
 
-    def blocks(self, stage: int) -> range:
-        """Model blocks of `stage`: its layers, with the embedding on the first stage and the head on the last."""
-        first = sum(self.layers[:stage])
-        last = first + self.layers[stage]
-        return range(EMBED if stage == 0 else first, last + (stage == self.count - 1))
+    def run_blocks(self, run: int) -> range:
+        """Model blocks of a run: its layers, with the embedding on the first and the head on the last."""
+        first = sum(self.runs[:run])
+        last = first + self.runs[run]
+        return range(EMBED if run == 0 else first, last + (run == len(self.runs) - 1))
+
+    def blocks(self, stage: int) -> tuple[int, ...]:
+        """Model blocks of all runs of `stage`."""
+        return tuple(b for run in range(stage, len(self.runs), self.count) for b in self.run_blocks(run))
 
     def team(self, stage: int, replica: int) -> int:
         """Number of a team in placement order: one replica of every stage after the other (space/build.py)."""
@@ -67,13 +82,23 @@ class Stages:
         """The ranks that average the gradients of one tp shard of `stage` (the first shard; the others are alike)."""
         return tuple(self.team(stage, replica) * self.tp for replica in range(self.replicas[stage]))
 
+    def expert_group(self, stage: int) -> tuple[int, ...]:
+        """Those that average the gradients of the first class's experts: every ep-th of `data_group`."""
+        return self.data_group(stage)[:: self.ep]
+
+    def exchange_groups(self, stage: int) -> list[tuple[int, ...]]:
+        """The ranks that send each other tokens (the first of each team; the others are alike)."""
+        ranks = self.data_group(stage)
+        return [ranks[i : i + self.ep] for i in range(0, len(ranks), self.ep)]
+
 
 def notation(parallel: ParallelConfig) -> str:
     """A layout in one token group: ``dp2·tp1·pp2 zero1 1f1b``; ragged: ``dp[2,1]·tp1·pp2[3,3] 1f1b``."""
     replicas, layers = parallel.stage_replicas, parallel.stage_layers
     dp = f"dp[{','.join(map(str, replicas))}]" if replicas else f"dp{parallel.dp}"
     pp = f"pp{parallel.pp}[{','.join(map(str, layers))}]" if layers else f"pp{parallel.pp}"
-    words = [f"{dp}·tp{parallel.tp}·{pp}"]
+    more = "".join(f"·{axis}{getattr(parallel, axis)}" for axis in ("cp", "ep", "vp") if getattr(parallel, axis) > 1)
+    words = [f"{dp}·tp{parallel.tp}·{pp}{more}"]
     words += [f"zero{parallel.zero}"] if parallel.zero else []
     words += ["sp"] if parallel.sequence_parallel else []
     words += [parallel.schedule] if parallel.pp > 1 else []

@@ -9,6 +9,7 @@ from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import forward_flops, split_layers
 from trainsys.planner.device import Rate, rate
+from trainsys.planner.experts import largest_ep
 from trainsys.planner.moves import moved_bytes
 from trainsys.planner.predict import predict, worst_memory
 from trainsys.planner.stages import Stages, notation
@@ -16,7 +17,7 @@ from trainsys.planner.stages import Stages, notation
 HORIZON_STEPS = 100  # steps over which a move must pay for itself
 MARGIN = 0.1  # a predicted gain below this is within the model's error: not worth new stage boundaries
 
-Grid = tuple[tuple[int, ...], tuple[int, ...]]  # layers and replicas of each stage
+Grid = tuple[tuple[int, ...], tuple[int, ...]]  # layers of each run (without vp: stage), replicas of each stage
 
 
 def successor(
@@ -24,11 +25,12 @@ def successor(
 ) -> ParallelConfig:
     """The layout to continue with on `teams` whole tp teams, of which `alive[s]` still hold stage s.
 
-    Keeps tp, ZeRO stage, schedule and reduction of `current`. Considers keeping the stages' layers with teams added or
-    moved, going home to ``config.parallel``, and every other number of stages with the layers split evenly or by their
-    replicas, which must be better by `MARGIN`. The cheapest over the next `HORIZON_STEPS` steps wins: their predicted
-    time, plus the bytes that the busiest rank must receive over the slowest link. Recomputes activations only when
-    nothing fits otherwise. Some teams may stay idle.
+    Keeps tp, ZeRO stage, schedule, reduction, and vp where there are layers enough, of `current`, and of the configured
+    ep what the replicas allow. Considers keeping the stages' layers with teams added or moved, going home to
+    ``config.parallel``, and every other number of stages with the layers split evenly or by their replicas, which must
+    be better by `MARGIN`. The cheapest over the next `HORIZON_STEPS` steps wins: their predicted time, plus the bytes
+    that the busiest rank must receive over the slowest link. Recomputes activations only when nothing fits otherwise.
+    Some teams may stay idle.
 
     Args:
         teams: whole teams there are, holding a stage or fresh.
@@ -44,9 +46,9 @@ def successor(
     ranks = teams * current.tp
     measured = measured or rate(config.cluster, ranks)
     home = Stages.of(config.model, config.parallel)
-    near = [(home.layers, home.replicas)] if home.num_teams <= teams and home.tp == before.tp else []
+    near = [(home.runs, home.replicas)] if home.num_teams <= teams and home.tp == before.tp else []
     grids = list(dict.fromkeys([*near, *_grids(config, before, teams, tuple(alive))]))
-    settled = {before.layers, *(layers for layers, _ in near)}
+    settled = {before.runs, *(runs for runs, _ in near)}
     options = [_as_config(config, current, *grid) for grid in grids]
     fitting = [p for p in options if _memory(config, p) <= config.cluster.device.memory_gib]
     if not fitting:
@@ -59,7 +61,7 @@ def successor(
     def cost_s(parallel: ParallelConfig) -> float:
         moved = moved_bytes(config, before, alive, Stages.of(config.model, parallel), parallel.zero)
         steps_s = predict(config, parallel, measured).step_s * HORIZON_STEPS
-        if Stages.of(config.model, parallel).layers not in settled:
+        if Stages.of(config.model, parallel).runs not in settled:
             steps_s *= 1 + MARGIN
         return steps_s + (link.transfer_s(moved) if link else 0.0)
 
@@ -93,25 +95,25 @@ def _grids(config: RunConfig, before: Stages, teams: int, alive: tuple[int, ...]
     most = config.batch.global_size // config.batch.microbatch_size
     num_layers = config.model.num_layers
     if before.count <= teams:
-        load = _load(config, before.layers)
+        load = _load(config, before.runs, before.count)
         for replicas in _grown(alive, teams, most, load):
-            yield before.layers, replicas
+            yield before.runs, replicas
     for count in range(1, min(teams, num_layers) + 1):
-        layers = split_layers(num_layers, count)
+        vp = before.vp if count * before.vp <= num_layers else 1
+        runs = split_layers(num_layers, count * vp)
         even = min(teams // count, most)
-        yield layers, (even,) * count
-        *_, full = _grown((1,) * count, teams, most, _load(config, layers))
-        yield layers, full
-        yield _by_replicas(num_layers, full), full
+        yield runs, (even,) * count
+        *_, full = _grown((1,) * count, teams, most, _load(config, runs, count))
+        yield runs, full
+        yield _by_replicas(num_layers, full * vp), full
         lent = tuple(min(most, teams // count + (stage < teams % count)) for stage in range(count))
-        yield _by_replicas(num_layers, lent), lent
+        yield _by_replicas(num_layers, lent * vp), lent
 
 
-def _load(config: RunConfig, layers: tuple[int, ...]) -> list[float]:
-    """Forward FLOPs per token of each stage."""
-    stages = Stages(layers, (1,) * len(layers), 1)
-    seq_len = config.batch.seq_len
-    return [sum(forward_flops(config.model, b, seq_len) for b in stages.blocks(s)) for s in range(len(layers))]
+def _load(config: RunConfig, runs: tuple[int, ...], count: int) -> list[float]:
+    """Forward FLOPs per token of each of `count` stages."""
+    stages, seq_len = Stages(runs, (1,) * count, 1), config.batch.seq_len
+    return [sum(forward_flops(config.model, b, seq_len) for b in stages.blocks(s)) for s in range(count)]
 
 
 def _grown(start: tuple[int, ...], teams: int, most: int, load: list[float]) -> Iterator[tuple[int, ...]]:
@@ -144,15 +146,21 @@ def _by_replicas(num_layers: int, replicas: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _as_config(
-    config: RunConfig, current: ParallelConfig, layers: tuple[int, ...], replicas: tuple[int, ...]
+    config: RunConfig, current: ParallelConfig, runs: tuple[int, ...], replicas: tuple[int, ...]
 ) -> ParallelConfig:
     """A grid as a config: the ragged fields only where dp and pp do not say it already."""
+    vp = len(runs) // len(replicas)
+    named = (current, config.parallel) if vp > 1 else (current,)
+    schedule = next((p.schedule for p in named if p.vp == vp or p.schedule == "gpipe"), "1f1b")
     microbatches = config.batch.global_size // config.batch.microbatch_size
     even = len(set(replicas)) == 1 and microbatches % replicas[0] == 0
-    return dataclasses.replace(
+    after = dataclasses.replace(
         current,
         dp=max(replicas),
-        pp=len(layers),
-        stage_layers=() if layers == split_layers(config.model.num_layers, len(layers)) else layers,
+        pp=len(replicas),
+        vp=vp,
+        schedule=schedule,
+        stage_layers=() if runs == split_layers(config.model.num_layers, len(runs)) else runs,
         stage_replicas=() if even else replicas,
     )
+    return dataclasses.replace(after, ep=largest_ep(config, after))

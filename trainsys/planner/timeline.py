@@ -15,7 +15,7 @@ from trainsys.schedule import Costs, Routes, Schedule, Simulation, build, simula
 
 @dataclass(frozen=True)
 class Timeline:
-    """The schedule of one step and its simulation. `f_s` and `b_s` are seconds per stage and microbatch."""
+    """The schedule of one step and its simulation. `f_s` and `b_s` are seconds per run and microbatch."""
 
     schedule: Schedule
     run: Simulation
@@ -37,8 +37,9 @@ def timeline(config: RunConfig) -> Timeline:
     parallel, batch = config.parallel, config.batch
     stages = Stages.of(config.model, parallel)
     topology = Topology.from_config(config.cluster, stages.num_ranks)
-    schedule = build(parallel.schedule, Routes.balanced(batch.global_size // batch.microbatch_size, stages.replicas))
-    hosted = {lane: stages.team(stage, replica) for (stage, replica), lane in schedule.placement.items()}
+    routes = Routes.balanced(batch.global_size // batch.microbatch_size, stages.replicas, stages.vp)
+    schedule = build(parallel.schedule, routes, stages.vp)
+    hosted = {lane: stages.team(stage % stages.count, r) for (stage, r), lane in schedule.placement.items()}
 
     def message(src: int, dst: int) -> float:
         return send_s(config, stages, topology, hosted[src], hosted[dst])

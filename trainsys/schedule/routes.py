@@ -29,12 +29,13 @@ class Routes:
                 raise ValueError(f"routes: stage {stage} uses replicas {sorted(set(row))}; number them 0, 1, 2, …")
 
     @classmethod
-    def balanced(cls, num_microbatches: int, replicas: Sequence[int]) -> Routes:
+    def balanced(cls, num_microbatches: int, replicas: Sequence[int], vp: int = 1) -> Routes:
         """Contiguous blocks of near-equal size: of R replicas, r takes [r·M//R, (r+1)·M//R).
 
         Args:
             num_microbatches: M, of the whole step (global, not per replica).
             replicas: number of replicas of each stage.
+            vp: runs of layers of each stage; each run is a stage of its own here, run k of stage s number k·P + s.
 
         Raises:
             ValueError: if a stage has more replicas than there are microbatches, or none.
@@ -47,11 +48,10 @@ class Routes:
                     f"stage {stage} has {count} replicas but the step has only {num_microbatches} microbatches; "
                     "lower batch.microbatch_size or raise batch.global_size"
                 )
-        return cls(
-            tuple(
-                tuple(r for r in range(count) for _ in range(*_block(num_microbatches, count, r))) for count in replicas
-            )
+        rows = tuple(
+            tuple(r for r in range(count) for _ in range(*_block(num_microbatches, count, r))) for count in replicas
         )
+        return cls(rows * vp)
 
     @property
     def num_stages(self) -> int:

@@ -60,10 +60,11 @@ class Schedule:
         return "\n".join(rows)
 
 
-def stage_major(replicas: Sequence[int]) -> dict[tuple[int, int], int]:
-    """The default placement: one stage per lane, lane = sum(replicas[:stage]) + replica."""
-    pairs = [(stage, replica) for stage, count in enumerate(replicas) for replica in range(count)]
-    return {pair: lane for lane, pair in enumerate(pairs)}
+def stage_major(replicas: Sequence[int], vp: int = 1) -> dict[tuple[int, int], int]:
+    """The default placement: lane = sum(replicas[:stage]) + replica; under vp stage s also hosts P + s, 2P + s, …"""
+    count = len(replicas) // vp
+    pairs = [(stage, replica) for stage in range(count) for replica in range(replicas[stage])]
+    return {(run * count + stage, r): lane for run in range(vp) for lane, (stage, r) in enumerate(pairs)}
 
 
 def dumps(schedule: Schedule) -> str:

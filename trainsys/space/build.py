@@ -2,53 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, product
 
 from trainsys.config import ParallelConfig
-from trainsys.space.layout import Layout, Stage, Team
+from trainsys.space.layout import Layout
 from trainsys.space.seats import default_seats, reseat
+from trainsys.space.stage import Stage, Team
 from trainsys.space.tensor import EMBED
 
+ORDER = ("tp", "cp", "pp", "dp")  # fastest first: replicas of a stage lie far apart
 
-def stage_blocks(layers: Sequence[int]) -> list[tuple[int, int]]:
-    """Block interval of each stage; the embedding joins the first stage, norm and head the last."""
-    bounds, first = [], 0
-    for n in layers:
-        bounds.append((first, first + n))
-        first += n
-    bounds[0] = (EMBED, bounds[0][1])
-    bounds[-1] = (bounds[-1][0], bounds[-1][1] + 1)
-    return bounds
+
+def stage_spans(layers: Sequence[int], vp: int = 1) -> list[tuple[tuple[int, int], ...]]:
+    """Block intervals of each stage; the embedding joins the first, norm and head the last.
+
+    Args:
+        layers: layers of each run in the order of the model; under vp the stages take turns (Narayanan et al. 2021,
+            arXiv:2104.04473, §2.2).
+    """
+    ends = list(accumulate(layers))
+    spans = [(stop - n, stop) for n, stop in zip(layers, ends, strict=True)]
+    spans[0] = (EMBED, spans[0][1])
+    spans[-1] = (spans[-1][0], ends[-1] + 1)
+    return [tuple(spans[s :: len(layers) // vp]) for s in range(len(layers) // vp)]
 
 
 def build_layout(
     parallel: ParallelConfig, layers: Sequence[int], ranks: Sequence[int], chunk: int, node_of: Callable[[int], int]
 ) -> Layout:
-    """Place a mesh on `ranks`: tp fastest, then pp, then replicas, so that replicas of a stage lie far apart.
+    """Place a mesh on `ranks`, axis after axis in the order that ``parallel.order`` names.
 
     Args:
         parallel: degrees; ``stage_replicas`` gives each stage its own number of replicas.
-        layers: transformer layers per stage.
+        layers: transformer layers per stage, under vp per run of layers.
         ranks: at least the ranks the mesh needs, node-major.
         chunk: elements per piece.
         node_of: node of a rank, for choosing mirrors.
 
     Raises:
-        ValueError: when there are too few ranks.
+        ValueError: when there are too few ranks, or too few replicas for ep.
     """
-    replicas = tuple(parallel.stage_replicas) or (parallel.dp,) * len(layers)
-    _check_enough(sum(replicas) * parallel.tp, ranks)
-    fresh = iter(_teams(ranks, parallel.tp))
-    teams: list[list[Team]] = [[] for _ in layers]
-    for replica in range(max(replicas)):
-        for s, count in enumerate(replicas):
-            if replica < count:
-                teams[s].append(next(fresh))
+    spans = stage_spans(layers, parallel.vp)
+    replicas = _replicas(parallel, len(spans))
+    _check_enough(sum(replicas) * parallel.cp * parallel.tp, ranks)
+    teams = _placed(parallel, replicas, ranks)
     stages = tuple(
-        Stage(first, stop, tuple(t), default_seats(len(t)))
-        for (first, stop), t in zip(stage_blocks(layers), teams, strict=True)
+        Stage(own, tuple(t), default_seats(len(t)), expert_seats([i % parallel.ep for i in range(len(t))], parallel.ep))
+        for own, t in zip(spans, teams, strict=True)
     )
-    return Layout(stages, parallel.tp, parallel.zero, chunk, mirrors([r for t in teams for m in t for r in m], node_of))
+    used = [r for t in teams for m in t for r in m]
+    return Layout(stages, parallel.tp, parallel.zero, chunk, mirrors(used, node_of), parallel.cp)
 
 
 def succeed(
@@ -57,33 +61,73 @@ def succeed(
     """The layout after a change of membership, with as many teams as possible left where they are.
 
     A team stays at its stage when all of its ranks are alive, tp is unchanged and the stage still wants it; the other
-    ranks form new teams. Where every stage keeps its layers, seats are edited so that the fewest pieces move.
+    ranks form new teams. Where every stage keeps its layers, seats are edited so that the fewest pieces move, and a
+    team that stays keeps its experts unless its class has too many teams now.
 
     Raises:
-        ValueError: when there are too few ranks.
+        ValueError: when there are too few ranks, or too few replicas for ep.
     """
-    blocks = stage_blocks(layers)
-    wanted = tuple(parallel.stage_replicas) or (parallel.dp,) * len(layers)
+    spans = stage_spans(layers, parallel.vp)
+    wanted = [n * parallel.cp for n in _replicas(parallel, len(spans))]
     _check_enough(sum(wanted) * parallel.tp, alive)
-    same_blocks = [(s.first, s.stop) for s in old.stages] == blocks and parallel.tp == old.tp
+    same_blocks = [s.spans for s in old.stages] == spans and parallel.tp == old.tp
     alive_set = set(alive)
-    kept: list[dict[int, Team]] = [{} for _ in blocks]  # old replica index -> team
-    for s in range(min(len(blocks), old.pp) if parallel.tp == old.tp else 0):
-        for replica, team in enumerate(old.stages[s].teams):
+    kept: list[dict[int, Team]] = [{} for _ in spans]  # old number in the stage -> team
+    for s in range(min(len(spans), old.pp) if parallel.tp == old.tp else 0):
+        for number, team in enumerate(old.stages[s].teams):
             if alive_set.issuperset(team) and len(kept[s]) < wanted[s]:
-                kept[s][replica] = team
+                kept[s][number] = team
     used = {r for stage in kept for team in stage.values() for r in team}
     fresh = iter(_teams([r for r in alive if r not in used], parallel.tp))
     stages = []
-    for s, (first, stop) in enumerate(blocks):
-        staying = list(kept[s].items())
-        teams = [team for _, team in staying] + [next(fresh) for _ in range(wanted[s] - len(staying))]
-        seats = default_seats(len(teams))
+    for s, own in enumerate(spans):
+        teams = [*kept[s].values()]
+        teams += [next(fresh) for _ in range(wanted[s] - len(teams))]
+        moved = {number: i for i, number in enumerate(kept[s])}
         if same_blocks:
-            seats = reseat(old.stages[s].seats, {r: i for i, (r, _) in enumerate(staying)}, len(teams))
-        stages.append(Stage(first, stop, tuple(teams), seats))
+            seats, experts = _edited(old.stages[s], moved, len(teams), parallel.ep)
+        else:
+            seats = default_seats(len(teams))
+            experts = expert_seats([i % parallel.ep for i in range(len(teams))], parallel.ep)
+        stages.append(Stage(own, tuple(teams), seats, experts))
     ranks = [r for stage in stages for team in stage.teams for r in team]
-    return Layout(tuple(stages), parallel.tp, parallel.zero, old.chunk, mirrors(ranks, node_of))
+    return Layout(tuple(stages), parallel.tp, parallel.zero, old.chunk, mirrors(ranks, node_of), parallel.cp)
+
+
+def expert_seats(classes: Sequence[int], ep: int) -> tuple[tuple[int, ...], ...]:
+    """The seats of each class among its teams; none for a single class. Raises ValueError for one without a team."""
+    if ep == 1:
+        return ()
+    if len(set(classes)) < ep:
+        raise ValueError(f"ep={ep} needs {ep} replicas of every stage, one has {len(classes)}; set parallel.ep lower")
+    return tuple(tuple(i for i, e in enumerate(classes) if e == own) for own in range(ep))
+
+
+def _edited(
+    old: Stage, moved: Mapping[int, int], num_teams: int, ep: int
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Seats and experts of a stage that keeps its layers and some of its teams.
+
+    Args:
+        moved: old number -> new number of the teams that stay.
+    """
+    seats = reseat(old.seats, moved, num_teams)
+    if ep != old.ep or ep == 1:
+        return seats, expert_seats([i % ep for i in range(num_teams)], ep)
+    room = [num_teams // ep + (e < num_teams % ep) for e in range(ep)]
+    classes: list[int | None] = [None] * num_teams
+    for number, i in moved.items():
+        e = old.classes[number]
+        if room[e]:
+            classes[i] = e
+            room[e] -= 1
+    rest = iter([e for e in range(ep) for _ in range(room[e])])
+    whole = [next(rest) if e is None else e for e in classes]
+    tables = []
+    for own, plain in enumerate(expert_seats(whole, ep)):
+        staying = {n: plain.index(i) for n, i in moved.items() if old.classes[n] == own and i in plain}
+        tables.append(tuple(plain[i] for i in reseat(old.expert_seats[own], staying, len(plain))))
+    return seats, tuple(tables)
 
 
 def mirrors(ranks: Sequence[int], node_of: Callable[[int], int]) -> tuple[tuple[int, int], ...]:
@@ -107,9 +151,41 @@ def mirrors(ranks: Sequence[int], node_of: Callable[[int], int]) -> tuple[tuple[
     return tuple(sorted(pairs))
 
 
+def _replicas(parallel: ParallelConfig, stages: int) -> tuple[int, ...]:
+    return tuple(parallel.stage_replicas) or (parallel.dp,) * stages
+
+
 def _check_enough(need: int, ranks: Sequence[int]) -> None:
     if need > len(ranks):
         raise ValueError(f"the layout needs {need} ranks but only {len(ranks)} are there; set parallel.dp lower")
+
+
+def _placed(parallel: ParallelConfig, replicas: Sequence[int], ranks: Sequence[int]) -> list[list[Team]]:
+    """The teams of each stage. Where stages have fewer replicas than others, the later places close up."""
+    sizes = {"tp": parallel.tp, "cp": parallel.cp, "pp": len(replicas), "dp": max(replicas)}
+    order = axis_order(parallel)
+    fresh = iter(ranks)
+    places: dict[tuple[int, ...], int] = {}  # (stage, replica, cp index, tp index) -> rank
+    for at in product(*(range(sizes[axis]) for axis in reversed(order))):
+        place = dict(zip(reversed(order), at, strict=True))
+        if place["dp"] < replicas[place["pp"]]:
+            places[place["pp"], place["dp"], place["cp"], place["tp"]] = next(fresh)
+    return [
+        [
+            tuple(places[s, replica, c, t] for t in range(parallel.tp))
+            for replica in range(count)
+            for c in range(parallel.cp)
+        ]
+        for s, count in enumerate(replicas)
+    ]
+
+
+def axis_order(parallel: ParallelConfig) -> tuple[str, ...]:
+    """The mesh's axes, fastest first. Raises ValueError unless each is named once."""
+    order = tuple(parallel.order.split(","))
+    if sorted(order) != sorted(ORDER):
+        raise ValueError(f"parallel.order={parallel.order} must name each of {','.join(ORDER)} once, fastest first")
+    return order
 
 
 def _teams(ranks: Sequence[int], tp: int) -> list[Team]:

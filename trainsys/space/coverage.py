@@ -1,7 +1,7 @@
 """Whether the living ranks still hold everything.
 
-A piece is lost when all who keep it are dead, which depends on its stage, seat and shard alone: the check looks at
-teams, and at a tensor only to see whether a lost seat had a piece of it.
+A piece is lost when all who keep it are dead, which depends on its stage, class, seat and shard alone: the check looks
+at teams, and at a tensor only to see whether a lost seat had a piece of it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from trainsys.space.box import Box
-from trainsys.space.deal import Deal, Shelf, StageTensors, deals
-from trainsys.space.layout import Layout, Piece, Team
+from trainsys.space.deal import Deal, Deals, Shelf, TeamTensors
+from trainsys.space.layout import Layout, Piece
 from trainsys.space.places import piece_places
+from trainsys.space.stage import Team
 from trainsys.space.tensor import Space
 
 
@@ -28,18 +29,21 @@ def check_covered(space: Space, layout: Layout, alive: Collection[int]) -> None:
     dead = set(layout.ranks).difference(alive)
     if not dead:
         return
-    table = deals(space, layout)
-    gone: dict[tuple[tuple[int, ...], int, bool], list[tuple[int, int, int]]] = {}
+    deals = Deals(space, layout)
+    stages = [s for s, stage in enumerate(layout.stages) if any(not dead.isdisjoint(team) for team in stage.teams)]
+    touched = {d.tensor: d for s in stages for d in deals.of_team(s, None)}
+    gone: dict[tuple[object, ...], list[tuple[int, int, int]]] = {}
     shelves: dict[tuple[int, int], Shelf] = {}
-    for deal in table:
-        key = (deal.stages, deal.copies, deal.shared)
+    for _, deal in sorted(touched.items()):
+        key = (deal.stages, deal.expert_class, deal.copies, deal.shared)
         if key not in gone:
             gone[key] = _gone(layout, deal, dead)
         cells = []
-        for stage, replica, shard in gone[key]:
-            if (stage, replica) not in shelves:
-                shelves[stage, replica] = Shelf(StageTensors(layout, table, stage), replica, False)
-            cell = shelves[stage, replica].first_cell(deal.tensor)
+        for stage, team, shard in gone[key]:
+            if (stage, team) not in shelves:
+                tensors = TeamTensors(layout, deals, stage, layout.stages[stage].classes[team])
+                shelves[stage, team] = Shelf(tensors, team, False)
+            cell = shelves[stage, team].first_cell(deal.tensor)
             if cell is not None:
                 cells.append((shard, cell))
         if cells:
@@ -48,17 +52,15 @@ def check_covered(space: Space, layout: Layout, alive: Collection[int]) -> None:
 
 
 def _gone(layout: Layout, deal: Deal, dead: set[int]) -> list[tuple[int, int, int]]:
-    """The (stage, replica, shard) whose cells of such a tensor nobody keeps any more; of equal shards the first."""
+    """The (stage, team, shard) whose cells of such a tensor nobody keeps any more; of equal shards the first."""
     shards = [range(t, t + deal.copies) for t in range(0, layout.tp, deal.copies)]
+    holding = [(s, i) for s in deal.stages for i in layout.stages[s].members(deal.expert_class)]
+    teams = [layout.stages[s].teams[i] for s, i in holding]
     if deal.shared:
-        teams = [team for s in deal.stages for team in layout.stages[s].teams]
-        return [
-            (deal.stages[0], 0, equal[0]) for equal in shards if all(team[t] in dead for team in teams for t in equal)
-        ]
+        return [(*holding[0], equal[0]) for equal in shards if all(team[t] in dead for team in teams for t in equal)]
     return [
-        (s, replica, equal[0])
-        for s in deal.stages
-        for replica, team in enumerate(layout.stages[s].teams)
+        (*where, equal[0])
+        for where, team in zip(holding, teams, strict=True)
         if not dead.isdisjoint(team)
         for equal in shards
         if not any(_kept(layout, team, t, dead) for t in equal)

@@ -1,8 +1,9 @@
 """How pieces are dealt to ranks, as arithmetic: which ones a replica owns, and where each lies in its storage.
 
 `Layout` defines ownership by walking pieces; here the same answers come in closed form. The stages that hold a tensor
-take turns along its pieces and the seats of a stage take turns along the stage's, so what a replica owns before any
-point is a number of full cycles of the seat table plus a look-up in it. The cost goes with tensors, never with pieces.
+take turns along its pieces and the seats of a stage take turns along the stage's, so what a team owns before any point
+is a number of full cycles of the seat table plus a look-up in it. The cost goes with the tensors that a team holds,
+never with pieces.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ class Deal:
         numel: elements of one shard.
         grain: elements of a cell; the last of a shard may be smaller.
         stages: those that hold it.
+        expert_class: of the teams that hold it in each stage; None: all do.
         whole: one cell per shard.
-        shared: every replica of the stages keeps it (ZeRO-0), so that no mirror has to.
+        shared: all of several teams keep it (ZeRO-0), so that no mirror has to.
     """
 
     tensor: int
@@ -41,6 +43,7 @@ class Deal:
     numel: int
     grain: int
     stages: tuple[int, ...]
+    expert_class: int | None
     whole: bool
     shared: bool
 
@@ -62,31 +65,57 @@ class Deal:
         return turn * len(self.stages) + at - self.tensor
 
 
-def deals(space: Space, layout: Layout) -> list[Deal]:
-    """Every tensor's deal, in order."""
-    held_by: dict[tuple[int, ...], tuple[int, ...]] = {}
-    result = []
-    for number, tensor in enumerate(space.tensors):
+class Deals:
+    """The deals of a layout's tensors, made when asked for: a rank needs few of a large model's."""
+
+    def __init__(self, space: Space, layout: Layout) -> None:
+        self.space, self.layout = space, layout
+        self._made: dict[int, Deal] = {}
+        self._stages: dict[tuple[int, ...], tuple[int, ...]] = {}  # blocks -> the stages that hold them
+        self._ep = layout.ep
+
+    def __getitem__(self, number: int) -> Deal:
+        if number not in self._made:
+            self._made[number] = self._make(number)
+        return self._made[number]
+
+    def __iter__(self) -> Iterator[Deal]:
+        return (self[number] for number in range(len(self.space.tensors)))
+
+    def of_team(self, stage: int, expert_class: int | None) -> list[Deal]:
+        """Those of a team of a stage, in order; with None for a class, of all teams together."""
+        blocks = [b for first, stop in self.layout.stages[stage].spans for b in range(first, stop)]
+        numbers = sorted({n for b in blocks for n in self.space.by_block.get(b, ())})
+        if expert_class is not None and self._ep > 1:
+            tensors, ep = self.space.tensors, self._ep
+            numbers = [n for n in numbers if tensors[n].expert_class(ep) in (None, expert_class)]
+        return [self[n] for n in numbers]
+
+    def _make(self, number: int) -> Deal:
+        tensor, layout = self.space.tensors[number], self.layout
         blocks = tensor.blocks
-        if blocks not in held_by:
-            held_by[blocks] = tuple(s for s, stage in enumerate(layout.stages) if stage.holds(tensor))
-        stages = held_by[blocks]
+        if blocks not in self._stages:
+            self._stages[blocks] = tuple(s for s, stage in enumerate(layout.stages) if stage.holds(tensor))
+        stages = self._stages[blocks]
+        expert_class = tensor.expert_class(self._ep) if self._ep > 1 else None
         numel = tensor.numel // tensor.shards(layout.tp)
-        alone = len(stages) == 1 and len(layout.stages[stages[0]].teams) == 1
+        alone = len(stages) == 1 and len(layout.stages[stages[0]].members(expert_class)) == 1
         whole = alone or layout.zero == 0
         grain = numel if whole else layout.chunk
-        copies = tensor.copies(layout.tp)
-        result.append(Deal(number, copies, numel, grain, stages, whole, layout.zero == 0 and not alone))
-    return result
+        shared = layout.zero == 0 and not alone
+        return Deal(number, tensor.copies(layout.tp), numel, grain, stages, expert_class, whole, shared)
 
 
-class StageTensors:
-    """The tensors of one stage as arrays, one entry each, in storage order."""
+class TeamTensors:
+    """The tensors of the teams of a stage that hold the same, as arrays, one entry each, in storage order."""
 
-    def __init__(self, layout: Layout, all_deals: list[Deal], stage: int) -> None:
-        self.deals = [d for d in all_deals if stage in d.stages]
+    def __init__(self, layout: Layout, deals: Deals, stage: int, expert_class: int) -> None:
+        self.deals = deals.of_team(stage, expert_class)
         self.slot = {d.tensor: i for i, d in enumerate(self.deals)}
-        self.seats: Ints = np.array(layout.stages[stage].seats)
+        own = layout.stages[stage]
+        tables = [own.seats_of(None), own.seats_of(expert_class)]
+        self.seats: list[Ints] = [np.array(t) for t in tables]  # of what all teams hold, and of the class's experts
+        self.table: list[int] = [int(d.expert_class is not None) for d in self.deals]
         at = [d.stages.index(stage) for d in self.deals]
         turns = [d.turns(a) for d, a in zip(self.deals, at, strict=True)]
         ends = [d.turn(d.num_cells - 1) for d in self.deals]
@@ -101,26 +130,41 @@ class StageTensors:
         self.last: Ints = np.array([t if a == b else -1 for (t, a), b in zip(ends, at, strict=True)], dtype=np.int64)
 
 
+class Seating:
+    """One team's places in a seat table."""
+
+    def __init__(self, seats: Ints, team: int) -> None:
+        self.seats, self.team, self.period = seats, team, len(seats)
+        self.mine: list[int] = np.flatnonzero(seats == team).tolist()
+
+    def owned(self, turns: Ints) -> Ints:
+        """How many of the turns before each of `turns` are the team's."""
+        return turns // self.period * len(self.mine) + np.searchsorted(self.mine, turns % self.period)
+
+    def owned_before(self, turn: int) -> int:
+        """The same for one turn."""
+        cycles, rest = divmod(turn, self.period)
+        return cycles * len(self.mine) + bisect_left(self.mine, rest)
+
+    def sizes(self, tensors: TeamTensors) -> Ints:
+        """Elements that the team owns of each tensor, if all of them went by this table."""
+        short = (tensors.last >= 0) & (self.seats[tensors.last % self.period] == self.team)
+        missing = np.where(short, -tensors.numel % tensors.grain, 0)
+        return tensors.grain * (self.owned(tensors.stop) - self.owned(tensors.first)) - missing
+
+
 class Shelf:
-    """What one replica of a stage owns or keeps, tensor after tensor, and where. The same for all ranks of the team.
+    """What one team of a stage owns or keeps, tensor after tensor, and where. The same for all of its ranks.
 
     Attributes:
         total: elements per rank.
     """
 
-    def __init__(self, tensors: StageTensors, replica: int, unique: bool) -> None:
-        """`unique`: only what no other replica keeps, the part that a mirror stores."""
+    def __init__(self, tensors: TeamTensors, team: int, unique: bool) -> None:
+        """`unique`: only what no other team keeps, the part that a mirror stores."""
         self._tensors, self._unique = tensors, unique
-        self._period = len(tensors.seats)
-        mine = np.flatnonzero(tensors.seats == replica)
-        self._mine: list[int] = mine.tolist()
-
-        def owned(turns: Ints) -> Ints:
-            return turns // self._period * len(mine) + np.searchsorted(mine, turns % self._period)
-
-        short = (tensors.last >= 0) & (tensors.seats[tensors.last % self._period] == replica)
-        missing = np.where(short, -tensors.numel % tensors.grain, 0)
-        dealt = tensors.grain * (owned(tensors.stop) - owned(tensors.first)) - missing
+        self._seatings = [Seating(seats, team) for seats in tensors.seats]
+        dealt = np.where(np.array(tensors.table, dtype=bool), *(s.sizes(tensors) for s in reversed(self._seatings)))
         sizes = np.where(tensors.whole, tensors.numel, dealt)
         if unique:
             sizes = np.where(tensors.shared, 0, sizes)
@@ -134,7 +178,8 @@ class Shelf:
         deal = self._tensors.deals[slot]
         if deal.whole:
             return self._offsets[slot]
-        before = self._owned(deal.turn(cell)[0]) - self._owned(int(self._tensors.first[slot]))
+        seating = self._seating(slot)
+        before = seating.owned_before(deal.turn(cell)[0]) - seating.owned_before(int(self._tensors.first[slot]))
         return self._offsets[slot] + deal.grain * before
 
     def cells(self) -> Iterator[tuple[Deal, int, int]]:
@@ -154,13 +199,12 @@ class Shelf:
             if not (self._unique and deal.shared):
                 yield 0, offset
             return
-        first, stop = (self._owned(int(turns[slot])) for turns in (self._tensors.first, self._tensors.stop))
+        seating = self._seating(slot)
+        first, stop = (seating.owned_before(int(t[slot])) for t in (self._tensors.first, self._tensors.stop))
         for n in range(first, stop):
-            cycle, seat = divmod(n, len(self._mine))
-            yield deal.cell(cycle * self._period + self._mine[seat], self._tensors.at[slot]), offset
+            cycle, seat = divmod(n, len(seating.mine))
+            yield deal.cell(cycle * seating.period + seating.mine[seat], self._tensors.at[slot]), offset
             offset += deal.grain
 
-    def _owned(self, turn: int) -> int:
-        """How many of the turns before `turn` are this replica's."""
-        cycles, rest = divmod(turn, self._period)
-        return cycles * len(self._mine) + bisect_left(self._mine, rest)
+    def _seating(self, slot: int) -> Seating:
+        return self._seatings[self._tensors.table[slot]]

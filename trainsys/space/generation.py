@@ -21,8 +21,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from trainsys.space.layout import Layout, Stage, Team
+from trainsys.space.layout import Layout
 from trainsys.space.seats import default_seats
+from trainsys.space.stage import Stage, Team
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def generation(train: Layout, tp: int, pp: int) -> Generation:
             raise ValueError(
                 f"generation {name}={ours} does not divide the training {name}={theirs}; set {name}={legal}"
             )
+    if train.vp > 1 or train.cp > 1 or train.ep > 1:
+        raise ValueError(f"generation groups are known for dp, tp and pp only, got {train}; set the others to 1")
     if not train.uniform:
         raise ValueError(
             f"generation groups need equally many replicas in every stage, got {train.replicas}; set parallel.dp"
@@ -79,7 +82,8 @@ def generation(train: Layout, tp: int, pp: int) -> Generation:
             own = teams[-apart_p * apart_t :]
             for group in zip(*own, strict=True):
                 gather |= dict.fromkeys(group, group)
-        stages.append(Stage(merged[0].first, merged[-1].stop, tuple(teams), default_seats(len(teams))))
+        span = (merged[0].spans[0][0], merged[-1].spans[0][1])
+        stages.append(Stage((span,), tuple(teams), default_seats(len(teams))))
     return Generation(replace(train, zero=0, mirrors=()), Layout(tuple(stages), tp, 0, train.chunk), replicas, gather)
 
 

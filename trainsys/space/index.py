@@ -1,6 +1,6 @@
 """An index of one layout: which ranks hold a box, and where in their storage, each answer by arithmetic.
 
-Nothing is enumerated but the cells of the rank that asks. What a replica of a stage keeps is summed once per replica
+Nothing is enumerated but the cells of the rank that asks. What a team of a stage keeps is summed once per team
 touched, the living holders once per group of them.
 """
 
@@ -12,9 +12,10 @@ from functools import cached_property
 from math import prod
 
 from trainsys.space.box import Box
-from trainsys.space.deal import Deal, Shelf, StageTensors, deals
-from trainsys.space.layout import Layout, Piece, Team
+from trainsys.space.deal import Deal, Deals, Shelf, TeamTensors
+from trainsys.space.layout import Layout, Piece
 from trainsys.space.places import Place, piece_places
+from trainsys.space.stage import Team
 from trainsys.space.tensor import Space
 
 Copy = tuple[int, int]  # (rank, ward): the rank stores what is the ward's; its own, or as a mirror
@@ -80,9 +81,9 @@ class Index:
         self, space: Space, layout: Layout, node_of: Callable[[int], int], alive: Collection[int] | None = None
     ) -> None:
         self.space, self.layout = space, layout
-        self.deals = deals(space, layout)
+        self.deals = Deals(space, layout)
         self._node_of, self._alive = node_of, alive
-        self._stages: dict[int, StageTensors] = {}
+        self._teams: dict[tuple[int, int], TeamTensors] = {}  # by stage and class of experts
         self._shelves: dict[tuple[int, int, bool], Shelf] = {}
         self._bases: dict[int, dict[int, int]] = {}
         self._holders: dict[tuple[object, ...], Holders] = {}
@@ -120,12 +121,13 @@ class Index:
         return self._bases[rank]
 
     def _shelf(self, rank: int, unique: bool) -> Shelf:
-        stage, replica, _ = self.layout.where(rank)
-        key = (stage, replica, unique)
+        stage, team, _ = self.layout.where(rank)
+        key = (stage, team, unique)
         if key not in self._shelves:
-            if stage not in self._stages:
-                self._stages[stage] = StageTensors(self.layout, self.deals, stage)
-            self._shelves[key] = Shelf(self._stages[stage], replica, unique)
+            kind = (stage, self.layout.stages[stage].classes[team])
+            if kind not in self._teams:
+                self._teams[kind] = TeamTensors(self.layout, self.deals, *kind)
+            self._shelves[key] = Shelf(self._teams[kind], team, unique)
         return self._shelves[key]
 
     # -- everybody's ---------------------------------------------------------------------------------------------
@@ -145,15 +147,17 @@ class Index:
     def holders(self, deal: Deal, shard: int, cell: int) -> Holders:
         """Who keeps a cell: any rank with any of its equal shards."""
         first = shard - shard % deal.copies
-        stages = [self.layout.stages[s] for s in deal.stages]
-        key: tuple[object, ...] = (deal.stages, first, deal.copies)
+        key: tuple[object, ...] = (deal.stages, deal.expert_class, first, deal.copies)
         teams: tuple[Team, ...] = ()
         if not deal.shared:
             turn, at = deal.turn(cell)
-            replica = stages[at].seats[turn % len(stages[at].seats)]
-            key, teams = (deal.stages[at], replica, first, deal.copies), (stages[at].teams[replica],)
+            stage = self.layout.stages[deal.stages[at]]
+            seats = stage.seats_of(deal.expert_class)
+            team = seats[turn % len(seats)]
+            key, teams = (deal.stages[at], team, first, deal.copies), (stage.teams[team],)
         if key not in self._holders:
-            teams = teams or tuple(team for stage in stages for team in stage.teams)
+            stages = [self.layout.stages[s] for s in deal.stages]
+            teams = teams or tuple(stage.teams[i] for stage in stages for i in stage.members(deal.expert_class))
             owners = [rank for team in teams for rank in team[first : first + deal.copies]]
             copies = [(rank, rank) for rank in owners]
             if not deal.shared:

@@ -1,21 +1,23 @@
 """Layouts: where each part of the space lives. Plain data, computable on a laptop.
 
-A layout is stages → replicas → teams. A *team* is the ``tp`` ranks that together hold one replica of one stage; stages
-may have different numbers of replicas and layers (*ragged*). Ownership of optimizer state is per *piece*: one chunk of
-the row-major order of one tensor's tp shard. Pieces do not depend on dp or pp, so gradient norms, hashes and ZeRO
-ownership keep their meaning when ranks come and go.
+A layout is stages → replicas → teams. A *team* is ``tp`` ranks that together hold what a stage holds; stages may have
+different numbers of replicas and layers (*ragged*), and under vp several runs of layers. A replica is one team, or
+under cp that many neighbouring ones, which share a sequence and hold the same. Under ep the teams of a stage fall into
+classes, each with its own experts.
+
+Ownership of optimizer state is per *piece*: one chunk of the row-major order of one tensor's tp shard. Pieces do not
+depend on dp, cp, ep, vp or pp, so gradient norms, hashes and ZeRO ownership keep their meaning when ranks come and go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+from trainsys.space.stage import Stage, Team
 from trainsys.space.tensor import LogicalTensor, Space
-
-Team = tuple[int, ...]
 
 
 @dataclass(frozen=True, order=True)
@@ -37,28 +39,16 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Model blocks ``[first, stop)`` (embedding = -1, head = num_layers), its replicas and their seats."""
-
-    first: int
-    stop: int
-    teams: tuple[Team, ...]
-    seats: tuple[int, ...]
-
-    def holds(self, tensor: LogicalTensor) -> bool:
-        return any(self.first <= b < self.stop for b in tensor.blocks)
-
-
-@dataclass(frozen=True)
 class Layout:
     """Where every piece lives.
 
     Attributes:
         stages: in pipeline order.
         tp: tensor-parallel degree, the size of every team.
-        zero: 0 keeps a piece's optimizer state on every replica, 1 on its owner only.
+        zero: 0 keeps a piece's optimizer state on every replica, 1 and more on its owner only.
         chunk: elements per piece, fixed for a run.
         mirrors: (rank, peer): the peer also keeps those pieces of rank that nobody else holds.
+        cp: teams of a replica, which share a sequence.
     """
 
     stages: tuple[Stage, ...]
@@ -66,6 +56,7 @@ class Layout:
     zero: int
     chunk: int
     mirrors: tuple[tuple[int, int], ...] = ()
+    cp: int = 1
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
@@ -74,9 +65,9 @@ class Layout:
     @cached_property
     def _seat_of(self) -> dict[int, tuple[int, int, int]]:
         return {
-            rank: (s, replica, t)
+            rank: (s, number, t)
             for s, stage in enumerate(self.stages)
-            for replica, team in enumerate(stage.teams)
+            for number, team in enumerate(stage.teams)
             for t, rank in enumerate(team)
         }
 
@@ -93,7 +84,7 @@ class Layout:
         return wards
 
     def where(self, rank: int) -> tuple[int, int, int]:
-        """(stage, replica, tp index) of a rank."""
+        """(stage, team, tp index) of a rank. The team's number is the replica's where cp is 1."""
         return self._seat_of[rank]
 
     def __contains__(self, rank: int) -> bool:
@@ -104,8 +95,16 @@ class Layout:
         return len(self.stages)
 
     @property
+    def vp(self) -> int:
+        return len(self.stages[0].spans)
+
+    @property
+    def ep(self) -> int:
+        return self.stages[0].ep
+
+    @property
     def replicas(self) -> tuple[int, ...]:
-        return tuple(len(s.teams) for s in self.stages)
+        return tuple(len(s.teams) // self.cp for s in self.stages)
 
     @property
     def uniform(self) -> bool:
@@ -114,8 +113,14 @@ class Layout:
     # -- ownership -----------------------------------------------------------------------------------------------
 
     def teams_of(self, tensor: LogicalTensor) -> tuple[Team, ...]:
-        """Every team that computes with `tensor` (both ends of the pipeline for a tied embedding)."""
-        return tuple(team for s in self.stages if s.holds(tensor) for team in s.teams)
+        """Every team that computes with `tensor`: those of both ends for a tied embedding, of a class for an expert."""
+        return tuple(s.teams[i] for s in self.stages if s.holds(tensor) for i in s.members(tensor.expert_class(s.ep)))
+
+    def holds(self, tensor: LogicalTensor, rank: int) -> bool:
+        """Whether `rank` computes with its shard of `tensor`."""
+        s, team, _ = self.where(rank)
+        stage = self.stages[s]
+        return stage.holds(tensor) and tensor.expert_class(stage.ep) in (None, stage.classes[team])
 
     def pieces(self, tensor: LogicalTensor, ordinal: int, shard: int) -> Iterator[tuple[Piece, Team]]:
         """The pieces of one tp shard with the team that owns each.
@@ -128,7 +133,8 @@ class Layout:
         for i, start in enumerate(range(0, numel, self.chunk)):
             turn, at = divmod(ordinal + i, len(stages))
             stage = stages[at]
-            owner = stage.teams[stage.seats[turn % len(stage.seats)]]
+            seats = stage.seats_of(tensor.expert_class(stage.ep))
+            owner = stage.teams[seats[turn % len(seats)]]
             yield Piece(ordinal, shard, start, min(start + self.chunk, numel)), owner
 
     def owned(self, space: Space, rank: int) -> tuple[Piece, ...]:
@@ -156,9 +162,9 @@ class Layout:
         return self.held(space, rank) + self.mirrored(space, rank)
 
     def _touched(self, space: Space, rank: int) -> Iterator[tuple[Piece, Team]]:
-        stage, _, shard = self.where(rank)
+        shard = self.where(rank)[2]
         for ordinal, tensor in enumerate(space.tensors):
-            if self.stages[stage].holds(tensor):
+            if self.holds(tensor, rank):
                 yield from self.pieces(tensor, ordinal, shard)
 
     def holders(self, tensor: LogicalTensor, shard: int, owner: Team) -> tuple[int, ...]:
@@ -174,27 +180,24 @@ class Layout:
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
         """Transformer layers per stage."""
-        return tuple(min(s.stop, num_layers) - max(s.first, 0) for s in self.stages)
+        return tuple(sum(min(b, num_layers) - max(a, 0) for a, b in s.spans) for s in self.stages)
 
     def __str__(self) -> str:
         dp = f"dp{self.replicas[0]}" if self.uniform else "dp" + "+".join(map(str, self.replicas))
-        return f"{dp}·tp{self.tp}·pp{self.pp} zero{self.zero}"
+        more = "".join(f"·{axis}{n}" for axis, n in (("cp", self.cp), ("ep", self.ep), ("vp", self.vp)) if n > 1)
+        return f"{dp}·tp{self.tp}·pp{self.pp}{more} zero{self.zero}"
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "stages": [
-                {"first": s.first, "stop": s.stop, "teams": [list(t) for t in s.teams], "seats": list(s.seats)}
-                for s in self.stages
-            ],
-            "tp": self.tp,
-            "zero": self.zero,
-            "chunk": self.chunk,
-            "mirrors": [list(m) for m in self.mirrors],
-        }
+        def lists(value: Any) -> Any:
+            return [lists(v) for v in value] if isinstance(value, tuple) else value
+
+        stages = [{f.name: lists(getattr(s, f.name)) for f in fields(s)} for s in self.stages]
+        return {**{f.name: lists(getattr(self, f.name)) for f in fields(self)}, "stages": stages}
 
     @staticmethod
     def from_dict(d: dict[str, Any]) -> Layout:
-        stages = tuple(
-            Stage(s["first"], s["stop"], tuple(tuple(t) for t in s["teams"]), tuple(s["seats"])) for s in d["stages"]
-        )
-        return Layout(stages, d["tp"], d["zero"], d["chunk"], tuple((a, b) for a, b in d["mirrors"]))
+        def tuples(value: Any) -> Any:
+            return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+        stages = tuple(Stage(**{k: tuples(v) for k, v in s.items()}) for s in d["stages"])
+        return Layout(**{**{k: tuples(v) for k, v in d.items()}, "stages": stages})

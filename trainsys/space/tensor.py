@@ -25,6 +25,7 @@ class LogicalTensor:
         partial: of a tensor replicated over tp, whether each tp rank's gradient is only a part of the sum: True where
             it sees its own heads alone, False where it sees all, None where it sees its part of a split sequence.
         max_shards: most shards that tp cuts it into; with more tp ranks, neighbours hold copies of one. None: any.
+        expert: number of the expert that it belongs to, of `num_experts` in its block; None: everybody's.
     """
 
     name: str
@@ -34,6 +35,8 @@ class LogicalTensor:
     uses: tuple[int, ...] = ()
     partial: bool | None = None
     max_shards: int | None = None
+    expert: int | None = None
+    num_experts: int = 0
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -75,6 +78,10 @@ class LogicalTensor:
             return True
         return sequence_parallel if self.partial is None else self.partial
 
+    def expert_class(self, ep: int) -> int | None:
+        """Which of the `ep` classes of replicas holds it; None: every replica does."""
+        return None if self.expert is None else self.expert * ep // self.num_experts
+
     def token(self, zero: int = 0) -> str:
         """The one printed form of a sharded tensor, e.g. ``layers.3.wq[512/tp, 512] zero@dp``."""
         parts = "tp" if self.max_shards is None else f"min(tp, {self.max_shards})"
@@ -92,6 +99,15 @@ class Space:
     def ordinal(self) -> dict[str, int]:
         """Position of each tensor in the space: the order of norms, hashes and checkpoints."""
         return {t.name: i for i, t in enumerate(self.tensors)}
+
+    @cached_property
+    def by_block(self) -> dict[int, list[int]]:
+        """Ordinals of the tensors that each block uses."""
+        blocks: dict[int, list[int]] = {}
+        for i, tensor in enumerate(self.tensors):
+            for block in tensor.uses or (tensor.block,):
+                blocks.setdefault(block, []).append(i)
+        return blocks
 
     @property
     def numel(self) -> int:

@@ -1,6 +1,7 @@
 """GPipe (Huang et al. 2019, arXiv:1811.06965, section 2.3): every forward, then every backward.
 
-Step time (m + P - 1)·(tF + tB), bubble (P - 1)/(m + P - 1); every lane keeps all its m microbatches' activations.
+Step time (m + P - 1)·(tF + tB), bubble (P - 1)/(m + P - 1); every lane keeps all its m microbatches' activations. Under
+vp each run of layers takes all microbatches before the next one does (Lamy-Poirier 2023, arXiv:2211.05953).
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule, stage_major
 
 
-def generate(routes: Routes) -> Schedule:
-    """Compute-only GPipe schedule, both directions in `Routes.order`, one stage per lane."""
-    placement, order = stage_major(routes.replicas), routes.order()
-    lanes = []
-    for stage, replica in placement:
-        mine = [mb for mb in order if routes.table[stage][mb] == replica]
-        lanes.append(tuple(Action(stage, kind, mb) for kind in (Kind.F, Kind.B) for mb in mine))
-    return Schedule("gpipe", routes, tuple(lanes), placement)
+def generate(routes: Routes, vp: int = 1) -> Schedule:
+    """Compute-only GPipe schedule, both directions in `Routes.order`."""
+    placement, order = stage_major(routes.replicas, vp), routes.order()
+    lanes: list[list[Action]] = [[] for _ in set(placement.values())]
+    for kind, pairs in ((Kind.F, sorted(placement)), (Kind.B, sorted(placement, reverse=True))):
+        for stage, replica in pairs:
+            mine = [mb for mb in order if routes.table[stage][mb] == replica]
+            lanes[placement[stage, replica]] += [Action(stage, kind, mb) for mb in mine]
+    return Schedule("gpipe", routes, tuple(map(tuple, lanes)), placement)

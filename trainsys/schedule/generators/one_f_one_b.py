@@ -18,8 +18,14 @@ from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule, stage_major
 
 
-def generate(routes: Routes) -> Schedule:
-    """Compute-only 1F1B schedule, one stage per lane."""
+def generate(routes: Routes, vp: int = 1) -> Schedule:
+    """Compute-only 1F1B schedule, one stage per lane.
+
+    Raises:
+        ValueError: for vp > 1, whose 1F1B has another name.
+    """
+    if vp > 1:
+        raise ValueError(f"parallel.schedule=1f1b has one run of layers per stage, not vp={vp}; {KNOB}")
     placement = stage_major(routes.replicas)
     lanes = [_Lane(routes, stage, replica) for stage, replica in placement]
     # (stage, kind, microbatch) -> the tick after it ran
@@ -31,6 +37,9 @@ def generate(routes: Routes) -> Schedule:
         left = [lane for lane in left if lane.backwards < len(lane.microbatches)]
         tick += 1
     return Schedule("1f1b", routes, tuple(tuple(lane.actions) for lane in lanes), placement)
+
+
+KNOB = "set parallel.schedule=interleaved, or parallel.vp=1"
 
 
 def in_flight_limit(replicas: tuple[int, ...], stage: int) -> int:

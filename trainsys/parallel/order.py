@@ -1,0 +1,54 @@
+"""In which order every rank computes with its blocks: what both ends of a one-sided transfer know without asking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+from trainsys.schedule.actions import Action, Kind
+from trainsys.schedule.schedule import Schedule
+from trainsys.space.layout import Layout
+
+
+class Order:
+    """Any rank's compute, down to the *parts* of its stages: all blocks at once, under ZeRO-3 each by itself.
+
+    Under vp a rank runs several of the schedule's stages: run k of stage s is number k·pp + s.
+    """
+
+    def __init__(self, layout: Layout, schedule: Schedule) -> None:
+        self._layout, self._schedule = layout, schedule
+        self.together = cache(self._together)
+
+    def parts(self, stage: int) -> list[range]:
+        """The blocks of a stage of the schedule, cut into what is computed at a time, in the order of the forward."""
+        run, own = divmod(stage, self._layout.pp)
+        first, stop = self._layout.stages[own].spans[run]
+        return [range(b, b + 1) for b in range(first, stop)] if self._layout.zero == 3 else [range(first, stop)]
+
+    def _computes(self, rank: int) -> Iterator[tuple[Action, list[range]]]:
+        """The compute actions of a rank's lane, each with its parts in the order of computation."""
+        stage, replica, _ = self._layout.where(rank)
+        for action in self._schedule.lanes[self._schedule.placement[stage, replica]]:
+            if action.is_compute:
+                yield action, self.parts(action.stage)[:: 1 if action.kind is Kind.F else -1]
+
+    def uses(self, rank: int) -> list[range]:
+        """The parts of a rank as it computes with their weights in one step, forward and backward."""
+        return [part for _, parts in self._computes(rank) for part in parts]
+
+    def backwards(self, rank: int) -> list[tuple[int, range]]:
+        """(microbatch, part) of a rank as their gradients are made."""
+        return [(a.microbatch, part) for a, parts in self._computes(rank) if a.kind is Kind.B for part in parts]
+
+    def _together(self, rank: int, microbatch: int) -> tuple[int, ...]:
+        """The microbatches that the members of a rank's ep group run while it runs `microbatch`, in order of classes.
+
+        The group runs in lockstep: the same actions at the same places of the lanes.
+        """
+        stage, team, shard = self._layout.where(rank)
+        own = self._layout.stages[stage]
+        members = [own.teams[i][shard] for i in own.ep_group(team)]
+        lanes = [[mb for mb, _ in self.backwards(member)] for member in members]
+        place = lanes[members.index(rank)].index(microbatch)
+        return tuple(lane[place] for lane in lanes)

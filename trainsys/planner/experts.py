@@ -1,0 +1,76 @@
+"""Whether a layout can share out its experts: classes of equal size whose replicas run in lockstep."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from trainsys.config import ParallelConfig, RunConfig
+from trainsys.models.geometry import resolve
+from trainsys.planner.stages import Stages
+from trainsys.schedule.generators import build
+from trainsys.schedule.lockstep import check_lockstep
+from trainsys.schedule.routes import Routes
+from trainsys.schedule.schedule import ScheduleError
+
+
+def check_experts(config: RunConfig) -> None:
+    """Whether ``config.parallel.ep`` suits the model, the replicas of every stage and the batch.
+
+    Raises:
+        ValueError: one line with the numbers and the knob to turn.
+    """
+    parallel, model = config.parallel, resolve(config.model)
+    ep, stages = parallel.ep, Stages.of(config.model, parallel)
+    if ep == 1:
+        return
+    if ep > model.num_experts:
+        knob = max(model.num_experts, 1)
+        raise ValueError(f"parallel.ep={ep} exceeds model.num_experts={model.num_experts}; set parallel.ep={knob}")
+    microbatches = config.batch.global_size // config.batch.microbatch_size
+    for stage, replicas in enumerate(stages.replicas):
+        if replicas % ep:
+            divisors = " or ".join(str(d) for d in range(1, ep) if replicas % d == 0)
+            raise ValueError(
+                f"parallel.ep={ep} does not divide the {replicas} replicas of stage {stage}; set parallel.ep={divisors}"
+            )
+        if microbatches % replicas:
+            raise ValueError(
+                f"parallel.ep={ep} runs replicas in lockstep, but stage {stage} has {microbatches} microbatches for "
+                f"{replicas} replicas; set parallel.ep=1, or batch.global_size to a multiple of "
+                f"{replicas * config.batch.microbatch_size}"
+            )
+    if not stages.even:
+        _check_ragged(parallel, Routes.balanced(microbatches, stages.replicas, stages.vp))
+
+
+def _check_ragged(parallel: ParallelConfig, routes: Routes) -> None:
+    """Replicas of one stage may be fed differently by stages with another number of them."""
+    schedule = build(parallel.schedule, routes, parallel.vp)
+    groups = [
+        [schedule.placement[stage, replica] for replica in range(first, first + parallel.ep)]
+        for stage, count in enumerate(routes.replicas[: parallel.pp])
+        for first in range(0, count, parallel.ep)
+    ]
+    try:
+        check_lockstep(schedule, groups)
+    except ScheduleError as error:
+        raise ValueError(
+            f"parallel.ep={parallel.ep} with stage_replicas={list(routes.replicas)}: {error}; set parallel.ep=1 or "
+            "parallel.schedule=gpipe"
+        ) from None
+
+
+def largest_ep(config: RunConfig, parallel: ParallelConfig) -> int:
+    """The most of ``config.parallel.ep`` that `parallel` can run: what remains of it when replicas are lost.
+
+    None of it where stages have different numbers of replicas: who shares with whom then depends on who survived, and
+    only with equal ones does every pairing run in lockstep.
+    """
+    wanted = config.parallel.ep if Stages.of(config.model, parallel).even else 1
+    for ep in (d for d in range(wanted, 1, -1) if wanted % d == 0):
+        try:
+            check_experts(dataclasses.replace(config, parallel=dataclasses.replace(parallel, ep=ep)))
+        except ValueError:
+            continue
+        return ep
+    return 1

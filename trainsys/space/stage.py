@@ -1,0 +1,76 @@
+"""A stage of a layout: a part of the model, the teams that hold it, and how ownership is dealt among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import gcd
+
+from trainsys.space.tensor import LogicalTensor
+
+Team = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Part of the model, and who holds it.
+
+    Attributes:
+        spans: intervals ``[first, stop)`` of model blocks (embedding = -1, head = num_layers); more than one under vp.
+        teams: in replica order.
+        seats: which team owns which piece, see space/seats.py.
+        expert_seats: the same for the experts of each class, among the teams of that class; empty: one class.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    teams: tuple[Team, ...]
+    seats: tuple[int, ...]
+    expert_seats: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def ep(self) -> int:
+        return max(1, len(self.expert_seats))
+
+    def has(self, block: int) -> bool:
+        """Whether the stage computes `block`."""
+        return any(first <= block < stop for first, stop in self.spans)
+
+    def holds(self, tensor: LogicalTensor) -> bool:
+        """Whether some of its teams hold `tensor`."""
+        return any(self.has(b) for b in tensor.blocks)
+
+    def seats_of(self, expert_class: int | None) -> tuple[int, ...]:
+        """The seats among the teams that hold the experts of a class; None: among all."""
+        return self.seats if expert_class is None or not self.expert_seats else self.expert_seats[expert_class]
+
+    @cached_property
+    def classes(self) -> tuple[int, ...]:
+        """Of each team, the class of experts that it holds."""
+        if not self.expert_seats:
+            return (0,) * len(self.teams)
+        found = {team: e for e, seats in enumerate(self.expert_seats) for team in seats}
+        return tuple(found[i] for i in range(len(self.teams)))
+
+    def ep_group(self, team: int) -> tuple[int, ...]:
+        """The teams that `team` shares the experts with, itself included: one of each class, in order of classes.
+
+        The n-th team of every class belong together, neighbours where teams have their classes in turn.
+
+        Raises:
+            ValueError: when the classes have different numbers of teams.
+        """
+        classes = [self.members(e) for e in range(self.ep)]
+        sizes = [len(teams) for teams in classes]
+        if len(set(sizes)) > 1:
+            count = len(self.teams)
+            raise ValueError(
+                f"ep={self.ep} does not divide a stage's {count} replicas; set parallel.ep={gcd(self.ep, count)}"
+            )
+        place = classes[self.classes[team]].index(team)
+        return tuple(teams[place] for teams in classes)
+
+    def members(self, expert_class: int | None) -> tuple[int, ...]:
+        """The teams that hold the experts of a class; None: all."""
+        if expert_class is None or not self.expert_seats:
+            return tuple(range(len(self.teams)))
+        return tuple(i for i, e in enumerate(self.classes) if e == expert_class)
