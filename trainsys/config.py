@@ -129,7 +129,7 @@ class OptimConfig:
 class TrainConfig:
     steps: int = 50  # optimizer steps of the whole run, those before a resume included
     seed: int = 0  # of initial values, data order and dropout
-    init_from: str = ""  # "hf:FOLDER": start from these Hugging Face weights; empty: from the seed
+    init_from: str = ""  # "KIND:PATH": start from these weights (hf, dcp, deepspeed, universal, megatron); empty: seed
     dtype: DType = "float32"  # of parameters and activations; masters and moments are float32, or float64 with it
     log_every: int = 1  # steps between lines on the screen
     trace_steps: int = 2  # last steps kept in trace.json

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from values import Values, write
 
 from trainsys.config import ModelConfig, RunConfig, TrainConfig, load
-from trainsys.interop.hf import HFFolder, hf_folder, write_hf
+from trainsys.elastic.kinds import weights_to_start_from
+from trainsys.interop.hf import HFTarget, open_hf
 from trainsys.interop.hf_names import config_from_hf, config_to_hf
 from trainsys.models.geometry import resolve, tensors
-from trainsys.models.init import init_box
 from trainsys.models.registry import build
 from trainsys.space.box import Box
 
@@ -32,11 +33,10 @@ MODELS = {
 }  # fmt: skip
 
 
-def weights(config: ModelConfig) -> dict[str, torch.Tensor]:
-    """Initial values, ten times as large and with norms that are not all ones, so that each of them matters."""
-    values = {t.name: init_box(t, (0,) * len(t.shape), t.shape, 3, config) for t in tensors(config)}
-    for value in values.values():
-        value *= 10 if value.dim() == 2 else torch.linspace(0.5, 1.5, len(value))
+def write_hf(path: Path, config: ModelConfig, shard_bytes: int = 1 << 30) -> Values:
+    """A folder with the values that it returns."""
+    values = Values(config)
+    write(values, HFTarget(resolve(config), torch.float32, shard_bytes), path)
     return values
 
 
@@ -53,9 +53,8 @@ def logits(config: ModelConfig, values: dict[str, torch.Tensor], tokens: torch.T
 @pytest.mark.parametrize("shard_bytes", [1 << 30, 8_000])
 def test_transformers_reads_what_we_write(name: str, shard_bytes: int, tmp_path: Path) -> None:
     config = resolve(MODELS[name])
-    values = weights(config)
-    written = list(write_hf(tmp_path / "out", config, lambda n, b: values[n], torch.float32, shard_bytes))
-    assert sum(size for _, size in written) == 4 * sum(t.numel for t in tensors(config))
+    values = write_hf(tmp_path / "out", config, shard_bytes).values["master"]
+    assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 4) == (shard_bytes == 8_000)
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     tokens = torch.arange(48).view(2, 24) % config.vocab_size
@@ -73,25 +72,25 @@ def test_we_read_what_transformers_writes(name: str, fused: bool, tmp_path: Path
     if fused and "save_original_format" not in signature(theirs.save_pretrained).parameters:
         pytest.skip("this transformers keeps experts apart")
     theirs.save_pretrained(tmp_path, max_shard_size="20KB", **({"save_original_format": False} if fused else {}))
-    folder = HFFolder(tmp_path)
-    assert any("gate_up_proj" in file for file in folder._files) == fused
-    assert resolve(folder.config) == config
+    folder = open_hf(tmp_path)
+    assert any("gate_up_proj" in name for name in folder.tables["master"]) == fused
+    assert folder.config is not None and resolve(folder.config) == config
     folder.check(config)
-    values = {t.name: folder.read(config, t, Box.whole(t.shape)) for t in tensors(config)}
+    values = {t.name: folder.read("master", t, Box.whole(t.shape)) for t in tensors(config)}
     tokens = torch.arange(48).view(2, 24) % config.vocab_size
     torch.testing.assert_close(theirs.eval()(tokens).logits, logits(config, values, tokens), atol=1e-5, rtol=0)
     for tensor in tensors(config):  # any box is the slice of the whole
         box = Box(tuple(n // 3 for n in tensor.shape), tuple(n - n // 4 for n in tensor.shape))
-        part = folder.read(config, tensor, box)
+        part = folder.read("master", tensor, box)
         assert torch.equal(part, values[tensor.name][box.within(Box.whole(tensor.shape))])
 
 
 def test_foreign_checkpoints_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no Hugging Face checkpoint: config\.json"):
-        HFFolder(tmp_path)
+        open_hf(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValueError, match="model_type='bert'; known: llama, qwen3, mixtral, qwen3_moe, gpt2"):
-        HFFolder(tmp_path)
+        open_hf(tmp_path)
     scaled = config_to_hf(LLAMA, "float32") | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}
     with pytest.raises(ValueError, match="sliding_window=4096; our mixtral has None"):
         config_from_hf(config_to_hf(MIXTRAL, "float32") | {"sliding_window": 4096})
@@ -99,7 +98,7 @@ def test_foreign_checkpoints_are_refused_in_one_line(tmp_path: Path) -> None:
         config_from_hf(config_to_hf(QWEN3_MOE, "float32") | {"mlp_only_layers": [0]})
     shared = resolve(replace(QWEN3_MOE, shared_ffn_dim=8))
     with pytest.raises(ValueError, match=r"has no shared expert, .*; set model\.shared_ffn_dim=0"):
-        list(write_hf(tmp_path / "shared", shared, lambda n, b: torch.zeros(()), torch.float32))
+        write_hf(tmp_path / "shared", shared)
     with pytest.raises(ValueError, match="rope_type='llama3'"):
         config_from_hf(scaled)
     qwen3 = config_to_hf(QWEN3, "float32")
@@ -143,46 +142,31 @@ def test_published_config_files() -> None:
 
 
 def test_another_size_lists_names_and_shapes(tmp_path: Path) -> None:
-    config = resolve(LLAMA)
-    values = weights(config)
-    for _ in write_hf(tmp_path / "out", config, lambda n, b: values[n], torch.float32):
-        pass
+    write_hf(tmp_path / "out", LLAMA)
     wider = resolve(replace(LLAMA, ffn_dim=64, num_layers=4))
     with pytest.raises(ValueError, match=r"gate_proj\.weight is \[48, 32\], not \[64, 32\]"):
-        HFFolder(tmp_path / "out").check(wider)
+        open_hf(tmp_path / "out").check(wider)
     with pytest.raises(ValueError, match="exists already"):
-        next(iter(write_hf(tmp_path / "out", config, lambda n, b: values[n], torch.float32)))
+        write_hf(tmp_path / "out", LLAMA)
 
 
 def test_another_architecture_lists_names_and_shapes(tmp_path: Path) -> None:
     """Nothing that we need may lack, and no weight of theirs may be passed over in silence."""
-    for name, config in (("qwen3", resolve(QWEN3)), ("llama", resolve(replace(LLAMA, head_dim=12)))):
-        values = weights(config)
-        list(write_hf(tmp_path / name, config, lambda n, b, v=values: v[n], torch.float32))
+    write_hf(tmp_path / "qwen3", QWEN3)
+    write_hf(tmp_path / "llama", replace(LLAMA, head_dim=12))
     with pytest.raises(
         ValueError, match=r"layers\.0\.self_attn\.k_norm\.weight \[12\] is not in our llama; .* 1 more$"
     ):
-        HFFolder(tmp_path / "qwen3").check(resolve(replace(LLAMA, head_dim=12)))
+        open_hf(tmp_path / "qwen3").check(resolve(replace(LLAMA, head_dim=12)))
     with pytest.raises(
         ValueError, match=r"layers\.0\.self_attn\.q_norm\.weight \[12\] is missing; .* 1 more$"
     ) as error:
-        HFFolder(tmp_path / "llama").check(resolve(QWEN3))
+        open_hf(tmp_path / "llama").check(resolve(QWEN3))
     assert "\n" not in str(error.value)
     with pytest.raises(
         ValueError, match=r"q_proj\.weight is \[48, 32\], not \[64, 32\]; .*k_proj\.weight is \[24, 32\]"
     ):
-        HFFolder(tmp_path / "qwen3").check(resolve(replace(QWEN3, head_dim=16)))
+        open_hf(tmp_path / "qwen3").check(resolve(replace(QWEN3, head_dim=16)))
     run = RunConfig(model=LLAMA, train=TrainConfig(init_from=f"hf:{tmp_path / 'qwen3'}"))
     with pytest.raises(ValueError, match=r"has family=qwen3, the run has llama; set model\.family=qwen3"):
-        hf_folder(run)
-
-
-def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    config = resolve(LLAMA)
-
-    def read(name: str, box: Box) -> torch.Tensor:
-        raise OSError("disk gone")
-
-    with pytest.raises(OSError, match="disk gone"):
-        list(write_hf(tmp_path / "out", config, read, torch.float32))
-    assert not list(tmp_path.iterdir())
+        weights_to_start_from(run)

@@ -42,11 +42,33 @@ def test_training_goes_on_from_exported_weights(exported: Path) -> None:
     assert loss == pytest.approx(expected.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["dcp", "universal", "megatron"])
+def test_a_run_starts_from_any_kind(kind: str, exported: Path) -> None:
+    """The same first loss as from the Hugging Face folder, to the bit."""
+    step = exported / "first" / "checkpoints" / "step-00000002"
+    address = f"{kind}:{step if kind == 'dcp' else exported / kind}"
+    if kind != "dcp":
+        assert main(["reshard", str(step), address]) == 0
+    losses = []
+    for name, start in ((kind, address), (f"hf-{kind}", f"hf:{exported}/hf")):
+        run = [
+            *TINY,
+            "train.steps=1",
+            "parallel.pp=1",
+            "parallel.dp=2",
+            "cluster.nodes=1",
+            f"run_dir={exported}/{name}-run",
+        ]
+        assert main(["train", *run, f"train.init_from={start}"]) == 0
+        losses.append(json.loads((exported / f"{name}-run" / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
         (["reshard", "{root}/first", "hf:{root}/new"], "is no checkpoint folder; name one like"),
-        (["reshard", "{step}", "{root}/new"], "is not of the form hf:FOLDER"),
+        (["reshard", "{step}", "{root}/new"], "is not named after its step; write"),
         (["reshard", "{step}", "hf:{root}/hf"], "exists already"),
         (["reshard", "{step}", "hf:/proc/new"], "/proc/new cannot be made"),
         (["train", *TINY, "run_dir={root}/x", "train.init_from=hf:{root}/none"], "is no Hugging Face checkpoint"),

@@ -17,7 +17,7 @@ VERBS = {
     "train": "train a config on a local cluster; resumes by itself",
     "drill": "train under a fault schedule and prove that nothing was lost",
     "simulate": "draw the timeline of one planned step",
-    "reshard": "write a checkpoint as a Hugging Face folder",
+    "reshard": "convert a checkpoint between layouts and frameworks",
     "bench": "run one benchmark against its peers",
 }
 USAGE = """usage: trainsys VERB [arguments]     (trainsys VERB --help tells more)

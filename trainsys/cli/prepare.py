@@ -58,9 +58,9 @@ def check_machine(config: RunConfig) -> None:
 def check_start(config: RunConfig) -> None:
     """Whether the weights of ``train.init_from`` are there and fit; ValueError in one line."""
     if config.train.init_from:
-        from trainsys.interop.hf import hf_folder
+        from trainsys.elastic.kinds import weights_to_start_from
 
-        hf_folder(config)
+        weights_to_start_from(config)
 
 
 def check_folder(path: Path, key: str) -> None:

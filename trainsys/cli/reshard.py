@@ -1,67 +1,81 @@
-"""`trainsys reshard`: turn a checkpoint into another framework's."""
+"""`trainsys reshard`: convert a checkpoint between layouts and frameworks."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainsys.cli.arguments import Parser, screen
 
+if TYPE_CHECKING:
+    from trainsys.elastic.conversion import Conversion
+
 EXAMPLES = """\
-  trainsys reshard runs/mine/checkpoints/step-00000200 hf:exported
   trainsys reshard runs/mine/checkpoints/step-00000200 hf:exported --dtype bfloat16
+  trainsys reshard runs/mine/checkpoints/step-00000200 universal:for-deepspeed
+  trainsys reshard runs/mine/checkpoints/step-00000200 runs/next/checkpoints/step-00000200 parallel.tp=2 parallel.dp=2
+  trainsys reshard deepspeed:out/global_step50 runs/next/checkpoints/step-00000050 configs/run/tiny.yaml
   trainsys train configs/run/tiny.yaml train.init_from=hf:exported run_dir=runs/next"""
 
 ABOUT = """\
-Write the weights of a checkpoint, of whatever layout, as a Hugging Face folder (safetensors with an index, and
-config.json) that transformers reads. One shard is in memory at a time; the folder appears when it is complete.
-Between layouts of our own nothing needs converting: `trainsys train` loads any checkpoint on any layout. The way back
-is train.init_from=hf:FOLDER."""
+Convert the checkpoint SRC to DST, each written KIND:PATH: dcp (ours; a plain step-… folder is one), hf, deepspeed,
+universal, megatron. Pieces of a few MiB are in memory at a time. The work is done in DST.partial; the same command goes
+on after an interruption, and DST appears when it is whole, with checksums. A checkpoint of ours or of Hugging Face
+names its architecture; for others give it: a YAML file or model.KEY=value. parallel.KEY=value says how a checkpoint of
+ours is cut. Training loads any checkpoint of ours on any layout by itself. What is read, written and checked:
+docs/checkpoints.md."""
 
 
 def run(argv: list[str]) -> int:
     """Convert. Raises ValueError for bad input."""
+    args = _parsed(argv)
+    from trainsys.elastic.conversion import Conversion
+
+    conversion = Conversion(
+        args.source, args.target, args.config, args.dtype, args.names, args.shard_mib << 20, args.step,
+        args.weights_only, args.zero_moments,
+    )  # fmt: skip
+    return _run(conversion, args)
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
     parser = Parser("reshard", ABOUT, EXAMPLES)
-    parser.add_argument("source", metavar="SRC", help="a checkpoint folder, step-…")
-    parser.add_argument("target", metavar="DST", help="hf:FOLDER, which must not exist yet")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
-    parser.add_argument("--shard-mib", type=int, default=1024, help="a new file begins above this (1024)")
+    parser.add_argument("source", metavar="SRC", help="KIND:PATH, or a step-… folder")
+    parser.add_argument("target", metavar="DST", help="KIND:PATH, or a step-… folder; must not exist yet")
+    parser.add_argument(
+        "config", nargs="*", metavar="CONFIG|key=value", help="architecture, layout, settings of the run"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of hf weights")
+    parser.add_argument("--shard-mib", type=int, default=1024, help="hf: a new file begins above this (1024)")
+    parser.add_argument(
+        "--names", choices=("hf", "ours"), default="hf", help="universal: of the module to load it (hf)"
+    )
+    parser.add_argument("--step", type=int, default=-1, help="optimizer steps in SRC, where it does not say")
+    parser.add_argument("--weights-only", action="store_true", help="megatron: without the optimizer's state")
+    parser.add_argument("--zero-moments", action="store_true", help="Adam moments of zero, where SRC has none or not")
     parser.add_json("the outcome")
-    args = parser.parse_args(argv)
-    source, (kind, _, folder) = Path(args.source), args.target.partition(":")
-    if kind != "hf" or not folder:
-        raise ValueError(f"DST {args.target} is not of the form hf:FOLDER")
+    args = parser.parse_intermixed_args(argv)
     if args.shard_mib < 1:
         raise ValueError(f"--shard-mib {args.shard_mib} must be at least 1")
-    from trainsys.elastic.manifest import read_manifest
+    return args
 
-    manifest = read_manifest(source)
-    import torch
 
-    from trainsys.config import ModelConfig
-    from trainsys.elastic.checkpoint import SavedTensors
-    from trainsys.interop.hf import write_hf
-    from trainsys.models.geometry import num_params
-    from trainsys.space.box import Box
+def _run(conversion: Conversion, args: argparse.Namespace) -> int:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    saved, config = SavedTensors(source), ModelConfig(**manifest["model"])
-
-    def read(name: str, box: Box) -> torch.Tensor:
-        values = torch.empty(box.shape, dtype=saved.dtype(f"master.{name}"))
-        saved.read([(f"master.{name}", box, values)])
-        return values
-
-    dtype = getattr(torch, args.dtype)
-    console, total, done = screen(stderr=args.json), num_params(config) * dtype.itemsize, 0
-    from rich.progress import Progress
-
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("writing", total=total)
-        for name, size in write_hf(Path(folder), config, read, dtype, args.shard_mib << 20):
-            done += size
-            progress.update(task, advance=size, description=name)
+    console = screen(stderr=args.json)
+    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=conversion.nbytes)
+        done = conversion.run(lambda n, file: progress.update(task, advance=n, description=Path(file).name))
     if args.json:
-        print(json.dumps({"source": str(source), "target": folder, "step": manifest["step"], "bytes": done}))
+        facts = {"source": args.source, "target": args.target, "step": conversion.step, "bytes": done.nbytes}
+        print(json.dumps({**facts, "files": done.files, "resumed": done.resumed, "largest_read": done.largest_read}))
     else:
-        console.print(f"step {manifest['step']} of {source} is in {folder}: {done / 2**20:.1f} MiB, {args.dtype}")
+        again = f", {done.resumed} of them from an earlier attempt" if done.resumed else ""
+        step = "" if conversion.step is None else f"step {conversion.step} of "
+        size = f"{done.nbytes / 2**20:.1f} MiB in {done.files} files{again}"
+        console.print(f"{step}{args.source} is in {args.target}: {size}", markup=False)
     return 0

@@ -62,7 +62,7 @@ def save_state(
     lead = rank == layout.ranks[0]
     if lead:
         remove_partial(config)
-    planner = _SavePlanner(space, state, _writes(space, layout, rank))
+    planner = _SavePlanner(space, state, saved_places(space, layout, rank))
     writer = FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True)
     planner.set_up_planner({}, None, lead)
     writer.set_up_storage_writer(lead)
@@ -91,8 +91,8 @@ def save_state(
     return final
 
 
-def _writes(space: Space, layout: Layout, rank: int) -> list[tuple[int, Place]]:
-    """The boxes this rank writes: each element of the space is written by one rank."""
+def saved_places(space: Space, layout: Layout, rank: int) -> list[tuple[int, Place]]:
+    """(tensor, where) of the boxes that a rank writes: each element of the space is written by one rank."""
     shard = layout.where(rank)[2]
     writes, offsets = [], dict(storage_places(space, layout, rank))
     if layout.zero == 0:  # whole shards, spread over the replicas

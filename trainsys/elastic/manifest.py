@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,20 @@ def complete(config: RunConfig, step: int) -> None:
     """
     final = folder_of(config, step)
     temporary = partial_of(final)
-    manifest = {
+    files = {f.name: (f.stat().st_size, _crc(f)) for f in sorted(temporary.iterdir())}
+    write_manifest(temporary, about_run(config, step), files)
+    if final.exists():
+        final.rename(partial_of(final.with_name(f"{final.name}.old")))
+    temporary.rename(final)
+    _sync(final.parent)
+    remove_partial(config)
+    for folder in [f for s, f in saved_steps(config).items() if s <= step][config.checkpoint.keep :]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def about_run(config: RunConfig, step: int) -> dict[str, Any]:
+    """What a manifest says of the run."""
+    return {
         "step": step,
         "position": step * config.batch.global_size,
         "seed": config.train.seed,
@@ -74,19 +88,16 @@ def complete(config: RunConfig, step: int) -> None:
         "batch": to_dict(config.batch),
         "dtype": config.train.dtype,
         "settings": _settings(config),
-        "files": {f.name: [f.stat().st_size, _crc(f)] for f in sorted(temporary.iterdir())},
     }
-    with (temporary / MANIFEST).open("w") as stream:
+
+
+def write_manifest(folder: Path, about: Mapping[str, Any], files: Mapping[str, tuple[int, int]]) -> None:
+    """Say what is in `folder`; `files` are size and crc32 by name. Raises OSError."""
+    manifest = {**about, "files": {name: list(known) for name, known in files.items()}}
+    with (folder / MANIFEST).open("w") as stream:
         json.dump({**manifest, "crc": _crc_of(manifest)}, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
-    if final.exists():
-        final.rename(partial_of(final.with_name(f"{final.name}.old")))
-    temporary.rename(final)
-    _sync(final.parent)
-    remove_partial(config)
-    for folder in [f for s, f in saved_steps(config).items() if s <= step][config.checkpoint.keep :]:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
@@ -157,7 +168,7 @@ def find_checkpoint(config: RunConfig) -> Found:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What one checkpoint folder says of itself, once it is known to be whole.
+    """What one checkpoint folder says of itself; its files are there, their contents not yet verified.
 
     Raises:
         ValueError: one line, for a folder that is no checkpoint or a damaged one.
@@ -166,7 +177,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if name != "step" or not step.isdigit() or not folder.is_dir():
         raise ValueError(f"{folder} is no checkpoint folder; name one like RUN_DIR/checkpoints/step-00000040")
     try:
-        return _verified(folder, int(step))
+        return _complete(folder, int(step))
     except OSError as error:
         raise ValueError(f"{folder}: {Path(error.filename).name} is missing") from None
     except ValueError as error:
@@ -195,6 +206,15 @@ def _rename(folder: Path, suffix: str) -> None:
 
 def _verified(folder: Path, step: int) -> dict[str, Any]:
     """The manifest of a whole checkpoint. Raises OSError or ValueError otherwise."""
+    manifest = _complete(folder, step)
+    for name, (_, crc) in manifest["files"].items():
+        if _crc(folder / name) != crc:
+            raise ValueError(f"{name} is damaged")
+    return manifest
+
+
+def _complete(folder: Path, step: int) -> dict[str, Any]:
+    """The manifest of a folder whose files have their sizes. Raises OSError or ValueError otherwise."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         whole = manifest.pop("crc") == _crc_of(manifest) and manifest["step"] == step
@@ -202,11 +222,9 @@ def _verified(folder: Path, step: int) -> dict[str, Any]:
         whole = False
     if not whole:
         raise ValueError(f"{MANIFEST} is damaged")
-    for name, (size, crc) in manifest["files"].items():
+    for name, (size, _) in manifest["files"].items():
         if (folder / name).stat().st_size != size:
             raise ValueError(f"{name} has {(folder / name).stat().st_size} of {size} bytes")
-        if _crc(folder / name) != crc:
-            raise ValueError(f"{name} is damaged")
     found: dict[str, Any] = manifest
     return found
 

@@ -37,6 +37,7 @@ from trainsys.elastic.checkpoint import CheckpointError, load_state, save_state
 from trainsys.elastic.control import Abandoned, ControlClient
 from trainsys.elastic.endpoint import Rendezvous
 from trainsys.elastic.faults import FaultEvent, Injector
+from trainsys.elastic.kinds import weights_to_start_from
 from trainsys.elastic.messages import (
     CommitEpoch,
     Failed,
@@ -51,7 +52,6 @@ from trainsys.elastic.messages import (
     Verdict,
 )
 from trainsys.elastic.transit import run_transition
-from trainsys.interop.hf import hf_folder
 from trainsys.models.geometry import resolve, tensors
 from trainsys.models.registry import build
 from trainsys.parallel.engine import DTYPES, Engine, routes_of, wanted_groups
@@ -157,7 +157,7 @@ class Worker:
         if order.resume:
             return load_state(Path(order.resume), self.space, order.dst, self.rank, self.dtype, self.device), 0
         if self.config.train.init_from:
-            read = partial(hf_folder(self.config).read, self.model)
+            read = partial(weights_to_start_from(self.config).read, "master")
             return filled_state(self.space, order.dst, self.rank, read, self.dtype, self.device), 0
         seed = self.config.train.seed
         return initial_state(self.space, order.dst, self.rank, self.model, seed, self.dtype, self.device), 0

@@ -1,184 +1,176 @@
-"""Hugging Face safetensors folders: read any box of a weight, write a whole model without holding it."""
+"""Hugging Face safetensors folders: any box of a weight is read from, or written to, its place."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainsys.config import ModelConfig, RunConfig, to_dict
-from trainsys.interop.hf_names import config_from_hf, config_to_hf, fused_experts, ignorable, part_of, their_shapes
-from trainsys.models.geometry import resolve, tensors
+from trainsys.config import ModelConfig
+from trainsys.interop.assembly import Assembly
+from trainsys.interop.formats import NamedSource, Read, Shard, Written
+from trainsys.interop.fragments import Fragments
+from trainsys.interop.hf_names import config_from_hf, config_to_hf
+from trainsys.interop.naming import HF, HF_FUSED
+from trainsys.interop.sums import Sums
+from trainsys.interop.torch_stream import as_bytes
 from trainsys.space.box import Box
-from trainsys.space.tensor import LogicalTensor
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-Read = Callable[[str, Box], Tensor]  # (logical name, box) -> values
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-class HFFolder:
-    """An existing checkpoint, sharded or not. Files are mapped, so a box costs its own bytes.
+# -- read ------------------------------------------------------------------------------------------------------------
+
+
+def open_hf(path: Path) -> NamedSource:
+    """An existing folder, its weights in one file or several. Files are mapped, so a box costs its own bytes.
 
     Raises:
         ValueError: one line, for a folder, file or architecture that is not right.
     """
+    try:
+        hf_config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    except OSError as error:
+        raise ValueError(f"{path} is no Hugging Face checkpoint: config.json: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no Hugging Face checkpoint: config.json: {error}") from None
+    config = config_from_hf(hf_config)
+    if (path / INDEX).exists():
+        files = _indexed(path)
+    elif (path / SINGLE).exists():
+        files = {SINGLE: None}
+    else:
+        raise ValueError(f"{path} has neither {SINGLE} nor {INDEX}")
+    sums, table = Sums(path), {}
+    for file, wanted in files.items():
+        opened = _File(path / file, sums)
+        for name in opened.names if wanted is None else wanted:
+            table[name] = Fragments(opened.slice(name).shape)
+            table[name].add(Box.whole(table[name].shape), opened.slice(name))
+    source = NamedSource(path, {"master": table}, (HF, HF_FUSED))
+    source.config = config
+    return source
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.hf_config: dict[str, Any] = json.loads((path / "config.json").read_text())
-        except OSError as error:
-            raise ValueError(f"{path} is no Hugging Face checkpoint: config.json: {error.strerror}") from None
-        except ValueError as error:
-            raise ValueError(f"{path} is no Hugging Face checkpoint: config.json: {error}") from None
-        self.config = config_from_hf(self.hf_config)
-        if (path / INDEX).exists():
-            self._files: dict[str, str] = json.loads((path / INDEX).read_text())["weight_map"]
-        elif (path / SINGLE).exists():
-            self._files = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
-        else:
-            raise ValueError(f"{path} has neither {SINGLE} nor {INDEX}")
-        self._fused = fused_experts(self._files)
 
-    def check(self, config: ModelConfig) -> None:
-        """Whether exactly the tensors of `config` are there with their shapes; ValueError lists what is not so."""
-        shapes, wrong = their_shapes(config, self._fused), []
-        for name, shape in shapes.items():
-            if name not in self._files:
-                wrong.append(f"{name} {list(shape)} is missing")
-            elif (found := self._shape(name)) != shape:
-                wrong.append(f"{name} is {list(found)}, not {list(shape)}")
-        extra = (name for name in sorted(self._files) if name not in shapes and not ignorable(config, name))
-        wrong += [f"{name} {list(self._shape(name))} is not in our {config.family}" for name in extra]
-        if wrong:
-            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-            raise ValueError(f"{self.path} does not hold this model: {'; '.join(wrong[:5])}{more}")
+def _indexed(path: Path) -> dict[str, list[str] | None]:
+    """File -> the names that the index says are in it. Raises ValueError."""
+    try:
+        where: dict[str, str] = json.loads((path / INDEX).read_text())["weight_map"]
+        files: dict[str, list[str] | None] = {file: [] for file in where.values()}
+        for name, file in where.items():
+            names = files[file]
+            assert names is not None
+            names.append(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path / INDEX} is damaged: {type(error).__name__} {error}") from None
+    return files
 
-    def read(self, config: ModelConfig, tensor: LogicalTensor, box: Box) -> Tensor:
-        """Elements of one box of a logical tensor, in the stored dtype."""
-        part = part_of(config, tensor.name, self._fused)
-        theirs = part.box(box)
-        view = self._open(self._files[part.name]).get_slice(part.name)
-        values: Tensor = view[tuple(slice(a, b) for a, b in zip(theirs.start, theirs.stop, strict=True))]
-        if part.index is not None:
-            values = values[0]
-        return values.T if part.transposed else values
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._open(self._files[name]).get_slice(name).get_shape())
+class _File:
+    """One safetensors file, its header read."""
 
-    def _open(self, file: str) -> Any:
+    def __init__(self, path: Path, sums: Sums) -> None:
         from safetensors import SafetensorError, safe_open
 
+        self._path, self._sums = path, sums
         try:
-            return safe_open(self.path / file, framework="pt")
+            opened: Any = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{self.path / file} cannot be read: {' '.join(str(error).split())}") from None
+            raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        self._open = opened
+        self.names: list[str] = list(opened.keys())
+
+    def slice(self, name: str) -> _Slice:
+        if name not in self.names:
+            raise ValueError(f"{self._path} does not have {name}, although {INDEX} says so")
+        return _Slice(self._path, self._sums, self._open.get_slice(name))
 
 
-def hf_folder(config: RunConfig) -> HFFolder:
-    """The checkpoint that ``train.init_from=hf:PATH`` names, of the very architecture of ``config.model``.
+class _Slice:
+    """A tensor in a safetensors file."""
 
-    Raises:
-        ValueError: one line, naming what does not fit.
-    """
-    kind, _, path = config.train.init_from.partition(":")
-    if kind != "hf" or not path:
-        raise ValueError(f"train.init_from={config.train.init_from} is not of the form hf:FOLDER")
-    try:
-        folder = HFFolder(Path(path).expanduser())
-    except ValueError as error:
-        raise ValueError(f"train.init_from: {error}") from None
-    theirs, ours = to_dict(resolve(folder.config)), to_dict(resolve(config.model))
-    for key, value in ours.items():
-        if key not in ("dropout", "max_seq_len", "router_aux_coef") and theirs[key] != value:
-            raise ValueError(f"{path} has {key}={theirs[key]}, the run has {value}; set model.{key}={theirs[key]}")
-    folder.check(config.model)
-    return folder
+    def __init__(self, path: Path, sums: Sums, view: Any) -> None:
+        self._path, self._sums, self._view = path, sums, view
+        self.shape = tuple(view.get_shape())
+        self.dtype = _DTYPES.get(view.get_dtype(), torch.uint8)
+
+    def read(self, box: Box) -> Tensor:
+        self._sums.verify(self._path)
+        values: Tensor = self._view[tuple(slice(a, b) for a, b in zip(box.start, box.stop, strict=True))]
+        return values
 
 
-def write_hf(
-    path: Path, config: ModelConfig, read: Read, dtype: torch.dtype, shard_bytes: int = 1 << 30
-) -> Iterator[tuple[str, int]]:
-    """Write a checkpoint that ``AutoModelForCausalLM.from_pretrained`` reads, one shard in memory at a time.
+# -- write -----------------------------------------------------------------------------------------------------------
+
+
+class HFTarget:
+    """A folder that ``AutoModelForCausalLM.from_pretrained`` reads: weights in `dtype`, an index, ``config.json``.
 
     Args:
-        path: must not exist; appears when everything is written.
-        read: where the weights come from.
         shard_bytes: a new file begins above this.
-
-    Yields:
-        (name, bytes) of each tensor written, for progress.
-
-    Raises:
-        ValueError: the destination exists or cannot be made.
-        OSError: of the disk; nothing is left behind.
     """
-    from safetensors.torch import save_file
 
-    if path.exists():
-        raise ValueError(f"{path} exists already; name a new folder")
-    temporary = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be made: {error.strerror}; name another folder") from None
-    try:
-        shards: list[dict[str, int]] = [{}]
-        pending: dict[str, Tensor] = {}
-        for name, values in _assembled(config, read, dtype):
-            size = values.numel() * values.element_size()
-            if pending and sum(shards[-1].values()) + size > shard_bytes:
-                save_file(pending, temporary / str(len(shards)), metadata={"format": "pt"})
-                pending = {}
-                shards.append({})
-            pending[name] = values
-            shards[-1][name] = size
-            yield name, size
-        save_file(pending, temporary / str(len(shards)), metadata={"format": "pt"})
-        _finish(temporary, shards)
-        hf_config = config_to_hf(config, str(dtype).removeprefix("torch."))
-        (temporary / "config.json").write_text(json.dumps(hf_config, indent=2))
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    slots = ("master",)
 
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, shard_bytes: int = 1 << 30) -> None:
+        self._config, self._dtype = config, dtype
+        self._assembly = Assembly(HF, config)
+        self._groups: list[list[str]] = [[]]
+        held = 0
+        for name in self._assembly.shapes:
+            if held and held + self._nbytes(name) > shard_bytes:
+                self._groups.append([])
+                held = 0
+            self._groups[-1].append(name)
+            held += self._nbytes(name)
 
-def _assembled(config: ModelConfig, read: Read, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Their tensors one by one; a fused one is filled from its parts, which follow each other in our order."""
-    shapes = their_shapes(config)
-    missing = Counter(part_of(config, t.name).name for t in tensors(config))
-    open_: dict[str, Tensor] = {}
-    for tensor in tensors(config):
-        part, whole = part_of(config, tensor.name), Box.whole(tensor.shape)
-        values = read(tensor.name, whole).to(dtype)
-        target = open_.setdefault(part.name, torch.empty(shapes[part.name], dtype=dtype))
-        place = part.box(whole)
-        target[tuple(slice(a, b) for a, b in zip(place.start, place.stop, strict=True))] = (
-            values.T if part.transposed else values
-        )
-        missing[part.name] -= 1
-        if not missing[part.name]:
-            yield part.name, open_.pop(part.name)
+    def shards(self) -> Sequence[Shard]:
+        """The weight files, under their final names."""
+        count = len(self._groups)
+        names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] if count > 1 else [SINGLE]
+        return [
+            Shard(name, sum(map(self._nbytes, group)), tuple(group))
+            for name, group in zip(names, self._groups, strict=True)
+        ]
 
+    def write(self, path: Path, shard: Shard, read: Read, advance: Callable[[int], None]) -> None:
+        """One safetensors file: the header, then each tensor's bytes."""
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        at = 0
+        for name in shard.items:
+            stop = at + self._nbytes(name)
+            shape = list(self._assembly.shapes[name])
+            header[name] = {"dtype": _NAMES[self._dtype], "shape": shape, "data_offsets": [at, stop]}
+            at = stop
+        code = json.dumps(header, separators=(",", ":")).encode()
+        code += b" " * (-len(code) % 8)
+        with path.open("wb") as stream:
+            stream.write(len(code).to_bytes(8, "little") + code)
+            for name in shard.items:
+                for slab in self._assembly.slabs("master", name, read, self._dtype):
+                    advance(stream.write(as_bytes(slab)))
 
-def _finish(folder: Path, shards: list[dict[str, int]]) -> None:
-    """Give the shard files their final names, and the index where there are several."""
-    if len(shards) == 1:
-        (folder / "1").rename(folder / SINGLE)
-        return
-    names = {i: f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)}
-    for i, name in names.items():
-        (folder / str(i)).rename(folder / name)
-    index = {
-        "metadata": {"total_size": sum(size for shard in shards for size in shard.values())},
-        "weight_map": {tensor: names[i] for i, shard in enumerate(shards, 1) for tensor in shard},
-    }
-    (folder / INDEX).write_text(json.dumps(index, indent=2))
+    def finish(self, folder: Path, written: Mapping[str, Written]) -> None:
+        """The index where there are several files, and ``config.json``."""
+        shards = self.shards()
+        if len(shards) > 1:
+            index = {
+                "metadata": {"total_size": sum(shard.nbytes for shard in shards)},
+                "weight_map": {name: shard.name for shard in shards for name in shard.items},
+            }
+            (folder / INDEX).write_text(json.dumps(index, indent=2))
+        hf_config = config_to_hf(self._config, str(self._dtype).removeprefix("torch."))
+        (folder / "config.json").write_text(json.dumps(hf_config, indent=2))
+
+    def _nbytes(self, name: str) -> int:
+        return Box.whole(self._assembly.shapes[name]).numel * self._dtype.itemsize

@@ -1,0 +1,229 @@
+"""How other frameworks name and lay out our logical tensors. Imports no torch.
+
+A *naming* says of each logical tensor in which boxes of which of their tensors it lies. A fused or stacked tensor of
+theirs holds several of ours, and an interleaved one holds each of ours in several boxes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from trainsys.config import ModelConfig
+from trainsys.interop.hf_names import ignorable, part_of, their_shapes
+from trainsys.models.geometry import resolve, tensors
+from trainsys.space.box import Box
+from trainsys.space.tensor import LogicalTensor
+
+
+@dataclass(frozen=True)
+class Span:
+    """One box of ours and where it lies in theirs.
+
+    Attributes:
+        box: of our logical tensor.
+        name: of their tensor.
+        origin: their coordinates of ``box.start``, after `lead` and before a transposition.
+        transposed: theirs is ``[in, out]``.
+        lead: index in their leading dims, such as the layer in a stack of layers.
+    """
+
+    box: Box
+    name: str
+    origin: tuple[int, ...]
+    transposed: bool = False
+    lead: tuple[int, ...] = ()
+
+    def theirs(self, box: Box) -> Box:
+        """A part of our box in their coordinates."""
+        start = [a - b + o for a, b, o in zip(box.start, self.box.start, self.origin, strict=True)]
+        stop = [a + n for a, n in zip(start, box.shape, strict=True)]
+        if self.transposed:
+            start.reverse()
+            stop.reverse()
+        return Box((*self.lead, *start), (*(n + 1 for n in self.lead), *stop))
+
+    def ours(self, box: Box) -> Box:
+        """The other way: a part of theirs that lies in this span, in our coordinates."""
+        start, stop = box.start[len(self.lead) :], box.stop[len(self.lead) :]
+        if self.transposed:
+            start, stop = start[::-1], stop[::-1]
+        back = [b - o for b, o in zip(self.box.start, self.origin, strict=True)]
+        return Box(start, stop).shift(back)
+
+
+Spans = Callable[[ModelConfig, LogicalTensor], tuple[Span, ...]]
+
+
+@dataclass(frozen=True)
+class Naming:
+    """One framework's names.
+
+    Attributes:
+        spans: where a logical tensor lies.
+        ignorable: whether a tensor of theirs says nothing that our model does not have.
+        check: raises ValueError for a model that theirs cannot be.
+    """
+
+    kind: str
+    spans: Spans
+    ignorable: Callable[[ModelConfig, str], bool]
+    check: Callable[[ModelConfig], object] = bool
+
+    def shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each of their tensors. Raises ValueError for a model that theirs cannot be."""
+        self.check(config)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for tensor in tensors(config):
+            for span in self.spans(config, tensor):
+                stop = span.theirs(span.box).stop
+                old = shapes.get(span.name, stop)
+                shapes[span.name] = tuple(max(a, b) for a, b in zip(old, stop, strict=True))
+        return shapes
+
+
+def _our_spans(config: ModelConfig, tensor: LogicalTensor) -> tuple[Span, ...]:
+    return (Span(Box.whole(tensor.shape), tensor.name, (0,) * len(tensor.shape)),)
+
+
+def hugging_face(fused: bool) -> Naming:
+    """Theirs; `fused`: with a layer's experts in one tensor."""
+
+    def spans(config: ModelConfig, tensor: LogicalTensor) -> tuple[Span, ...]:
+        part, whole = part_of(config, tensor.name, fused), Box.whole(tensor.shape)
+        lead = () if part.index is None else (part.index,)
+        origin = part.box(whole).start[len(lead) :]
+        return (Span(whole, part.name, origin[::-1] if part.transposed else origin, part.transposed, lead),)
+
+    return Naming("Hugging Face's", spans, ignorable, lambda config: their_shapes(config, fused))
+
+
+OURS = Naming("ours", _our_spans, lambda config, name: config.tied and name == "output.weight")
+HF, HF_FUSED = hugging_face(False), hugging_face(True)
+
+_MEGATRON = {
+    "tok_embeddings.weight": "embedding.word_embeddings.weight",
+    "pos_embeddings.weight": "embedding.position_embeddings.weight",
+    "norm.weight": "decoder.final_layernorm.weight",
+    "norm.bias": "decoder.final_layernorm.bias",
+    "output.weight": "output_layer.weight",
+    "attention.q_norm": "self_attention.q_layernorm.",
+    "attention.k_norm": "self_attention.k_layernorm.",
+    "attention.wo": "self_attention.linear_proj.",
+    "feed_forward.w2": "mlp.linear_fc2.",
+    "feed_forward.c_fc": "mlp.linear_fc1.",
+    "feed_forward.c_proj": "mlp.linear_fc2.",
+}
+_NORMS = {  # fused into the matrix after them, or on their own
+    True: ("self_attention.linear_qkv.layer_norm_", "mlp.linear_fc1.layer_norm_"),
+    False: ("input_layernorm.", "pre_mlp_layernorm."),
+}
+_FIRST_NORMS, _SECOND_NORMS = ("attention_norm", "ln_1"), ("ffn_norm", "ln_2")
+_STATELESS = re.compile(r"(.*\.)?(_extra_state(/.*)?|rotary_pos_emb\.inv_freq)|rng_state.*|.*\._extra_state/.*")
+
+
+def megatron(stacked: bool, fused_norms: bool) -> Naming:
+    """Megatron-Core's GPT model (``models/gpt``, ``transformer/``): one tensor for all layers, or one for each.
+
+    Queries, keys and values are one matrix, interleaved by key/value group; gate and up are the halves of another.
+    """
+
+    def spans(config: ModelConfig, tensor: LogicalTensor) -> tuple[Span, ...]:
+        match = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", tensor.name)
+        whole, zeros = Box.whole(tensor.shape), (0,) * len(tensor.shape)
+        if match is None:
+            return (Span(whole, _MEGATRON[tensor.name], zeros),)
+        layer, module, kind = int(match[1]), match[2], match[3]
+        prefix, lead = ("decoder.layers.", (layer,)) if stacked else (f"decoder.layers.{layer}.", ())
+        if module in ("attention.wq", "attention.wk", "attention.wv"):
+            return _interleaved(config, tensor, f"{prefix}self_attention.linear_qkv.{kind}", lead)
+        if module in ("feed_forward.w1", "feed_forward.w3"):
+            first = config.ffn_dim * (module == "feed_forward.w3")
+            return (Span(whole, f"{prefix}mlp.linear_fc1.{kind}", (first, *zeros[1:]), lead=lead),)
+        norms = (_FIRST_NORMS, _SECOND_NORMS)
+        name = next((n for names, n in zip(norms, _NORMS[fused_norms], strict=True) if module in names), "")
+        return (Span(whole, f"{prefix}{name or _MEGATRON[module]}{kind}", zeros, lead=lead),)
+
+    def plain(config: ModelConfig, name: str) -> bool:
+        return bool(_STATELESS.fullmatch(name)) or (config.tied and name == "output_layer.weight")
+
+    def check(config: ModelConfig) -> None:
+        if config.num_experts:
+            raise ValueError(f"experts are not converted from or to Megatron-Core, the model has {config.num_experts}")
+
+    return Naming("Megatron's", spans, plain, check)
+
+
+MEGATRON = tuple(megatron(stacked, fused) for stacked in (True, False) for fused in (True, False))
+
+
+def _interleaved(config: ModelConfig, tensor: LogicalTensor, name: str, lead: tuple[int, ...]) -> tuple[Span, ...]:
+    """Rows of linear_qkv: for each key/value group its queries, its key, its value."""
+    config = resolve(config)
+    head, groups = config.head_dim, config.num_kv_heads
+    each = config.num_heads // groups * head  # query rows of a group
+    part = tensor.name.split(".")[-2]
+    rows, first = {"wq": (each, 0), "wk": (head, each), "wv": (head, each + head)}[part]
+    rest = tensor.shape[1:]
+    return tuple(
+        Span(
+            Box((g * rows, *(0 for _ in rest)), ((g + 1) * rows, *rest)),
+            name,
+            (g * (each + 2 * head) + first, *(0 for _ in rest)),
+            lead=lead,
+        )
+        for g in range(groups)
+    )
+
+
+def vocabulary(config: ModelConfig) -> tuple[str, ...]:
+    """Our tensors of one row per token; other frameworks pad them to a multiple."""
+    return ("tok_embeddings.weight",) if config.tied else ("tok_embeddings.weight", "output.weight")
+
+
+def best_naming(
+    namings: tuple[Naming, ...], config: ModelConfig, found: Mapping[str, tuple[int, ...]]
+) -> tuple[Naming, str]:
+    """The naming, and the prefix of all names (such as ``module.``), that most of the `found` names agree with."""
+
+    def hits(choice: tuple[Naming, str]) -> int:
+        naming, prefix = choice
+        try:
+            return sum(prefix + name in found for name in naming.shapes(config))
+        except ValueError:
+            return -1
+
+    prefixes = ("", "model.", "module.", "model.module.", "module.module.", "app.model.")
+    return max(((n, p) for n in namings for p in prefixes), key=hits)
+
+
+def differences(
+    naming: Naming, prefix: str, config: ModelConfig, found: Mapping[str, tuple[int, ...]], extra: bool = True
+) -> list[str]:
+    """What of the architecture `config` is not among the tensors found, name by name; padded vocabularies pass.
+
+    Args:
+        extra: also name what is found beyond the model.
+    """
+    shapes = naming.shapes(config)
+    padded = {s.name for t in tensors(config) if t.name in vocabulary(config) for s in naming.spans(config, t)}
+    wrong = []
+    for name, shape in shapes.items():
+        theirs = found.get(prefix + name)
+        if theirs is None:
+            wrong.append(f"{prefix}{name} {list(shape)} is missing")
+        elif theirs != shape and not (name in padded and theirs[0] > shape[0] and theirs[1:] == shape[1:]):
+            wrong.append(f"{prefix}{name} is {list(theirs)}, not {list(shape)}")
+    for name in sorted(found) if extra else ():
+        bare = name.removeprefix(prefix)
+        if bare not in shapes and not naming.ignorable(config, bare):
+            wrong.append(f"{name} {list(found[name])} is not in our {config.family}")
+    return wrong
+
+
+def refuse(path: object, wrong: list[str]) -> None:
+    """Raise ValueError with the first few of what is wrong and how many more there are."""
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"{path} does not hold this model: {'; '.join(wrong[:5])}{more}")
