@@ -183,9 +183,7 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps({"rows": rows}))
     else:
-        print(
-            "dynatrain_s: the switch that arXiv:2605.18815 reports, on its own machines and ranks: only the size compares"
-        )
+        print("dynatrain_s: the switch that arXiv:2605.18815 reports, on machines of its own: only the sizes compare")
     return 0
 
 
@@ -195,8 +193,8 @@ def _show(row: dict[str, Any], header: bool) -> None:
               "(building the layouts, loss check)")  # fmt: skip
     print(
         f"{row['model']:5} {row['case']:20} {row['zero']:4} {row['ranks']:7} {row['p50_ms']:8.1f} {row['p95_ms']:8.1f} "
-        f"{row['rss_mib']:8.0f} {row['predicted_s']:12.3f} {row['dynatrain_s']:12.2f}   ({row['build_layouts_s']:.2f} s, "
-        f"{row['check_covered_ms']:.1f} ms)",
+        f"{row['rss_mib']:8.0f} {row['predicted_s']:12.3f} {row['dynatrain_s']:12.2f}   "
+        f"({row['build_layouts_s']:.2f} s, {row['check_covered_ms']:.1f} ms)",
         flush=True,
     )
 

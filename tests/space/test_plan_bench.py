@@ -10,19 +10,13 @@ import pytest
 from benchmarks import transition_plan
 from trainsys.cli.main import main
 
-MODEL = ["model.family=llama", "model.num_layers=16", "model.dim=64", "model.num_heads=8", "model.vocab_size=128"]
-
 
 def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--ranks", "128", "--sample", "40", "--chunk", "200", "--json", "--model", *MODEL]
-    assert main(["bench", "transition-plan", *options]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["published"]["switch_s"] == 2.0
-    rows = {(row["case"], row["zero"]): row for row in printed["rows"]}
-    assert list(rows) == [(case, zero) for case in transition_plan.CASES for zero in (1, 0)]
+    assert main(["bench", "transition-plan", "--ranks", "128", "--sample", "8", "--models", "70b", "--json"]) == 0
+    rows = {(row["case"], row["zero"]): row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert list(rows) == [(case, zero) for case in transition_plan.MODELS["70b"].cases for zero in (1, 0)]
     for row in rows.values():
-        assert row["ranks"] == 128
-        assert row["sampled"] == 40
+        assert (row["ranks"], row["sampled"], row["dynatrain_s"]) == (128, 8, 2.0)
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["max_ms"]
         assert row["rss_mib"] > 5
         assert row["predicted_s"] >= row["max_ms"] / 1e3
