@@ -25,6 +25,7 @@ class Case:
         ranks: processes.
         lost: ranks that are gone when it begins.
         redistribute: empty where one device mesh can express the change for `DTensor.redistribute`, else why not.
+        experts: of every layer; 0: a dense model.
     """
 
     ranks: int
@@ -32,6 +33,7 @@ class Case:
     dst: ParallelConfig
     lost: tuple[int, ...] = ()
     redistribute: str = ""
+    experts: int = 0
 
 
 CASES = {
@@ -44,6 +46,10 @@ CASES = {
         4, ParallelConfig(pp=4, zero=0), ParallelConfig(tp=2, pp=2, zero=0),
         redistribute="needs one mesh for both ends, here each stage has its own",
     ),
+    "ep4->ep2·dp2": Case(
+        4, ParallelConfig(dp=4, ep=4, zero=0), ParallelConfig(dp=4, ep=2, zero=0), experts=8,
+        redistribute="needs one mesh for both ends, here each class of experts has its own",
+    ),
     "8->7 ragged": Case(
         8, ParallelConfig(dp=4, pp=2, zero=1), ParallelConfig(pp=2, zero=1, stage_replicas=(4, 3)), lost=(7,),
         redistribute="needs every rank of the source alive",
@@ -51,8 +57,10 @@ CASES = {
 }  # fmt: skip
 
 
-def model_of(mib: float) -> ModelConfig:
-    """A Llama of 8 layers whose state takes `mib` MiB, to within one step of its feed-forward width."""
+def model_of(mib: float, experts: int) -> ModelConfig:
+    """8 layers whose state takes `mib` MiB, to within one step of its feed-forward width: Llama, or Mixtral."""
+    if experts:
+        return _mixture(mib, experts)
     target = mib * 2**20 / (4 * len(SLOTS))
     dim = 64
     while True:
@@ -66,9 +74,18 @@ def model_of(mib: float) -> ModelConfig:
     return dataclasses.replace(config, ffn_dim=config.ffn_dim + 8 * steps)
 
 
+def _mixture(mib: float, experts: int) -> ModelConfig:
+    """Nearly all of it in the experts, as in the models that are trained with expert parallelism."""
+    config = ModelConfig(family="mixtral", dim=256, num_heads=8, num_layers=LAYERS, num_experts=experts)
+    rest = num_params(resolve(dataclasses.replace(config, expert_ffn_dim=8))) - 3 * 8 * 256 * LAYERS * experts
+    width = round((mib * 2**20 / (4 * len(SLOTS)) - rest) / (3 * 256 * LAYERS * experts))
+    return resolve(dataclasses.replace(config, expert_ffn_dim=max(8, width)))
+
+
 def build(name: str, mib: float, mirrored: bool) -> tuple[Case, Space, Layout, Layout]:
     """A case with its space and layouts; the source keeps mirrors only where a rank is lost."""
-    case, space = CASES[name], Space(tensors(model_of(mib)))
+    case = CASES[name]
+    space = Space(tensors(model_of(mib, case.experts)))
 
     def node(rank: int) -> int:
         return 0

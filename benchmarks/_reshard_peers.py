@@ -19,9 +19,11 @@ from torch.distributed.tensor.placement_types import Placement
 
 from benchmarks._reshard_cases import Case, expected
 from trainsys.space.layout import Layout
+from trainsys.space.stage import Team
 from trainsys.space.tensor import SLOTS, Space
 
 Tensors = dict[str, Any]
+Meshes = dict[tuple[Team, ...], DeviceMesh]
 
 
 def run_peers(
@@ -63,11 +65,11 @@ def _save_and_load(before: Tensors, after: Tensors, path: str) -> None:
     dcp.load(after, checkpoint_id=path)
 
 
-def _meshes(layout: Layout, world_size: int) -> list[DeviceMesh]:
-    """One mesh per stage, axes dp and tp; made by all ranks, as c10d wants it."""
-    return [
-        DeviceMesh("cpu", [list(team) for team in stage.teams], mesh_dim_names=("dp", "tp")) for stage in layout.stages
-    ]
+def _meshes(layout: Layout, world_size: int) -> Meshes:
+    """One mesh per stage and class of experts, axes dp and tp; made by all ranks, as c10d wants it."""
+    classes = [None, *range(layout.ep)] if layout.ep > 1 else [None]
+    every = [tuple(stage.teams[i] for i in stage.members(e)) for stage in layout.stages for e in classes]
+    return {teams: DeviceMesh("cpu", [list(t) for t in teams], mesh_dim_names=("dp", "tp")) for teams in every}
 
 
 def _placements(layout: Layout, tensor: Any) -> list[Placement]:
@@ -76,17 +78,15 @@ def _placements(layout: Layout, tensor: Any) -> list[Placement]:
     return [Shard(0) if layout.zero else Replicate(), tp]
 
 
-def _dtensors(space: Space, layout: Layout, meshes: list[DeviceMesh], rank: int, fill: bool) -> Tensors:
+def _dtensors(space: Space, layout: Layout, meshes: Meshes, rank: int, fill: bool) -> Tensors:
     if rank not in layout.ranks:
         return {}
-    stage = layout.where(rank)[0]
     made = {}
     for ordinal, tensor in enumerate(space.tensors):
         if layout.holds(tensor, rank):
             for slot in SLOTS:
-                made[f"{slot}.{tensor.name}"] = _local(
-                    space, ordinal, slot, meshes[stage], _placements(layout, tensor), fill
-                )
+                mesh = meshes[layout.teams_of(tensor)]
+                made[f"{slot}.{tensor.name}"] = _local(space, ordinal, slot, mesh, _placements(layout, tensor), fill)
     return made
 
 
@@ -121,8 +121,7 @@ def _is_right(tensors: Tensors, space: Space) -> bool:
 
 def _redistribute(space: Space, src: Layout, rank: int, repeat: int) -> tuple[list[tuple[float, float]], bool]:
     """tp over both mesh axes: the same shard on the same rank as the destination's."""
-    mesh = _meshes(src, len(src.ranks))[0]
-    before = _dtensors(space, src, [mesh], rank, True)
+    before = _dtensors(space, src, _meshes(src, len(src.ranks)), rank, True)
     spans, after = [], {}
 
     def act() -> None:

@@ -99,17 +99,17 @@ class Deals:
     def _make(self, number: int) -> Deal:
         tensor = self.space.tensors[number]
         expert_class = tensor.expert_class(self._ep) if self._ep > 1 else None
-        kind = (tensor.shape, tensor.split, tensor.max_shards, tensor.block, tensor.uses, expert_class)
+        stages = self.layout.stages_of(tensor)
+        kind = (tensor.shape, tensor.split, tensor.max_shards, stages, expert_class)
         if kind not in self._kinds:
-            self._kinds[kind] = self._deal_of(tensor, expert_class)
+            self._kinds[kind] = self._deal_of(tensor, stages, expert_class)
         return Deal(number, *self._kinds[kind])
 
     def _deal_of(
-        self, tensor: LogicalTensor, expert_class: int | None
+        self, tensor: LogicalTensor, stages: tuple[int, ...], expert_class: int | None
     ) -> tuple[int, int, int, tuple[int, ...], int | None, bool, bool]:
         """All of a deal but the tensor's number."""
         layout = self.layout
-        stages = tuple(s for s, stage in enumerate(layout.stages) if stage.holds(tensor))
         numel = tensor.numel // tensor.shards(layout.tp)
         alone = len(stages) == 1 and len(layout.stages[stages[0]].members(expert_class)) == 1
         whole = alone or layout.zero == 0

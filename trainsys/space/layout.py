@@ -72,6 +72,15 @@ class Layout:
         }
 
     @cached_property
+    def _stage_of(self) -> dict[int, int]:
+        """Block -> the stage that computes it."""
+        return {b: s for s, stage in enumerate(self.stages) for first, stop in stage.spans for b in range(first, stop)}
+
+    def stages_of(self, tensor: LogicalTensor) -> tuple[int, ...]:
+        """The stages that hold `tensor`, in order."""
+        return tuple(sorted({self._stage_of[block] for block in tensor.blocks}))
+
+    @cached_property
     def mirror_of(self) -> dict[int, int]:
         return dict(self.mirrors)
 
@@ -114,7 +123,8 @@ class Layout:
 
     def teams_of(self, tensor: LogicalTensor) -> tuple[Team, ...]:
         """Every team that computes with `tensor`: those of both ends for a tied embedding, of a class for an expert."""
-        return tuple(s.teams[i] for s in self.stages if s.holds(tensor) for i in s.members(tensor.expert_class(s.ep)))
+        stages = [self.stages[s] for s in self.stages_of(tensor)]
+        return tuple(stage.teams[i] for stage in stages for i in stage.members(tensor.expert_class(stage.ep)))
 
     def holds(self, tensor: LogicalTensor, rank: int) -> bool:
         """Whether `rank` computes with its shard of `tensor`."""
@@ -129,7 +139,7 @@ class Layout:
         leaves the pieces of the others where they are.
         """
         numel = tensor.numel // tensor.shards(self.tp)
-        stages = [s for s in self.stages if s.holds(tensor)]
+        stages = [self.stages[s] for s in self.stages_of(tensor)]
         for i, start in enumerate(range(0, numel, self.chunk)):
             turn, at = divmod(ordinal + i, len(stages))
             stage = stages[at]
