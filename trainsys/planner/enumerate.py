@@ -69,10 +69,12 @@ def _variants_of(grid: ParallelConfig, num_layers: int) -> Iterator[ParallelConf
 
 
 def _schedules(pp: int, num_layers: int) -> Iterator[tuple[str, int]]:
-    """Every schedule with its runs of layers per stage, as far as there are layers for them."""
+    """Every schedule with its runs of layers per stage; more than two per stage only where a config asks for them."""
     for name in GENERATORS if pp > 1 else ("1f1b",):
-        for vp in [n for n in (2, 4) if pp * n <= num_layers] if name == "interleaved" else [1]:
-            yield name, vp
+        if name != "interleaved":
+            yield name, 1
+        elif 2 * pp <= num_layers:
+            yield name, 2
 
 
 def _reason(config: RunConfig, parallel: ParallelConfig) -> str:
