@@ -42,6 +42,14 @@ TWO: list[dict[str, Any]] = [  # tp 2
 ]  # fmt: skip
 
 
+EXPERTS: list[dict[str, Any]] = [
+    {"dp": 8, "ep": 4, "zero": 1}, {"dp": 4, "ep": 2}, {"dp": 8, "ep": 2, "zero": 3}, {"dp": 4, "ep": 4}, {},
+    {"dp": 3, "zero": 1}, {"dp": 4, "pp": 2, "ep": 2, "zero": 2}, {"pp": 2, "stage_replicas": (5, 3)},
+    {"dp": 4, "pp": 2, "vp": 2, "ep": 4, "schedule": "interleaved"}, {"pp": 4, "zero": 1, "ep": 2, "dp": 2},
+    {"dp": 2, "pp": 2, "vp": 2, "schedule": "interleaved", "zero": 3}, {"dp": 2, "vp": 4, "schedule": "gpipe"},
+]  # fmt: skip
+
+
 def tour(rank: int, world_size: int, store: Any, configs: Sequence[RunConfig]) -> list[tuple[str, str] | None]:
     """Step i on the layout of ``configs[i]``, its state moved there from the one before and counted.
 
@@ -85,10 +93,16 @@ def tour(rank: int, world_size: int, store: Any, configs: Sequence[RunConfig]) -
     return losses
 
 
-@pytest.mark.parametrize(("tp", "grids"), [(1, ONE), (2, TWO)], ids=["tp1", "tp2"])
-def test_the_loss_does_not_notice_the_tour(ranks: RankPool, tp: int, grids: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    ("tp", "model", "grids"),
+    [(1, MODEL, ONE), (2, MODEL, TWO), (1, MODEL | {"family": "mixtral", "num_experts": 4}, EXPERTS)],
+    ids=["tp1", "tp2", "experts"],
+)
+def test_the_loss_does_not_notice_the_tour(
+    ranks: RankPool, tp: int, model: dict[str, Any], grids: list[dict[str, Any]]
+) -> None:
     order = random.Random(f"tour/{tp}").sample(grids, len(grids))
-    (still,) = run_all(ranks, tp, [run_config("float32", MODEL, tp=tp)], steps=len(order))
-    results = ranks.run(tour, 8, [run_config("float32", MODEL, tp=tp, **grid) for grid in order], timeout_s=110)
+    (still,) = run_all(ranks, tp, [run_config("float32", model, tp=tp)], steps=len(order))
+    results = ranks.run(tour, 8, [run_config("float32", model, tp=tp, **grid) for grid in order], timeout_s=110)
     for step, expected in enumerate(still.losses):
         assert {r[step] for r in results} - {None} == {expected}, (step, order[step])
