@@ -1,10 +1,10 @@
 """Several of our tensors stored as one, and which boxes of them one tp rank's local shard of it holds.
 
 Frameworks keep queries, keys and values, or gate and up, in one matrix, for one product instead of several. Cut over
-tp, a rank's local tensor is then several boxes of ours. Two things must be known, or the shards are put together wrongly
-without an error: whether the parts alternate by group (Megatron-LM's linear_qkv: for each key/value group its queries,
-its key, its value; Shoeybi et al. 2019, arXiv:1909.08053, cuts it by heads), and whether tp cut each part by itself
-before they were joined (Megatron-LM's linear_fc1: every rank has its gate above its up) or the joined whole.
+tp, a rank's local tensor is then several boxes of ours. Two things must be known, or the shards are put together
+wrongly without an error: whether the parts alternate by group (Megatron-LM's linear_qkv: for each key/value group its
+queries, its key, its value; Shoeybi et al. 2019, arXiv:1909.08053, cuts it by heads), and whether tp cut each part by
+itself before they were joined (Megatron-LM's linear_fc1: every rank has its gate above its up) or the joined whole.
 """
 
 from __future__ import annotations
