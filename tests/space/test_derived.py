@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.elastic.test_transit import filled
-from tests.parallel.runs import run_config
 from tests.space.execution import execute, plan
 from tests.space.strategies import NodeOf, cases, changes, numbered, storage
-from trainsys.config import ParallelConfig
+from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.census import check_census, take_census
 from trainsys.elastic.checkpoint import load_state, save_state
 from trainsys.parallel.state import FlatState
@@ -66,7 +65,7 @@ def test_any_change_moves_them_exactly(change: Change, blocks: list[int]) -> Non
 def test_who_holds_a_shard_holds_what_belongs_to_it(case: tuple[Space, Layout, NodeOf], blocks: list[int]) -> None:
     """Exactly that where the cut is aligned, more where it is not. Expected elements come from numpy, without boxes."""
     plain, layout, _ = case
-    space, derived = extended(plain, blocks)
+    derived = extended(plain, blocks)[1]
     for (tensor, own), block in zip(derived, blocks, strict=False):
         for extra in own:
             kind = extra.name.removeprefix(f"{tensor.name}.")
@@ -101,12 +100,8 @@ def test_boxes_of_boxes(case: tuple[Space, Layout, NodeOf], blocks: list[int], d
         box = Box(start, tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(start, tensor.shape, strict=True)))
         for extra in own:
             kind = extra.name.removeprefix(f"{tensor.name}.")
-            boxes = {
-                "scales": lambda b, k=block: scales_of(b, k),
-                "exp_avg_sq_row": rows_of,
-                "exp_avg_sq_col": columns_of,
-            }
-            named = np.arange(extra.numel).reshape(extra.shape)[boxes[kind](box).within(Box.whole(extra.shape))]
+            part = scales_of(box, block) if kind == "scales" else {"row": rows_of, "col": columns_of}[kind[-3:]](box)
+            named = np.arange(extra.numel).reshape(extra.shape)[part.within(Box.whole(extra.shape))]
             needed = numbers_of(tensor, extra, kind, block)[box.within(Box.whole(tensor.shape))]
             assert np.array_equal(np.unique(named), np.unique(needed))
 
@@ -151,9 +146,9 @@ def mesh(parallel: dict[str, int]) -> Layout:
 
 @pytest.mark.parametrize("parallel", LAYOUTS, ids=str)
 def test_census_and_checkpoint_count_them(parallel: dict[str, int], tmp_path: Path) -> None:
-    """Hashes do not depend on the cut and a wrong scale changes them; a checkpoint of one rank is read on any layout."""
+    """Hashes do not depend on the cut and a wrong scale changes them; a checkpoint of one rank is read on any."""
     cpu, one, layout = torch.device("cpu"), mesh({}), mesh(parallel)
-    config = run_config().__class__(run_dir=str(tmp_path))
+    config = RunConfig(run_dir=str(tmp_path))
     path = save_state(config, SPACE, one, 0, 3, filled(SPACE, one, 0), None)
     new = {r: load_state(path, SPACE, layout, r, torch.float32, cpu) for r in layout.ranks}
     for rank, state in new.items():

@@ -1,8 +1,8 @@
 """State that has not its parameter's shape, as logical tensors of their own: block scales, factored moments.
 
-Such a tensor lives where its parameter does: the same blocks, the same expert, cut over tp by the same cuts. Where a cut
-of the parameter would go through a block, neighbours hold copies of all the scales between two cuts that do not. Every
-tp rank so has what belongs to its shard, and layouts, transitions, hashes and checkpoints need to know no more.
+Such a tensor lives where its parameter does: the same blocks, the same expert, cut over tp by the same cuts. Where a
+cut of the parameter would go through a block, neighbours hold copies of all the scales between two cuts that do not.
+Every tp rank so has what belongs to its shard, and layouts, transitions, hashes and checkpoints need to know no more.
 """
 
 from __future__ import annotations
@@ -73,8 +73,7 @@ def _without(tensor: LogicalTensor, dim: int, suffix: str) -> LogicalTensor:
             f"{tensor.name}{list(tensor.shape)} has one dim, of which no moment is factored; keep it whole"
         )
     shape = tuple(n for d, n in enumerate(tensor.shape) if d != dim)
-    split = tensor.split
-    if split is not None:
-        split = None if split == dim else split - (split > dim)
-    limits = {} if split is not None else {"max_shards": None, "cuts": None}
-    return replace(tensor, name=f"{tensor.name}.{suffix}", shape=shape, split=split, partial=None, **limits)
+    whole = replace(tensor, name=f"{tensor.name}.{suffix}", shape=shape, split=None, partial=None)
+    if tensor.split in (None, dim):
+        return replace(whole, max_shards=None, cuts=None)
+    return replace(whole, split=tensor.split - (tensor.split > dim))
