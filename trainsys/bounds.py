@@ -41,6 +41,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "elastic.spare_delay_s": (-_MOST, _MOST, "must be finite"),
     "elastic.start_limit_s": (_TINY, _MOST, "must be positive and finite"),
     "elastic.comm_timeout_s": (_TINY, _MOST, "must be positive and finite"),
+    "elastic.stall_limit_s": (_TINY, _MOST, "must be positive and finite"),
     "elastic.chunk": (1, _WHOLE, "must be at least 1"),
     "elastic.port": (0, 65535, "must lie in 0 to 65535 (0: any free port)"),
     "faults.kills": (0, _WHOLE, "must not be negative"),

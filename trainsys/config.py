@@ -150,6 +150,7 @@ class ElasticConfig:
     spare_delay_s: float = -1.0  # after a death start a fresh rank this much later; negative: never
     start_limit_s: float = 120.0  # a started rank that has not joined after this is given up
     comm_timeout_s: float = 20.0  # after which a blocked operation fails by itself
+    stall_limit_s: float = 300.0  # a change that takes longer is called off; who answers that no sooner is killed
     chunk: int = 16384  # elements per unit of ZeRO ownership and of the gradient norm; fixed for the run
     port: int = 0  # of the agent's store; 0: any free port
 

@@ -117,6 +117,7 @@ def elements(full: Sequence[np.ndarray], space: Space, tp: int, piece: Piece) ->
     tensor, array = space.tensors[piece.tensor], full[piece.tensor]
     if tensor.split is not None:
         parts = min(tp, tensor.max_shards or tp)
+        parts = max(n for n in range(1, parts + 1) if parts % n == 0 and (tensor.cuts or n) % n == 0)
         array = np.split(array, parts, axis=tensor.split)[piece.shard * parts // tp]
     return array.reshape(-1)[piece.start : piece.stop]
 

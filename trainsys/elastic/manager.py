@@ -37,6 +37,7 @@ from trainsys.elastic.messages import (
     StopWanted,
     Verdict,
 )
+from trainsys.elastic.patience import Patience
 from trainsys.elastic.record import Change, Observer
 from trainsys.models.geometry import resolve, split_layers, tensors
 from trainsys.parallel.step import decide
@@ -113,6 +114,7 @@ class Manager:
         self.next_rank = world_size
         self.stop_requested = False
         self._links = Links(tick_s=min(0.02, config.elastic.heartbeat_limit_s / 10))
+        self._patience = Patience()
         self._quiet: dict[int, Quiesced] = {}
         self._staged: dict[int, Staged] = {}
         self._proposals: dict[int, Proposal] = {}
@@ -194,8 +196,26 @@ class Manager:
         for rank in [r for r, since in self._started.items() if now - since > limit_s]:
             self.launcher.kill(rank)
             self._never_joined(rank, f"did not join within elastic.start_limit_s={limit_s:g}")
+        if self._patience.waited_s((self.epoch, self.phase), now) > self.config.elastic.stall_limit_s:
+            self._stalled()
         if self.stop_requested and self.phase is Phase.STARTING:
             self._finish("stopped before the first step")
+
+    def _stalled(self) -> None:
+        """A change that does not end is called off, which frees whom others hold up; who still does not answer is lost.
+
+        A step that does not end is called off by the ranks themselves: their exchanges with the stalled one time out.
+        """
+        limit = f"within elastic.stall_limit_s={self.config.elastic.stall_limit_s:g}"
+        if self.phase is Phase.CHANGING:
+            missing = sorted(set(self._participants) - self._staged.keys())
+            self._begin_change(f"ranks {', '.join(map(str, missing))} did not finish {limit}")
+        elif self.phase is Phase.QUIESCING:
+            for rank in sorted(self.members.keys() - self._quiet.keys()):
+                self.launcher.kill(rank)
+                if self.layout is None:
+                    self.abort(f"rank {rank} did not answer {limit}; raise it if reading the state takes longer")
+                self._lost(rank, "stall")
 
     @property
     def ended(self) -> bool:

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from trainsys.elastic.record import Change
 from trainsys.space.layout import Layout
 
-_CAUSES = {"kill": "SIGKILL", "stop": "SIGSTOP", "exit": "its process ended", "hang": "no heartbeat"}
+_CAUSES = {
+    "kill": "SIGKILL",
+    "stop": "SIGSTOP",
+    "exit": "its process ended",
+    "hang": "no heartbeat",
+    "stall": "no answer",
+}
 MIB = 2**20
 
 

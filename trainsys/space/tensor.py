@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import gcd, prod
 
 from trainsys.space.box import Box
 
@@ -26,6 +26,7 @@ class LogicalTensor:
             it sees its own heads alone, False where it sees all, None where it sees its part of a split sequence.
         max_shards: most shards that tp cuts it into; with more tp ranks, neighbours hold copies of one. None: any.
         expert: number of the expert that it belongs to, of `num_experts` in its block; None: everybody's.
+        cuts: the number of different shards must divide it, as tp may cut at block borders only; None: any number.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LogicalTensor:
     max_shards: int | None = None
     expert: int | None = None
     num_experts: int = 0
+    cuts: int | None = None
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -48,7 +50,10 @@ class LogicalTensor:
 
     def shards(self, tp: int) -> int:
         """Different shards over `tp` ranks: 1 for a replicated tensor."""
-        return 1 if self.split is None else min(tp, self.max_shards or tp)
+        if self.split is None:
+            return 1
+        shards = min(tp, self.max_shards or tp)
+        return shards if self.cuts is None else gcd(shards, self.cuts)
 
     def copies(self, tp: int) -> int:
         """Neighbouring tp ranks that hold the same shard; the first of them stands for all where each counts once."""
@@ -85,6 +90,7 @@ class LogicalTensor:
     def token(self, zero: int = 0) -> str:
         """The one printed form of a sharded tensor, e.g. ``layers.3.wq[512/tp, 512] zero@dp``."""
         parts = "tp" if self.max_shards is None else f"min(tp, {self.max_shards})"
+        parts = parts if self.cuts is None else f"gcd({parts}, {self.cuts})"
         dims = ", ".join(f"{n}/{parts}" if d == self.split else str(n) for d, n in enumerate(self.shape))
         return f"{self.name}[{dims}]" + (" zero@dp" if zero else "")
 
