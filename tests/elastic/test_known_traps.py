@@ -43,7 +43,7 @@ from trainsys.cli.main import main
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.group import CommError
 from trainsys.config import ElasticConfig, ModelConfig, ParallelConfig, RunConfig, load
-from trainsys.elastic.checkpoint import _writes, load_state, save_state
+from trainsys.elastic.checkpoint import load_state, save_state, saved_places
 from trainsys.elastic.manifest import MANIFEST
 from trainsys.elastic.transit import run_transition
 from trainsys.models.geometry import resolve, split_layers, tensors
@@ -214,7 +214,7 @@ def test_each_element_is_saved_once_by_a_rank_that_has_it(grid: dict[str, Any]) 
     written = np.zeros(SPACE.numel, dtype=int)
     for rank in layout.ranks:
         has = storage(full, SPACE, layout, rank)
-        for ordinal, place in _writes(SPACE, layout, rank):
+        for ordinal, place in saved_places(SPACE, layout, rank):
             assert layout.holds(SPACE.tensors[ordinal], rank), "whoever writes an expert computes with it"
             values = run(has, place, place.box)
             assert np.array_equal(values, full[ordinal][place.box.within(type(place.box).whole(full[ordinal].shape))])

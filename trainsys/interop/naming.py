@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from trainsys.config import ModelConfig
 from trainsys.interop.hf_names import ignorable, part_of, their_shapes
 from trainsys.models.geometry import resolve, tensors
 from trainsys.space.box import Box
+from trainsys.space.fused import Fused
 from trainsys.space.tensor import LogicalTensor
 
 
@@ -115,6 +117,11 @@ _MEGATRON = {
     "feed_forward.c_fc": "mlp.linear_fc1.",
     "feed_forward.c_proj": "mlp.linear_fc2.",
 }
+_QKV, _GATE_UP = ("attention.wq", "attention.wk", "attention.wv"), ("feed_forward.w1", "feed_forward.w3")
+_FUSED = {  # ours -> theirs, its parts in order, whether they alternate
+    **dict.fromkeys(_QKV, ("self_attention.linear_qkv", _QKV, True)),
+    **dict.fromkeys(_GATE_UP, ("mlp.linear_fc1", _GATE_UP, False)),
+}
 _NORMS = {  # fused into the matrix after them, or on their own
     True: ("self_attention.linear_qkv.layer_norm_", "mlp.linear_fc1.layer_norm_"),
     False: ("input_layernorm.", "pre_mlp_layernorm."),
@@ -136,11 +143,15 @@ def megatron(stacked: bool, fused_norms: bool) -> Naming:
             return (Span(whole, _MEGATRON[tensor.name], zeros),)
         layer, module, kind = int(match[1]), match[2], match[3]
         prefix, lead = ("decoder.layers.", (layer,)) if stacked else (f"decoder.layers.{layer}.", ())
-        if module in ("attention.wq", "attention.wk", "attention.wv"):
-            return _interleaved(config, tensor, f"{prefix}self_attention.linear_qkv.{kind}", lead)
-        if module in ("feed_forward.w1", "feed_forward.w3"):
-            first = config.ffn_dim * (module == "feed_forward.w3")
-            return (Span(whole, f"{prefix}mlp.linear_fc1.{kind}", (first, *zeros[1:]), lead=lead),)
+        if module in _FUSED:
+            into, parts, alternate = _FUSED[module]
+            fused = _fused(resolve(config), layer, parts, kind, alternate)
+            number = parts.index(module)
+            return tuple(
+                Span(own.box, f"{prefix}{into}.{kind}", own.origin, lead=lead)
+                for own in fused.spans()
+                if own.part == number
+            )
         norms = (_FIRST_NORMS, _SECOND_NORMS)
         name = next((n for names, n in zip(norms, _NORMS[fused_norms], strict=True) if module in names), "")
         return (Span(whole, f"{prefix}{name or _MEGATRON[module]}{kind}", zeros, lead=lead),)
@@ -158,23 +169,12 @@ def megatron(stacked: bool, fused_norms: bool) -> Naming:
 MEGATRON = tuple(megatron(stacked, fused) for stacked in (True, False) for fused in (True, False))
 
 
-def _interleaved(config: ModelConfig, tensor: LogicalTensor, name: str, lead: tuple[int, ...]) -> tuple[Span, ...]:
-    """Rows of linear_qkv: for each key/value group its queries, its key, its value."""
-    config = resolve(config)
-    head, groups = config.head_dim, config.num_kv_heads
-    each = config.num_heads // groups * head  # query rows of a group
-    part = tensor.name.split(".")[-2]
-    rows, first = {"wq": (each, 0), "wk": (head, each), "wv": (head, each + head)}[part]
-    rest = tensor.shape[1:]
-    return tuple(
-        Span(
-            Box((g * rows, *(0 for _ in rest)), ((g + 1) * rows, *rest)),
-            name,
-            (g * (each + 2 * head) + first, *(0 for _ in rest)),
-            lead=lead,
-        )
-        for g in range(groups)
-    )
+@lru_cache(maxsize=1024)
+def _fused(config: ModelConfig, layer: int, modules: tuple[str, ...], kind: str, alternate: bool) -> Fused:
+    """Some matrices (or their biases) of a layer as one; `alternate`: key/value group by group."""
+    names = [f"layers.{layer}.{module}.{kind}" for module in modules]
+    parts = {t.name: t for t in tensors(config) if t.block == layer}
+    return Fused(tuple(parts[name] for name in names), groups=config.num_kv_heads if alternate else 1)
 
 
 def vocabulary(config: ModelConfig) -> tuple[str, ...]:

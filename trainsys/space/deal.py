@@ -100,7 +100,7 @@ class Deals:
         tensor = self.space.tensors[number]
         expert_class = tensor.expert_class(self._ep) if self._ep > 1 else None
         stages = self.layout.stages_of(tensor)
-        kind = (tensor.shape, tensor.split, tensor.max_shards, stages, expert_class)
+        kind = (tensor.shape, tensor.split, tensor.max_shards, tensor.cuts, stages, expert_class)
         if kind not in self._kinds:
             self._kinds[kind] = self._deal_of(tensor, stages, expert_class)
         return Deal(number, *self._kinds[kind])
