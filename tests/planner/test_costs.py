@@ -177,7 +177,7 @@ def test_a_tied_embedding_is_held_by_both_ends():
 @pytest.mark.parametrize("pp", [1, 2])
 def test_each_rank_holds_one_class_of_experts(num_experts, zero, pp):
     """What the planner counts is what the layout gives the rank that has most."""
-    model = ModelConfig("mixtral", 512, 64, 2, num_heads=4, num_experts=num_experts, ffn_dim=96)
+    model = ModelConfig("mixtral", 512, 32, 2, num_heads=4, num_experts=num_experts, ffn_dim=48)
     space = Space(tensors(resolve(model)))
     for parallel in (ParallelConfig(dp=4, ep=ep, zero=zero, pp=pp) for ep in (1, 2, 4)):
         stages = Stages.of(model, parallel)

@@ -16,11 +16,9 @@ from trainsys.space.tensor import EMBED, LogicalTensor, Space
 RANKS, LAYERS = range(8), 8
 SPACE = Space((
     LogicalTensor("embedding", (16, 6), EMBED, 0, (EMBED, LAYERS)),
-    *(tensor for i in range(LAYERS) for tensor in (
-        LogicalTensor(f"{i}.wk", (4, 6), i, 0, max_shards=2),
-        LogicalTensor(f"{i}.wo", (6, 16), i, 1),
-        *(LogicalTensor(f"{i}.expert{e}", (8, 3), i, 0, expert=e, num_experts=4) for e in range(4 * (i % 4 == 1))),
-    )),
+    *(LogicalTensor(f"{i}.wk", (4, 6), i, 0, max_shards=2) for i in range(0, LAYERS, 2)),
+    *(LogicalTensor(f"{i}.wo", (6, 16), i, 1) for i in range(1, LAYERS, 2)),
+    *(LogicalTensor(f"{i}.expert{e}", (8, 3), i, 0, expert=e, num_experts=4) for i in (1, 6) for e in range(4)),
     LogicalTensor("norm", (6,), LAYERS),
 ))  # fmt: skip
 
@@ -32,18 +30,18 @@ def mesh(zero: int, dp: int = 1, tp: int = 1, pp: int = 1, layers: tuple[int, ..
 
 EVEN = [(dp, tp, 8 // dp // tp) for dp in (1, 2, 4, 8) for tp in (1, 2, 4, 8) if dp * tp <= 8]
 LAYOUTS = [
-    *(mesh(zero, dp, tp, pp) for dp, tp, pp in EVEN for zero in (0, 1)),
-    *(mesh(zero, dp) for dp in (3, 5, 7) for zero in (0, 1)),
+    *(mesh(i % 2, *degrees) for i, degrees in enumerate(EVEN)),
+    *(mesh(dp % 3 // 2, dp) for dp in (3, 5, 7)),
     *(mesh(1, 4, 1, layers=layers) for layers in ((1, 7), (5, 3))),
     *(mesh(zero, 2, 2, layers=(6, 2)) for zero in (0, 2)),
     mesh(0, 1, 2, layers=(1, 1, 1, 5)),
     mesh(0, 1, 1, 7),
     mesh(1, 2, layers=(3, 1, 3, 1)),
-    *(mesh(zero, stage_replicas=(3, 5), pp=2) for zero in (0, 1)),
-    *(mesh(zero, stage_replicas=(1, 2, 4), layers=(2, 5, 1)) for zero in (0, 1)),
-    *(mesh(zero, tp=2, stage_replicas=(1, 3), pp=2) for zero in (0, 1)),
+    mesh(1, stage_replicas=(3, 5), pp=2),
+    mesh(0, stage_replicas=(1, 2, 4), layers=(2, 5, 1)),
+    mesh(1, tp=2, stage_replicas=(1, 3), pp=2),
     mesh(1, tp=2, stage_replicas=(2, 1, 1), layers=(4, 3, 1)),
-    *(mesh(zero, dp, 1, ep=ep) for dp, ep in ((8, 2), (8, 4), (4, 4), (7, 4)) for zero in (0, 1)),
+    *(mesh(ep // 4, dp, 1, ep=ep) for dp, ep in ((8, 2), (8, 4), (4, 4), (7, 4))),
     *(mesh(3, dp, tp, 8 // dp // tp, ep=2) for dp, tp in ((2, 2), (2, 4), (4, 2), (4, 1))),
     *(mesh(zero, 2, 1, 4, vp=2) for zero in (0, 2)),
     *(mesh(1, 1, tp, pp, vp=vp) for tp, pp, vp in ((2, 4, 2), (4, 2, 4))),
