@@ -168,6 +168,8 @@ def main(argv: Sequence[str]) -> int:
     for ranks in args.ranks:
         if ranks < 128 or ranks % 64:
             raise ValueError(f"--ranks {ranks} must be a multiple of tp·pp = 64, and at least 128 to spare a node")
+    if args.chunk < 1:
+        raise ValueError(f"--chunk {args.chunk} must be at least 1")
     if args.sample < 1:
         raise ValueError(f"--sample {args.sample} must be at least 1")
     rows = []

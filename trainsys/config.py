@@ -107,9 +107,9 @@ class ParallelConfig:
     order: str = "tp,cp,pp,dp"  # how ranks are numbered along the axes, fastest first
     zero: int = 0  # sharded over the replicas: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too
     sequence_parallel: bool = False  # shard norms and dropout over the sequence inside tp (not context parallelism)
-    schedule: str = "1f1b"  # a name registered in trainsys.schedule: gpipe, 1f1b
+    schedule: str = "1f1b"  # a name registered in trainsys.schedule: gpipe, 1f1b, interleaved (with vp)
     recompute: Literal["none", "full"] = "none"  # full: keep only each layer's input and compute it again
-    reduction: Literal["canonical", "fast"] = "canonical"  # canonical: the same bits on every dp, pp, zero and schedule
+    reduction: Literal["canonical", "fast"] = "canonical"  # canonical: the same bits on every layout of one tp
     stage_layers: tuple[int, ...] = ()  # layers of each stage (under vp of each run); empty: as even as possible
     stage_replicas: tuple[int, ...] = ()  # replicas of each stage; empty: dp everywhere
 

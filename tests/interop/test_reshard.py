@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,52 @@ def test_a_damaged_checkpoint_is_not_exported(exported: Path, capsys: pytest.Cap
     assert main(["reshard", str(step), f"hf:{exported}/new"]) == 2
     assert "is damaged" in capsys.readouterr().err
     data.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["parallel.dp=0"], "parallel.dp=0 must be at least 1"),
+        (["parallel.cp=0"], "parallel.cp=0 must be at least 1"),
+        (["parallel.pp=2", "parallel.stage_replicas=[1,-1]"], "every stage needs at least 1"),
+        (["parallel.pp=2", "parallel.stage_replicas=[1]"], "names 1 stages but pp=2"),
+        (["parallel.vp=3", "parallel.stage_layers=[1,1]"], "names 2 runs but pp·vp=1·3"),
+        (["parallel.zero=9"], "parallel.zero=9 is unknown"),
+        (["parallel.ep=2"], "parallel.ep=2 exceeds model.num_experts=0"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused(
+    exported: Path, overrides: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = exported / "first" / "checkpoints" / "step-00000002"
+    target = exported / "none" / "step-00000002"
+    assert main(["reshard", str(step), str(target), *overrides]) == 2
+    assert says in capsys.readouterr().err
+    assert not target.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        ({"rope_theta": 5.0}, "config.json is damaged: its checksum does not match"),
+        ({"vocab_size": None}, "config.json has no vocab_size"),
+        ({"hidden_size": "abc"}, "config.json is damaged: TypeError"),
+        ({"rope_scaling": 5}, "config.json is damaged: AttributeError"),
+    ],
+)
+def test_a_changed_architecture_is_named(
+    exported: Path, edit: dict[str, object], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ours by its checksum; another's, which has none, by what its config.json lacks."""
+    bad = tmp_path / "bad"
+    shutil.copytree(exported / "hf", bad)
+    about = json.loads((bad / "config.json").read_text())
+    about = {key: value for key, value in {**about, **edit}.items() if value is not None}
+    if "rope_scaling" in edit:
+        about.pop("rope_parameters", None)
+    (bad / "config.json").write_text(json.dumps(about))
+    if "rope_theta" not in edit:
+        (bad / "SHA256SUMS").unlink()
+    assert main(["reshard", f"hf:{bad}", f"hf:{tmp_path}/out"]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -30,7 +30,7 @@ BAD_LAYOUTS = [
     ({"dp": 4, "ep": 2}, 4, "ep=2 exceeds model.num_experts=0; set parallel.ep=1$"),
 ]
 BAD_EXPERTS = [
-    ({"dp": 8, "ep": 8}, 8, "parallel.ep=8 exceeds model.num_experts=6; set parallel.ep=6$"),
+    ({"dp": 8, "ep": 8}, 8, "parallel.ep=8 exceeds model.num_experts=6; set parallel.ep=4$"),
     ({"dp": 4, "ep": 3}, 4, "parallel.ep=3 does not divide the 4 replicas of stage 0; set parallel.ep=1 or 2$"),
     (
         {"stage_replicas": (6,), "ep": 2},

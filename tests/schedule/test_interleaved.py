@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainsys.schedule import Costs, Routes, build, simulate
+from trainsys.schedule import Costs, Kind, Routes, build, simulate
 from trainsys.schedule.generators.interleaved import generate
 
 
@@ -39,6 +39,14 @@ def test_ragged_pipelines_end(replicas: list[int], vp: int, more: int) -> None:
         assert schedule.num_lanes == sum(replicas)
         for (stage, replica), lane in schedule.placement.items():
             assert lane == schedule.placement[stage % len(replicas), replica]
+
+
+def test_a_lost_replica_delays_the_start_little() -> None:
+    """Fewer replicas in one stage: a few more forwards first, not all of them."""
+    schedule = generate(Routes.balanced(64, [8, 8, 7, 8], 2), 2)
+    for lane in schedule.lanes:
+        first = next(i for i, action in enumerate(lane) if action.kind is Kind.B)
+        assert first < len(lane) // 2 or len(lane) <= 36
 
 
 def test_1f1b_has_one_run_per_stage() -> None:

@@ -180,7 +180,10 @@ def samples_lost_repeated(samples: Sequence[Sequence[int]], total: int) -> tuple
 
 
 def _not_struck(events: Sequence[FaultEvent], disturbed: Recorder) -> list[str]:
-    """Planned faults that left no trace, in their own notation; a join counts when a rank works after it."""
+    """Planned faults that left no trace, in their own notation.
+
+    A join counts when the rank was there for a change of layout, be it as a spare that the new layout leaves idle.
+    """
     struck = {(f.kind, f.rank, f.phase) for f in disturbed.faults}
     missing = [str(e) for e in events if e.kind != "join" and (e.kind, e.rank, e.phase) not in struck]
     joins = [e for e in events if e.kind == "join"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ def weights_to_start_from(config: RunConfig) -> Source:
     """
     try:
         source = open_source(config.train.init_from, "train.init_from")
-        check_model(source, dataclasses.replace(config.model))
+        check_model(source, config.model)
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith("train.init_from") else f"train.init_from: {text}") from None

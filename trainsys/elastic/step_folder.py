@@ -20,6 +20,7 @@ from trainsys.interop.naming import OURS
 from trainsys.interop.sums import Sums, sums_of
 from trainsys.interop.torch_stream import Coming, save_streamed
 from trainsys.models.geometry import check_split, resolve, split_layers, tensors
+from trainsys.planner.check import check_degrees
 from trainsys.space.box import Box, cut
 from trainsys.space.build import build_layout
 from trainsys.space.layout import Layout
@@ -104,6 +105,9 @@ class StepTarget:
 
 def layout_of(model: ModelConfig, parallel: ParallelConfig, chunk: int) -> Layout:
     """The configured layout on ranks 0, 1, …. Raises ValueError when it does not fit the model."""
+    check_degrees(parallel)
+    if parallel.ep > max(1, model.num_experts):
+        raise ValueError(f"parallel.ep={parallel.ep} exceeds model.num_experts={model.num_experts}; set parallel.ep=1")
     layers = tuple(parallel.stage_layers) or split_layers(model.num_layers, parallel.pp * parallel.vp)
     check_split(model, parallel.tp, layers)
     stages = len(layers) // parallel.vp

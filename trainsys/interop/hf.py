@@ -18,6 +18,7 @@ from trainsys.interop.hf_names import config_from_hf, config_to_hf
 from trainsys.interop.naming import HF, HF_FUSED
 from trainsys.interop.sums import Sums
 from trainsys.interop.torch_stream import as_bytes
+from trainsys.models.geometry import resolve
 from trainsys.space.box import Box
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -44,14 +45,17 @@ def open_hf(path: Path) -> NamedSource:
         raise ValueError(f"{path} is no Hugging Face checkpoint: config.json: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"{path} is no Hugging Face checkpoint: config.json: {error}") from None
-    config = config_from_hf(hf_config)
+    sums, table = Sums(path), dict[str, Fragments]()
+    for file in ("config.json", INDEX):
+        if (path / file).exists():
+            sums.verify(path / file)
+    config = _architecture(path, hf_config)
     if (path / INDEX).exists():
         files = _indexed(path)
     elif (path / SINGLE).exists():
         files = {SINGLE: None}
     else:
         raise ValueError(f"{path} has neither {SINGLE} nor {INDEX}")
-    sums, table = Sums(path), {}
     for file, wanted in files.items():
         opened = _File(path / file, sums)
         for name in opened.names if wanted is None else wanted:
@@ -60,6 +64,16 @@ def open_hf(path: Path) -> NamedSource:
     source = NamedSource(path, {"master": table}, (HF, HF_FUSED))
     source.config = config
     return source
+
+
+def _architecture(path: Path, hf_config: Any) -> ModelConfig:
+    """What a ``config.json`` describes. Raises ValueError, also for one that lacks or mistypes what it must say."""
+    try:
+        return resolve(config_from_hf(hf_config))
+    except KeyError as error:
+        raise ValueError(f"{path / 'config.json'} has no {error.args[0]}") from None
+    except (TypeError, AttributeError, StopIteration) as error:
+        raise ValueError(f"{path / 'config.json'} is damaged: {type(error).__name__} {error}") from None
 
 
 def _indexed(path: Path) -> dict[str, list[str] | None]:

@@ -21,7 +21,7 @@ from trainsys.interop.deepspeed import agreed_step, step_folder
 from trainsys.interop.formats import NamedSource, Read, Shard, Written
 from trainsys.interop.fragments import Fragments
 from trainsys.interop.naming import Naming
-from trainsys.interop.sums import Sums
+from trainsys.interop.sums import SUMS, Sums
 from trainsys.interop.torch_files import StoredTensor, load_lazily
 from trainsys.interop.torch_stream import Coming, save_streamed
 from trainsys.space.box import Box
@@ -41,7 +41,7 @@ def open_universal(path: Path) -> NamedSource:
         ValueError: one line, for what is missing or damaged.
     """
     folder = step_folder(path, "latest_universal")
-    zero, sums = folder / "zero", Sums(folder)
+    zero, sums = folder / "zero", Sums(path if (path / SUMS).is_file() else folder)
     if not zero.is_dir():
         raise ValueError(f"{folder} has no folder zero; name a universal checkpoint's global_stepN_universal folder")
     counted, shapes = _trainer(folder, sums)

@@ -65,14 +65,23 @@ def resolve(config: ModelConfig) -> ModelConfig:
         head_dim=config.head_dim or config.dim // heads,
         ffn_dim=config.ffn_dim or config.expert_ffn_dim or family.default_ffn_dim(config.dim),
     )
-    if config.num_experts and not family.experts:
-        moe = _or(sorted(name for name, other in FAMILIES.items() if other.experts))
-        raise ValueError(
-            f"family {config.family} has no experts, got num_experts={config.num_experts}; set family={moe}"
-        )
+    if not family.experts:
+        _refuse_experts(config)
     config = family.fill(config)
     family.check(config)
     return config
+
+
+def _refuse_experts(config: ModelConfig) -> None:
+    """Whether a dense model is asked for something of experts. Raises ValueError."""
+    moe = _or(sorted(name for name, other in FAMILIES.items() if other.experts))
+    keys = ("num_experts", "experts_per_token", "expert_ffn_dim", "shared_ffn_dim", "router_norm", "router_aux_coef")
+    for name in keys:
+        value = getattr(config, name)
+        if value != getattr(ModelConfig(), name):
+            raise ValueError(
+                f"family {config.family} has no experts, got {name}={value}; set family={moe}, or drop model.{name}"
+            )
 
 
 @lru_cache(maxsize=64)

@@ -56,7 +56,9 @@ class BucketSpec:
     @cached_property
     def number(self) -> int:
         """Tells it from every other bucket, the same on all of its ranks: the first ordinal, below 2^16."""
-        return min(self.tensors)
+        number = min(self.tensors)
+        assert number < 1 << 16, "message tags have 16 bits for it"
+        return number
 
     @cached_property
     def blocks(self) -> set[int]:

@@ -24,7 +24,6 @@ def check_parallel(config: RunConfig, num_ranks: int) -> None:
     """
     check_batch(config)
     _check_names(config.parallel)
-    _check_ragged(config.parallel)
     check_product(config.parallel, num_ranks)
     check_layout(config)
     check_memory(config)
@@ -34,11 +33,11 @@ def check_layout(config: RunConfig) -> None:
     """Everything about ``config.parallel`` but the number of ranks and their memory. Raises ValueError."""
     parallel = config.parallel
     _check_names(parallel)
-    _check_ragged(parallel)
     runs, num_layers = parallel.pp * parallel.vp, config.model.num_layers
     if parallel.vp > 1 and runs > num_layers:
-        most = max(1, num_layers // parallel.pp)
-        raise ValueError(f"pp*vp={runs} runs of layers but num_layers={num_layers}; set parallel.vp={most} or lower")
+        most = num_layers // parallel.pp
+        knob = f"parallel.vp={most} or lower" if most > 1 else "parallel.vp=1 and parallel.schedule=1f1b"
+        raise ValueError(f"pp*vp={runs} runs of layers but num_layers={num_layers}; set {knob}")
     layers = parallel.stage_layers or split_layers(num_layers, runs)
     check_split(config.model, parallel.tp, layers)
     if parallel.sequence_parallel and (parallel.tp == 1 or config.batch.seq_len % parallel.tp):
@@ -119,32 +118,44 @@ def _memory_knob(config: RunConfig, largest: str) -> str:
         if parallel.recompute == "none" and largest == "activations":
             return "set parallel.recompute=full or lower batch.microbatch_size"
         return "lower batch.microbatch_size or raise parallel.tp"
-    if largest == "gradients" and parallel.reduction == "canonical":
+    if largest == "gradients" and parallel.reduction == "canonical" and parallel.zero < 2:
         return "set parallel.reduction=fast (losses then depend on the layout) or raise parallel.tp or parallel.pp"
     if parallel.zero == 0 and parallel.dp > 2:
         return "set parallel.zero=1 or raise parallel.tp or parallel.pp"
     return "raise parallel.tp or parallel.pp"
 
 
-def _check_names(parallel: ParallelConfig) -> None:
-    for name in ("dp", "tp", "pp", "vp", "cp", "ep"):
-        if getattr(parallel, name) < 1:
-            raise ValueError(f"parallel.{name}={getattr(parallel, name)} must be at least 1")
-    for name in _NOT_RUN:
-        value = getattr(parallel, name)
-        if value > 1:
-            raise ValueError(f"parallel.{name}={value}: no step runs on such a layout yet; set parallel.{name}=1")
-    axis_order(parallel)
-    if (parallel.vp > 1) != (parallel.schedule == "interleaved") and parallel.schedule != "gpipe":
-        raise ValueError(
-            f"parallel.vp={parallel.vp} with schedule={parallel.schedule}: interleaved has several runs of layers per "
-            f"stage, 1f1b has one; set parallel.schedule={'interleaved' if parallel.vp > 1 else '1f1b'}"
-        )
+def check_degrees(parallel: ParallelConfig) -> None:
+    """Whether the degrees, names and ragged fields can be of any layout, run or only stored. Raises ValueError."""
     choices = {**_CHOICES, "schedule": tuple(GENERATORS)}
     for name, known in choices.items():
         value = getattr(parallel, name)
         if value not in known:
             raise ValueError(f"parallel.{name}={value} is unknown; set one of {', '.join(map(str, known))}")
+    for name in ("dp", "tp", "pp", "vp", "cp", "ep"):
+        if getattr(parallel, name) < 1:
+            raise ValueError(f"parallel.{name}={getattr(parallel, name)} must be at least 1")
+    axis_order(parallel)
+    _check_ragged(parallel)
+
+
+def _check_names(parallel: ParallelConfig) -> None:
+    """Whether a step can run on such a layout at all. Raises ValueError."""
+    check_degrees(parallel)
+    for name in _NOT_RUN:
+        value = getattr(parallel, name)
+        if value > 1:
+            raise ValueError(f"parallel.{name}={value}: no step runs on such a layout yet; set parallel.{name}=1")
+    if (parallel.vp > 1) != (parallel.schedule == "interleaved") and parallel.schedule != "gpipe":
+        raise ValueError(
+            f"parallel.vp={parallel.vp} with schedule={parallel.schedule}: interleaved has several runs of layers per "
+            f"stage, 1f1b has one; set parallel.schedule={'interleaved' if parallel.vp > 1 else '1f1b'}"
+        )
+    if parallel.reduction == "fast" and parallel.zero >= 2:
+        raise ValueError(
+            f"parallel.reduction=fast saves nothing under zero={parallel.zero}, which adds gradients in tree order as "
+            "they come; set parallel.reduction=canonical"
+        )
 
 
 def _check_ragged(parallel: ParallelConfig) -> None:
@@ -161,9 +172,7 @@ def _check_ragged(parallel: ParallelConfig) -> None:
 def _check_shares(config: RunConfig) -> None:
     """Uniform replicas get equal shares of the microbatches; ragged ones at least one microbatch each."""
     batch, parallel = config.batch, config.parallel
-    microbatches, most = batch.global_size // batch.microbatch_size, max((parallel.dp, *parallel.stage_replicas))
-    if parallel.stage_replicas:
-        most = max(parallel.stage_replicas)
+    microbatches, most = batch.global_size // batch.microbatch_size, max(parallel.stage_replicas or (parallel.dp,))
     if most > microbatches:
         raise ValueError(
             f"{microbatches} microbatches < {'stage_replicas' if parallel.stage_replicas else 'dp'}={most}; raise "

@@ -54,7 +54,8 @@ def _variants(grid: ParallelConfig, model: ModelConfig) -> Iterator[ParallelConf
 
 
 def _variants_of(grid: ParallelConfig, num_layers: int) -> Iterator[ParallelConfig]:
-    for zero in (0, 1, 2, 3) if grid.dp > 1 else (0,):
+    most = 1 if grid.reduction == "fast" else 3
+    for zero in range(most + 1) if grid.dp > 1 else (0,):
         for sequence_parallel in (False, True) if grid.tp > 1 else (False,):
             for schedule, vp in _schedules(grid.pp, num_layers):
                 for recompute in ("none", "full"):
@@ -69,7 +70,7 @@ def _variants_of(grid: ParallelConfig, num_layers: int) -> Iterator[ParallelConf
 
 
 def _schedules(pp: int, num_layers: int) -> Iterator[tuple[str, int]]:
-    """Every schedule with its runs of layers per stage; more than two per stage only where a config asks for them."""
+    """Every schedule with its runs of layers per stage: two where there are several, more cost time to search."""
     for name in GENERATORS if pp > 1 else ("1f1b",):
         if name != "interleaved":
             yield name, 1

@@ -24,7 +24,8 @@ def check_experts(config: RunConfig) -> None:
     if ep == 1:
         return
     if ep > model.num_experts:
-        knob = max(model.num_experts, 1)
+        most = max(model.num_experts, 1)
+        knob = max(d for d in range(1, most + 1) if all(n % d == 0 for n in stages.replicas))
         raise ValueError(f"parallel.ep={ep} exceeds model.num_experts={model.num_experts}; set parallel.ep={knob}")
     microbatches = config.batch.global_size // config.batch.microbatch_size
     for stage, replicas in enumerate(stages.replicas):

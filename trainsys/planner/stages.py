@@ -11,7 +11,7 @@ from trainsys.space.tensor import EMBED
 
 @dataclass(frozen=True)
 class Stages:
-    """Who is where. A team is the tp ranks of one replica of one stage; teams are numbered stage by stage.
+    """Who is where. A team is the tp ranks of one replica of one stage; `team` numbers them in placement order.
 
     Attributes:
         runs: transformer layers of each run, in the order of the model; without vp, of each stage.

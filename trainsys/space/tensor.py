@@ -97,7 +97,7 @@ class LogicalTensor:
 
 @dataclass(frozen=True)
 class Space:
-    """Every training-state tensor of a run: each logical tensor once per slot, plus `Progress`."""
+    """The parameters of a run, each with the `SLOTS` of state. The manager keeps the step, and so the data position."""
 
     tensors: tuple[LogicalTensor, ...]
 
@@ -123,12 +123,3 @@ class Space:
     @property
     def numel(self) -> int:
         return sum(t.numel for t in self.tensors)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Training state that is not a tensor. Random numbers are keyed by it, so there is no RNG state beside it."""
-
-    step: int = 0  # optimizer steps committed
-    position: int = 0  # sequences consumed from the data stream
-    seed: int = 0

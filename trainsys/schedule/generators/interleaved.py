@@ -6,13 +6,12 @@ the next; backward the runs go from last to first. A lane starts with as many fo
 then alternates.
 
 With ragged replicas, or microbatches that are no multiple of P, lanes may then wait for each other in a cycle; all
-begin with one forward more until they do not. With all forwards first nobody ever waits in a cycle.
+begin with 1, 2, 4, … forwards more until they do not. With all forwards first nobody ever waits in a cycle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count
 
 from trainsys.schedule.actions import Action, Kind
 from trainsys.schedule.routes import Routes
@@ -25,11 +24,12 @@ def generate(routes: Routes, vp: int = 1) -> Schedule:
     hosted: list[list[tuple[int, int]]] = [[] for _ in set(placement.values())]
     for pair, lane in placement.items():
         hosted[lane].append(pair)
-    for more in count():
+    more = 0
+    while True:
         lanes = tuple(_lane(routes, vp, pairs, more) for pairs in hosted)
         if _ends(lanes, routes.num_stages):
             return Schedule("interleaved", routes, lanes, placement)
-    raise AssertionError("with all forwards first every schedule ends")
+        more = max(1, 2 * more)
 
 
 def _lane(routes: Routes, vp: int, hosted: Sequence[tuple[int, int]], more: int) -> tuple[Action, ...]:
