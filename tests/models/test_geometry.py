@@ -49,7 +49,10 @@ def test_resolve_fills_the_derived_sizes_and_is_idempotent() -> None:
         ({"family": "qwen3", "dropout": 0.1}, "qwen3 has no dropout"),
         ({"dropout": 1.0}, r"dropout=1 must lie in \[0, 1\)"),
         ({"family": "gpt2", "num_kv_heads": 2}, "num_kv_heads=2 must be 0 or num_heads=4"),
-        ({"num_experts": 4}, "llama has no experts, got num_experts=4; set family=mixtral or qwen3_moe, or drop model.num_experts$"),
+        (
+            {"num_experts": 4},
+            "got num_experts=4; set family=mixtral or qwen3_moe, or drop model.num_experts$",
+        ),
         ({"family": "mixtral"}, "mixtral needs experts, got num_experts=0; set num_experts=8$"),
         (
             {"family": "qwen3_moe", "num_experts": 4, "experts_per_token": 5},

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.schedules import body
-from trainsys.schedule.generators import build
-from trainsys.schedule.routes import Routes
-from trainsys.schedule.simulate import Costs, simulate
+from benchmarks.schedules import VP, body, scheduled
+from trainsys.schedule.simulate import simulate
 from trainsys.testing import RankPool
 
 P, M, T = 4, 8, 0.040
 
 
-@pytest.mark.parametrize(("name", "peaks"), [("gpipe", [8, 8, 8, 8]), ("1f1b", [4, 3, 2, 1])])
+@pytest.mark.parametrize(
+    ("name", "peaks"), [("gpipe", [8, 8, 8, 8]), ("1f1b", [4, 3, 2, 1]), ("interleaved", [11, 9, 7, 5])]
+)
 def test_stages_overlap_as_simulated(ranks: RankPool, name: str, peaks: list[int]) -> None:
-    predicted = simulate(build(name, Routes.balanced(M, [1] * P)), Costs([T] * P, [2 * T] * P))
-    assert predicted.step_s == pytest.approx((M + P - 1) * 3 * T)
+    predicted = simulate(*scheduled(name, M, P, T))
+    assert predicted.step_s == pytest.approx((M + (P - 1) / VP.get(name, 1)) * 3 * T)
     assert list(predicted.peak_activations) == peaks
     results = ranks.run(body, P, name, M, T, 3)
     assert [r["peak"] for r in results] == peaks
