@@ -53,9 +53,8 @@ def test_a_signal_stops_with_a_checkpoint(number: int, send: Callable[[Command, 
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
-@pytest.mark.parametrize(
-    ("delay_s", "number"), [(0.2, signal.SIGINT), (0.4, signal.SIGTERM), (0.4, signal.SIGINT), (0.8, signal.SIGTERM)]
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("delay_s", [0.2, 0.4, 0.8])
 def test_a_signal_to_all_while_ranks_start(delay_s: float, number: int, tmp_path: Path) -> None:
     with command("train", *tiny(tmp_path, LONG)) as running:
         assert eventually(lambda: (tmp_path / "history.jsonl").exists(), 60)

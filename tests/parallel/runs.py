@@ -12,7 +12,7 @@ from trainsys.config import BatchConfig, ElasticConfig, ModelConfig, OptimConfig
 from trainsys.space.layout import Piece
 from trainsys.testing import RankPool
 
-STEPS = 3
+STEPS = 5
 
 
 def run_config(dtype: str = "float32", model: dict[str, Any] | None = None, **parallel: Any) -> RunConfig:

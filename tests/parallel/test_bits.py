@@ -39,11 +39,9 @@ FOUR_RANKS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("name", MODELS)
 def test_four_ranks_have_the_bits_of_one(ranks: RankPool, name: str) -> None:
-    """Every grid for two of the models, every other one for the rest."""
     dtype, model = MODELS[name]
     (expected,) = run_all(ranks, 1, [run_config(dtype, model)])
-    grids = FOUR_RANKS[:: 1 if name in ("llama", "gpt2 tied dropout") else 2]
-    for got in run_all(ranks, 4, [run_config(dtype, model, **grid) for grid in grids]):
+    for got in run_all(ranks, 4, [run_config(dtype, model, **grid) for grid in FOUR_RANKS]):
         assert_same_bits(got, expected)
         assert (got.mirrored > 0) == (got.config.parallel.zero > 0 or got.config.parallel.pp > 1)
 

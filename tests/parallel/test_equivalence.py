@@ -97,14 +97,14 @@ def test_norms_of_heads(ranks: RankPool, model: dict[str, Any]) -> None:
 )
 def test_tp_ranks_share_key_value_heads(ranks: RankPool, model: dict[str, Any]) -> None:
     """Twice and four times as many tp ranks as key/value heads."""
-    grids: list[dict[str, Any]] = [
+    grids = [
         {"tp": 4},
         {"tp": 8, "sequence_parallel": True, "recompute": "full"},
         {"tp": 4, "dp": 2, "zero": 1},
         {"tp": 4, "pp": 2, "zero": 1},
         {"tp": 4, "dp": 2, "reduction": "fast"},
     ]
-    compare(ranks, 8, model, grids if "tied" in model else grids[1::2])
+    compare(ranks, 8, model, grids)
 
 
 @pytest.mark.parametrize("shared", [0, 32])
