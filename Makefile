@@ -47,8 +47,12 @@ types: venv  ## types, strict (mypy)
 contracts: venv  ## imports run downwards only (import-linter)
 	$(BIN)/lint-imports
 
+# packages whose tests start ranks and look at the clock: one after the other
+ALONE := $(addprefix tests/,comm elastic faults launch parallel)
+
 tests: venv  ## the tests alone; parts of them: .venv/bin/pytest tests/space -k transition
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 tests $(ALONE:%=--ignore=%)
+	$(BIN)/pytest $(ALONE)
 
 bench: venv  ## every benchmark, each against its peers; one of them: .venv/bin/trainsys bench NAME
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/trainsys bench $$name; done

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -37,12 +37,41 @@ def execute(
     """Carry out the moves; returns each new storage and how often each of its cells was written."""
     full = numbered(space)
     old = {r: storage(full, space, src, r) for r in alive}
-    new = {r: np.full(len(storage(full, space, dst, r)), -1) for r in dst.ranks}
-    written = {r: np.zeros(len(a), dtype=int) for r, a in new.items()}
+    return carry_out(old, {r: len(storage(full, space, dst, r)) for r in dst.ranks}, moves)
+
+
+def carry_out(
+    old: Mapping[int, np.ndarray], sizes: Mapping[int, int], moves: list[Move]
+) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """The same from storages and sizes that are known."""
+    new = {r: np.full(size, -1) for r, size in sizes.items()}
+    written = {r: np.zeros(size, dtype=int) for r, size in sizes.items()}
     for m in moves:
         run(new[m.dst], m.dst_at, m.box)[...] = run(old[m.src], m.src_at, m.box)
         run(written[m.dst], m.dst_at, m.box)[...] += 1
     return new, written
+
+
+def arrives_whole(
+    space: Space, src: Layout, dst: Layout, alive: Collection[int], node_of: NodeOf
+) -> dict[int, Transition] | None:
+    """Plan and carry out a change: storages as they must be, each cell written once; None exactly if state is lost."""
+    full = numbered(space)
+    have = {r: storage(full, space, src, r) for r in alive}
+    need = {r: storage(full, space, dst, r) for r in dst.ranks}
+    living = np.unique(np.concatenate([np.zeros(0, int), *have.values()]))
+    shares = plan(space, src, dst, alive, node_of)
+    assert (shares is None) == (not np.isin(np.concatenate([*need.values()]), living).all())
+    if shares is None:
+        return None
+    moves = [m for s in shares.values() for m in (*s.local, *s.receives)]
+    new, written = carry_out(have, {r: len(values) for r, values in need.items()}, moves)
+    for rank in dst.ranks:
+        assert np.array_equal(new[rank], need[rank])
+        assert (written[rank] == 1).all()
+        received = sum(m.box.numel for m in shares[rank].receives)
+        assert received == np.count_nonzero(~np.isin(need[rank], have.get(rank, np.zeros(0, int))))
+    return shares
 
 
 def run(array: np.ndarray, at: Place, box: Box) -> np.ndarray:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.elastic.test_transit import filled
-from tests.space.execution import execute, plan
-from tests.space.strategies import NodeOf, cases, changes, numbered, storage
+from tests.space.execution import arrives_whole
+from tests.space.strategies import NodeOf, cases, changes
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.census import check_census, take_census
 from trainsys.elastic.checkpoint import load_state, save_state
@@ -46,18 +46,7 @@ Change = tuple[Space, Layout, Layout, tuple[int, ...], NodeOf]
 def test_any_change_moves_them_exactly(change: Change, blocks: list[int]) -> None:
     plain, src, dst, alive, node_of = change
     space, _ = extended(plain, blocks)
-    full = numbered(space)
-    shares = plan(space, src, dst, alive, node_of)
-    living = np.unique(np.concatenate([np.zeros(0, int), *(storage(full, space, src, r) for r in alive)]))
-    wanted = np.unique(np.concatenate([storage(full, space, dst, r) for r in dst.ranks]))
-    assert (shares is None) == (not np.isin(wanted, living).all())
-    if shares is None:
-        return
-    moves = [m for s in shares.values() for m in (*s.local, *s.receives)]
-    new, written = execute(space, src, dst, alive, moves)
-    for rank in dst.ranks:
-        assert np.array_equal(new[rank], storage(full, space, dst, rank))
-        assert (written[rank] == 1).all()
+    arrives_whole(space, src, dst, alive, node_of)
 
 
 @settings(max_examples=150)

@@ -29,13 +29,12 @@ from trainsys.comm.group import Group
 from trainsys.comm.objects import broadcast_object, gather_objects
 from trainsys.config import RunConfig
 from trainsys.elastic.manifest import complete, folder_of, partial_of, remove_partial
+from trainsys.interop.disk import FULL
 from trainsys.parallel.state import FlatState
 from trainsys.space.box import Box
 from trainsys.space.layout import Layout
 from trainsys.space.places import Place, piece_places, storage_places
 from trainsys.space.tensor import SLOTS, Space
-
-_FULL = {errno.ENOSPC: "no space left on the disk", errno.EDQUOT: "the disk quota is used up"}
 
 
 class CheckpointError(RuntimeError):
@@ -151,8 +150,8 @@ def _attempt(action: Any, folder: Path) -> str:
         number = cause.errno if isinstance(cause, OSError) else None
         if number == errno.EFBIG:
             return f"a file grew over this process's limit in {folder.parent}; raise ulimit -f or set checkpoint.dir=…"
-        if number in _FULL or "No space left" in str(error):
-            text = _FULL[number if number in _FULL else errno.ENOSPC]
+        if number in FULL or "No space left" in str(error):
+            text = FULL[number if number in FULL else errno.ENOSPC]
             return f"{text} of {folder.parent}; free some or set checkpoint.dir=…"
         return " ".join(str(cause or error).split())[:300]
     return ""

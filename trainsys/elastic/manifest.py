@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainsys.config import ModelConfig, RunConfig, to_dict
+from trainsys.interop.disk import sync
 from trainsys.models.geometry import resolve
 
 MANIFEST = "trainsys.json"
@@ -71,7 +72,7 @@ def complete(config: RunConfig, step: int) -> None:
     if final.exists():
         final.rename(partial_of(final.with_name(f"{final.name}.old")))
     temporary.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     remove_partial(config)
     for folder in [f for s, f in saved_steps(config).items() if s <= step][config.checkpoint.keep :]:
         shutil.rmtree(folder, ignore_errors=True)
@@ -98,15 +99,6 @@ def write_manifest(folder: Path, about: Mapping[str, Any], files: Mapping[str, t
         json.dump({**manifest, "crc": _crc_of(manifest)}, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _crc(path: Path) -> int:

@@ -6,7 +6,6 @@ that was killed goes on with the next file. What is in memory is what a target h
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -21,16 +20,11 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from trainsys.interop.disk import FULL, sync
 from trainsys.interop.formats import Source, Target, Written
 from trainsys.interop.sums import sums_of, write_sums
 from trainsys.space.box import Box
 from trainsys.space.tensor import SLOTS, LogicalTensor
-
-_FULL = {
-    errno.ENOSPC: "no space left on the disk",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "a file grew over this process's limit, ulimit -f",
-}
 
 
 @dataclass
@@ -89,10 +83,10 @@ def convert(
             target.finish(partial, finished)
             _seal(partial, finished)
             partial.rename(destination)
-            _sync(destination.parent)
+            sync(destination.parent)
     except OSError as error:
         again = f"{partial} keeps what is finished: the same command goes on from there"
-        what = _FULL.get(error.errno or 0, error.strerror or str(error))
+        what = FULL.get(error.errno or 0, error.strerror or str(error))
         raise ValueError(f"{destination} could not be written: {what}; {again}") from None
     return done
 
@@ -122,7 +116,7 @@ def _write_shards(
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             note = target.write(path, shard, read, _for_file(advance, shard.name))
-            _sync(path)
+            sync(path)
         except BaseException:
             path.unlink(missing_ok=True)  # of a full disk, say
             raise
@@ -142,8 +136,8 @@ def _seal(partial: Path, finished: Mapping[str, Written]) -> None:
     write_sums(partial, sums)
     for path in partial.rglob("*"):
         if str(path.relative_to(partial)) not in finished:
-            _sync(path)
-    _sync(partial)
+            sync(path)
+    sync(partial)
 
 
 @contextmanager
@@ -198,14 +192,6 @@ def _fingerprint(path: Path) -> str:
     stats = [(str(p.relative_to(path)), p.stat()) for p in sorted(path.rglob("*")) if p.is_file()]
     text = json.dumps([str(path.resolve()), [(name, s.st_size, s.st_mtime_ns) for name, s in stats]])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class ZeroMoments:
