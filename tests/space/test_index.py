@@ -7,8 +7,8 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.space.strategies import RANKS, NodeOf, cases, meshes, nodes, numbered, spaces, storage, survivors
 from tests.space.execution import execute, plan
+from tests.space.strategies import RANKS, NodeOf, cases, meshes, nodes, numbered, spaces, storage, survivors
 from trainsys.config import ParallelConfig
 from trainsys.space.build import build_layout, mirrors, succeed
 from trainsys.space.coverage import LostError, check_covered
