@@ -82,8 +82,8 @@ def test_1f1b_with_a_lost_replica_stays_close_to_gpipe() -> None:
         costs = Costs([1.0] * len(replicas), [2.0] * len(replicas))
         steps = [simulate(build(name, Routes.balanced(16, replicas)), costs).step_s for name in ("1f1b", "gpipe")]
         slower.append(steps[0] / steps[1])
-    assert sum(slower) / len(slower) < 1.08
-    assert max(slower) < 1.30
+    assert sum(slower) / len(slower) < 1.03
+    assert max(slower) < 1.16
 
 
 def test_1f1b_and_gpipe_run_for_every_small_ragged_pipeline() -> None:

@@ -7,12 +7,12 @@ so that any shard can be read from, or written to, its place without touching th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from trainsys.config import ModelConfig
-from trainsys.models.geometry import resolve, tensors
+from trainsys.models.geometry import resolve
 from trainsys.space.box import Box
 
 
@@ -93,16 +93,11 @@ _BUFFERS = re.compile(r".*\.(rotary_emb\.inv_freq|attn\.(masked_)?bias)")  # of 
 _FUSED = {"attention.wq": 0, "attention.wk": 1, "attention.wv": 2}  # thirds of gpt2's attn.c_attn
 
 
-def fused_experts(names: Iterable[str]) -> bool:
-    """Whether a checkpoint keeps a layer's experts in one tensor, as newer transformers do in memory and can save."""
-    return any(name.endswith(".mlp.experts.gate_up_proj") for name in names)
-
-
 def part_of(config: ModelConfig, name: str, fused: bool = False) -> Part:
     """Where logical tensor `name` lies in a Hugging Face checkpoint of the same architecture.
 
     Args:
-        fused: see `fused_experts`.
+        fused: with a layer's experts in one tensor, as newer transformers keep them in memory and can save them.
     """
     table, layers = _TABLES[config.family]
     match = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
@@ -127,24 +122,13 @@ def part_of(config: ModelConfig, name: str, fused: bool = False) -> Part:
     return Part(f"{layers}.{layer}.{table[module]}.{kind}", matrix)
 
 
-def their_shapes(config: ModelConfig, fused: bool = False) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the Hugging Face checkpoint, fused ones whole.
-
-    Raises:
-        ValueError: for a model that theirs cannot be.
-    """
+def check(config: ModelConfig) -> None:
+    """Raises ValueError for a model that theirs cannot be."""
     if config.shared_ffn_dim:
         raise ValueError(
             f"a Hugging Face {config.family} has no shared expert, ours has shared_ffn_dim={config.shared_ffn_dim}; "
             "set model.shared_ffn_dim=0"
         )
-    shapes: dict[str, tuple[int, ...]] = {}
-    for tensor in tensors(config):
-        part = part_of(config, tensor.name, fused)
-        stop = part.box(Box.whole(tensor.shape)).stop
-        old = shapes.get(part.name, stop)
-        shapes[part.name] = tuple(max(a, b) for a, b in zip(old, stop, strict=True))
-    return shapes
 
 
 def ignorable(config: ModelConfig, name: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from trainsys.config import ModelConfig
-from trainsys.interop.hf_names import ignorable, part_of, their_shapes
+from trainsys.interop.hf_names import check, ignorable, part_of
 from trainsys.models.geometry import resolve, tensors
 from trainsys.space.box import Box
 from trainsys.space.fused import Fused
@@ -71,7 +71,7 @@ class Naming:
     kind: str
     spans: Spans
     ignorable: Callable[[ModelConfig, str], bool]
-    check: Callable[[ModelConfig], object] = bool
+    check: Callable[[ModelConfig], None] = lambda config: None
 
     def shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
         """Name and shape of each of their tensors. Raises ValueError for a model that theirs cannot be."""
@@ -98,7 +98,7 @@ def hugging_face(fused: bool) -> Naming:
         origin = part.box(whole).start[len(lead) :]
         return (Span(whole, part.name, origin[::-1] if part.transposed else origin, part.transposed, lead),)
 
-    return Naming("Hugging Face's", spans, ignorable, lambda config: their_shapes(config, fused))
+    return Naming("Hugging Face's", spans, ignorable, check)
 
 
 OURS = Naming("ours", _our_spans, lambda config, name: config.tied and name == "output.weight")

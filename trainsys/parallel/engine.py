@@ -33,7 +33,7 @@ from trainsys.schedule.generators import build as build_schedule
 from trainsys.schedule.lockstep import check_lockstep
 from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout, Piece
-from trainsys.space.tensor import Space
+from trainsys.space.tensor import Space, class_experts
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -100,7 +100,7 @@ class Engine:
         check_lockstep(self.schedule, [[lanes[s, team] for team in teams] for s, teams in sorted(groups)])
         members = ep_ranks(self.layout, self.rank)
         ep, count = self.layout.ep, self.config.model.num_experts
-        classes = [-(-c * count // ep) for c in range(ep + 1)]  # of LogicalTensor.expert_class
+        classes = [class_experts(count, ep, c).start for c in range(ep + 1)]
         return ExpertParallel(comm.group(members), members, classes)
 
     def _build_buckets(self, comm: Communicator) -> None:

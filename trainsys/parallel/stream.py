@@ -57,7 +57,7 @@ class Stream:
 
     def send(self, bucket: StreamedBucket, leaf: Node, value: Tensor) -> None:
         """Begin sending every owner its slice of `value`."""
-        group, leaving = bucket.stream_group, self._leaving.setdefault(bucket.stream_group, [])
+        group, leaving = bucket.group, self._leaving.setdefault(bucket.group, [])
         for peer, (start, stop) in bucket.spec.regions.items():
             if peer != self._rank and stop > start:
                 part = value[start:stop]
@@ -83,8 +83,7 @@ class Stream:
         shared = [bucket for bucket in self.buckets if peer in bucket.spec.ranks and bucket.region_numel]
         for microbatch, blocks in self._order.backwards(peer):
             for bucket in shared:
-                several = bucket.spec.experts
-                for made in self._order.together(peer, microbatch) if several else (microbatch,):
+                for made in self._order.together(peer, microbatch) if bucket.spec.experts else (microbatch,):
                     for part, uses in enumerate(bucket.spec.uses):
                         if any(block in blocks for block in uses):
                             yield bucket, bucket.spec.tree.leaf(made, part)
@@ -93,13 +92,15 @@ class Stream:
 class StreamedBucket(Bucket):
     """A bucket whose gradients leave as they come; `group` has two ranks or more."""
 
+    group: Group
+
     def __init__(
         self, spec: BucketSpec, rank: int, group: Group, dtype: torch.dtype, device: torch.device, stream: Stream
     ) -> None:
         super().__init__(spec, rank, group, dtype, device, fast=False)
         self.base = self.region.start  # `reduce` returns the region alone
         self.region_numel = self.region.stop - self.region.start
-        self.stream_group, self.total = group, _Total(TreeSum(spec.tree, Tensor.add_))
+        self.total = _Total(TreeSum(spec.tree, Tensor.add_))
         self._stream = stream
         stream.buckets.append(self)
 
@@ -152,7 +153,7 @@ def _receive(
     try:
         for bucket, leaf in arrivals:
             buffer = bucket.empty()
-            bucket.stream_group.wait(bucket.stream_group.irecv(buffer, peer, bucket.tag(leaf)))
+            bucket.group.wait(bucket.group.irecv(buffer, peer, bucket.tag(leaf)))
             totals[bucket].push(leaf, buffer)
     except CommError as error:
         ended.put(error)

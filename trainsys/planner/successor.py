@@ -83,10 +83,11 @@ def _memory(config: RunConfig, parallel: ParallelConfig) -> float:
 def _too_big(config: RunConfig, options: list[ParallelConfig], ranks: int) -> str:
     nearest = min(options, key=lambda parallel: _memory(config, parallel))
     limit, needs = config.cluster.device.memory_gib, _memory(config, nearest)
+    saves = nearest.zero < 2 and nearest.reduction != "fast"
     return (
         f"no layout fits on the {ranks} rank{'s'[: ranks != 1]} left: nearest is {notation(nearest)}, which needs "
         f"{needs:.3g} GiB per rank and misses cluster.device.memory_gib={limit:g} by {needs - limit:.3g} GiB; "
-        "add ranks or set parallel.reduction=fast"
+        f"add ranks{' or set parallel.reduction=fast' if saves else ''}"
     )
 
 

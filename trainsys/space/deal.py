@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainsys.space.layout import Layout
-from trainsys.space.tensor import LogicalTensor, Space
+from trainsys.space.tensor import LogicalTensor, Space, class_experts
 
 Ints = NDArray[np.int64]
 
@@ -90,8 +90,8 @@ class Deals:
             for block in range(first, stop):
                 numbers.update(by_block.get((block, None), ()))
                 count, own = experts.get(block, 0), range(experts.get(block, 0))
-                if expert_class is not None:  # the inverse of LogicalTensor.expert_class
-                    own = range(-(-expert_class * count // ep), -(-(expert_class + 1) * count // ep))
+                if expert_class is not None:
+                    own = class_experts(count, ep, expert_class)
                 for expert in own:
                     numbers.update(by_block.get((block, expert), ()))
         return [self[n] for n in sorted(numbers)]

@@ -95,6 +95,11 @@ class LogicalTensor:
         return f"{self.name}[{dims}]" + (" zero@dp" if zero else "")
 
 
+def class_experts(num_experts: int, ep: int, expert_class: int) -> range:
+    """The experts whose `LogicalTensor.expert_class` is this one."""
+    return range(-(-expert_class * num_experts // ep), -(-(expert_class + 1) * num_experts // ep))
+
+
 @dataclass(frozen=True)
 class Space:
     """The parameters of a run, each with the `SLOTS` of state. The manager keeps the step, and so the data position."""
