@@ -14,6 +14,7 @@ from typing import Any, cast
 from torch._C._distributed_c10d import Store
 
 from trainsys.comm.group import CommError, Group
+from trainsys.comm.waiting import brief
 
 Ranks = tuple[int, ...]
 
@@ -79,7 +80,7 @@ class Communicator:
                     name = f"e{epoch}/{','.join(map(str, ranks))}"
                     built[ranks] = Group(store, name, ranks, self.rank, self._backend, self._timeout_s)
             except (RuntimeError, ValueError) as failure:
-                error = str(failure).splitlines()[0]
+                error = brief(failure)
             with self._changed:
                 self._spare = None if error else store
                 outcome.append(error)

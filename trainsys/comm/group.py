@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, Work
 
-from trainsys.comm.waiting import Answers, outcome, wait_elsewhere
+from trainsys.comm.waiting import Answers, brief, outcome, wait_elsewhere
 
 _LOCAL_SEND_BUFFER = 256 << 10  # bytes; measured: 64 MiB to 4 ranks took 14 % less than with the kernel's 4 MiB
 
@@ -137,7 +137,7 @@ class Group:
             return call(backend)
         except RuntimeError as error:
             self.torn = True
-            raise CommError(f"group {self.name}: {str(error).splitlines()[0]}") from None
+            raise CommError(f"group {self.name}: {brief(error)}") from None
 
     def freeze(self) -> None:
         """Refuse new operations; free the thread that is inside one. A quiet group stays connected and clean."""
@@ -186,7 +186,7 @@ def _backend(store: Store, index: int, size: int, name: str, timeout: timedelta)
             options._timeout = timeout
             return dist.ProcessGroupNCCL(store, index, size, options)
     except RuntimeError as error:
-        raise CommError(f"cannot connect the group: {str(error).splitlines()[0]}") from None
+        raise CommError(f"cannot connect the group: {brief(error)}") from None
     raise ValueError(f"backend {name!r} is not known; use gloo or nccl")
 
 

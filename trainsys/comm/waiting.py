@@ -8,6 +8,7 @@ behind holds the operation's buffers until its own timeout, then serves again.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from queue import SimpleQueue
@@ -17,6 +18,7 @@ from torch._C._distributed_c10d import Work
 Answers = SimpleQueue[str]  # one per operation, in order: "" or what went wrong
 _Orders = SimpleQueue[tuple[Sequence[Work], Answers]]
 
+_SOURCE = re.compile(r"^\[[^\]]*\.(cc|cpp|h):\d+\] ")
 _idle: list[_Orders] = []  # threads with nothing to do
 
 
@@ -45,9 +47,15 @@ def _wait_in_turn(works: Sequence[Work], answers: Answers) -> None:
 
 
 def outcome(work: Work) -> str:
-    """Wait for an operation; the first line of its error, or nothing."""
+    """Wait for an operation; what went wrong, or nothing."""
     try:
         work.wait()
     except RuntimeError as error:
-        return str(error).splitlines()[0]
+        return brief(error)
     return ""
+
+
+def brief(error: Exception) -> str:
+    """A backend's error in one line: without the place in its sources, its general advice and its good wishes."""
+    line = _SOURCE.sub("", str(error).splitlines()[0])
+    return line.partition(". This is typically")[0]
