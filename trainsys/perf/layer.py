@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainsys.perf.collective import all_reduce_s, gather_s
+from trainsys.perf.experts import exchange_s, expert_products, expert_streams
 from trainsys.perf.gemm import gemm_s
 from trainsys.perf.job import Job
 
@@ -22,6 +23,7 @@ class LayerCost:
         stream_s: norms, activations, residuals, casts.
         reduce_s: one tensor-parallel all-reduce; there are two in each direction.
         context_s: keys and values of the other cp ranks, forward.
+        experts_s: tokens sent to their experts and back, in each direction.
     """
 
     product_s: tuple[float, float]
@@ -29,14 +31,15 @@ class LayerCost:
     stream_s: tuple[float, float]
     reduce_s: float
     context_s: float
+    experts_s: float
 
     @property
     def forward_s(self) -> float:
-        return self.product_s[0] + self.core_s[0] + self.stream_s[0] + 2 * self.reduce_s + self.context_s
+        return self.product_s[0] + self.core_s[0] + self.stream_s[0] + 2 * self.reduce_s + self.context_s + self.experts_s
 
     @property
     def backward_s(self) -> float:
-        return self.product_s[1] + self.core_s[1] + self.stream_s[1] + 2 * self.reduce_s + 2 * self.context_s
+        return self.product_s[1] + self.core_s[1] + self.stream_s[1] + 2 * self.reduce_s + 2 * self.context_s + self.experts_s
 
     def again_s(self, job: Job) -> float:
         """Seconds of recomputation in the backward pass."""
@@ -48,7 +51,7 @@ class LayerCost:
 
 
 def layer_cost(job: Job) -> LayerCost:
-    """The parts of one dense layer."""
+    """The parts of one layer: with experts where the model has them, but for its leading dense layers."""
     shape, tp = job.shape, job.degrees.tp
     keys = 2 * job.tokens * shape.kv_heads * shape.head_dim / tp * 2
     context = gather_s(job, keys * job.degrees.cp, job.degrees.cp, tp)
@@ -58,17 +61,33 @@ def layer_cost(job: Job) -> LayerCost:
         stream_s=_streams(job),
         reduce_s=all_reduce_s(job, job.tokens * shape.hidden * 2, tp),
         context_s=0.0 if job.software.overlap_context else context,
+        experts_s=exchange_s(job) if shape.experts else 0.0,
     )
 
 
 def _products(job: Job) -> tuple[float, float]:
     """Forward products, and backward both of the input's and of the weight's gradient."""
-    shape, tp, device = job.shape, job.degrees.tp, job.device
-    inner = shape.heads * shape.head_dim // tp
+    attention = _dense(job, _attention_matrices(job))
+    mlp = expert_products(job) if job.shape.experts else _dense(job, _mlp_matrices(job))
+    return attention[0] + mlp[0], attention[1] + mlp[1]
+
+
+def _attention_matrices(job: Job) -> list[tuple[int, int]]:
+    """[outputs, inputs] of the matrices on one tp rank."""
+    shape, tp = job.shape, job.degrees.tp
     qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim // tp
-    up = shape.ffn // tp * (2 if shape.gated else 1)
+    return [(qkv, shape.hidden), (shape.hidden, shape.heads * shape.head_dim // tp)]
+
+
+def _mlp_matrices(job: Job) -> list[tuple[int, int]]:
+    shape, inner = job.shape, job.shape.ffn // job.degrees.tp
+    return [(inner * (2 if shape.gated else 1), shape.hidden), (shape.hidden, inner)]
+
+
+def _dense(job: Job, matrices: list[tuple[int, int]]) -> tuple[float, float]:
+    device = job.device
     forward = backward = 0.0
-    for n, k in ((qkv, shape.hidden), (shape.hidden, inner), (up, shape.hidden), (shape.hidden, shape.ffn // tp)):
+    for n, k in matrices:
         forward += gemm_s(device, job.tokens, n, k, job.precision)
         backward += gemm_s(device, job.tokens, k, n, job.precision)
         backward += gemm_s(device, n, k, job.tokens, job.precision, add_bytes=job.software.accumulate)
@@ -107,6 +126,7 @@ def _streams(job: Job) -> tuple[float, float]:
     apart = job.tokens // tp if job.sequence_parallel else job.tokens
     qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim // tp
     moved = [traits.norm * apart * shape.hidden] * 2 + [traits.residual * apart * shape.hidden] * 2
-    moved += [traits.activation * job.tokens * shape.ffn / tp, traits.rotary * job.tokens * qkv]
+    moved += [traits.rotary * job.tokens * qkv]
+    moved += expert_streams(job) if shape.experts else [traits.activation * job.tokens * shape.ffn / tp]
     forward = sum(map(job.device.stream_s, moved))
     return forward, sum(job.device.stream_s(_BACKWARD * n) for n in moved)

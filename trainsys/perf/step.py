@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainsys.perf.collective import gather_s, message_s
+from trainsys.perf.params import layer_params, rank_params
 from trainsys.perf.gemm import gemm_s
 from trainsys.perf.job import Job
 from trainsys.perf.layer import LayerCost, layer_cost
@@ -59,7 +60,7 @@ def step_cost(job: Job) -> StepCost:
         bubble_s=fills,
         messages_s=m * message * d.vp,
         gradients_s=_sharded_s(job, layer) if d.zero == 3 else _gradients_s(job, layer),
-        update_s=_held(job) / (d.replicas if d.zero else 1) * job.software.update / _bytes_per_s(job),
+        update_s=rank_params(job).owned(job) * job.software.update / _bytes_per_s(job),
         layer=layer,
     )
 
@@ -86,22 +87,14 @@ def _message_s(job: Job) -> float:
     return message_s(job, job.tokens * job.shape.hidden * 2 / parts)
 
 
-def _layer_params(job: Job) -> int:
-    return job.shape.attention_params + job.shape.mlp_params
-
-
-def _held(job: Job) -> float:
-    """Parameters of the rank with the embedding, before ZeRO cuts anything."""
-    shape, d = job.shape, job.degrees
-    tables = 1 if shape.tied or d.pp > 1 else 2
-    return _layer_params(job) * shape.layers / d.pp / d.tp + tables * shape.vocab * shape.hidden / d.tp
-
-
 def _gradients_s(job: Job, layer: LayerCost) -> float:
     """Reduce-scatter of gradients, all-gather of gradients or, under ZeRO, of parameters; once per step."""
-    d, held = job.degrees, _held(job)
-    exchange = gather_s(job, held * job.software.reduced, d.replicas, d.tp)
-    exchange += gather_s(job, held * (2 if d.zero else job.software.reduced), d.replicas, d.tp)
+    d, held = job.degrees, rank_params(job)
+    back = 2 if d.zero else job.software.reduced
+    exchange = sum(
+        gather_s(job, params * (job.software.reduced + back), ranks, stride)
+        for params, ranks, stride in held.groups(job)
+    )
     if not job.software.overlap_gradients:
         return exchange
     hidden = _HIDDEN * layer.backward_s * job.shape.layers / d.pp
@@ -115,9 +108,11 @@ def _sharded_s(job: Job, layer: LayerCost) -> float:
     embedding's own gathers.
     """
     d, shape = job.degrees, job.shape
-    params = _layer_params(job) / d.tp
-    gather = gather_s(job, 2 * params, d.replicas, d.tp)
-    scatter = gather_s(job, job.software.reduced * params, d.replicas, d.tp)
+    one = layer_params(job)
+    gather = sum(gather_s(job, 2 * params, ranks, stride) for params, ranks, stride in one.groups(job))
+    scatter = sum(
+        gather_s(job, job.software.reduced * params, ranks, stride) for params, ranks, stride in one.groups(job)
+    )
     forward, backward = layer.forward_s, layer.backward_s + layer.again_s(job)
     exposed = max(0.0, gather - forward) + max(0.0, gather + scatter - backward)
     exposed += _CONTENTION * min(forward + backward, 2 * gather + scatter)
