@@ -17,7 +17,12 @@ class Software:
     """Traits of a training framework; byte counts are explained at the head of ``software.yaml``.
 
     Attributes:
+        weight_bytes, gradient_bytes, state_bytes: per parameter; ZeRO-1 spreads states, ZeRO-3 all three.
+        logits_kept: bytes per logit alive at once: in 16 bits, in fp32, and the gradient.
+        slack: share of activations that the allocator loses to fragments.
+        fixed_gib: context and communicators, where the measured figure counts them.
         attention: ``unfused`` (scores in memory), or the name of a fused kernel in the device's table.
+        eager_activation: a gated one is two kernels, and keeps a value more.
         scatter_p2p: tp ranks send a tp-th of the activation each (arXiv:2104.04473, section 4.1).
         overlap_p2p: pipeline messages travel beside computation.
         overlap_gradients: gradients are reduced beside the last backward.
@@ -35,6 +40,13 @@ class Software:
     reduced: float
     update: float
     logits: float
+    weight_bytes: float = 2
+    gradient_bytes: float = 2
+    state_bytes: float = 16
+    logits_kept: float = 10
+    slack: float = 0.1
+    fixed_gib: float = 3.0
+    eager_activation: bool = False
     scatter_p2p: bool = False
     overlap_p2p: bool = False
     overlap_gradients: bool = False

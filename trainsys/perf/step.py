@@ -117,7 +117,8 @@ def _sharded_s(job: Job, layer: LayerCost) -> float:
     exposed = max(0.0, gather - forward) + max(0.0, gather + scatter - backward)
     exposed += _CONTENTION * min(forward + backward, 2 * gather + scatter)
     tables = 2 * gather_s(job, 4 * shape.vocab * shape.hidden / d.tp, d.replicas, d.tp)
-    return exposed * job.microbatches * shape.layers / d.pp + tables
+    times = job.microbatches if d.pp == 1 else 1  # a pipeline keeps its weights gathered
+    return exposed * times * shape.layers / d.pp + tables
 
 
 def _bytes_per_s(job: Job) -> float:
