@@ -10,7 +10,9 @@ from trainsys.perf.collective import gather_s
 from trainsys.perf.gemm import gemm_s
 from trainsys.perf.job import Job
 
-_PERMUTE = 10.0  # bytes per element of a token's copy: gathered, sorted and cast on the way to the experts; as many back
+_PERMUTE = (
+    10.0  # bytes per element of a token's copy: gathered, sorted and cast on the way to the experts; as many back
+)
 _SWAP = 0.8  # of a ring's bandwidth that an all-to-all of the same bytes reaches; Galvatron's tables of one node
 
 
@@ -44,4 +46,3 @@ def exchange_s(job: Job) -> float:
     """To the experts and back: an all-to-all sends as much as an all-gather of what one rank has."""
     stride = job.degrees.tp
     return 2 / _SWAP * gather_s(job, job.tokens * job.shape.topk * job.shape.hidden * 2, job.degrees.ep, stride)
-

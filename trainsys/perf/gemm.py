@@ -16,7 +16,12 @@ _TILES = (
     (256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.93), (64, 256, 0.9), (256, 64, 0.9),
     (128, 64, 0.8), (64, 128, 0.8), (64, 64, 0.65),
 )  # fmt: skip
-_ALIGNED = ((128, 1.0), (32, 0.9), (16, 0.75), (0, 0.45))  # bytes that divide a row -> share of the rate; fitted on bloom
+_ALIGNED = (
+    (128, 1.0),
+    (32, 0.9),
+    (16, 0.75),
+    (0, 0.45),
+)  # bytes that divide a row -> share of the rate; fitted on bloom
 _TILE_S = 1.2e-6  # filling and draining a tile's pipeline
 
 

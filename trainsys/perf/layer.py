@@ -35,11 +35,20 @@ class LayerCost:
 
     @property
     def forward_s(self) -> float:
-        return self.product_s[0] + self.core_s[0] + self.stream_s[0] + 2 * self.reduce_s + self.context_s + self.experts_s
+        return (
+            self.product_s[0] + self.core_s[0] + self.stream_s[0] + 2 * self.reduce_s + self.context_s + self.experts_s
+        )
 
     @property
     def backward_s(self) -> float:
-        return self.product_s[1] + self.core_s[1] + self.stream_s[1] + 2 * self.reduce_s + 2 * self.context_s + self.experts_s
+        return (
+            self.product_s[1]
+            + self.core_s[1]
+            + self.stream_s[1]
+            + 2 * self.reduce_s
+            + 2 * self.context_s
+            + self.experts_s
+        )
 
     def again_s(self, job: Job) -> float:
         """Seconds of recomputation in the backward pass."""

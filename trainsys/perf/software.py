@@ -44,7 +44,7 @@ class Software:
     gradient_bytes: float = 2
     state_bytes: float = 16
     logits_kept: float = 10
-    slack: float = 0.1
+    slack: float = 0.06
     fixed_gib: float = 3.0
     eager_activation: bool = False
     scatter_p2p: bool = False

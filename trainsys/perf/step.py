@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainsys.perf.collective import gather_s, message_s
-from trainsys.perf.params import layer_params, rank_params
 from trainsys.perf.gemm import gemm_s
 from trainsys.perf.job import Job
 from trainsys.perf.layer import LayerCost, layer_cost
+from trainsys.perf.params import layer_params, rank_params
 
 _HIDDEN = 0.8  # of the last backward, in which overlapped gradients can travel
 _LEAST = 0.1  # of them is always exposed: the last bucket

@@ -16,12 +16,14 @@ from trainsys.perf.device import device
 from trainsys.perf.job import Degrees, Fabric, Job, Recompute, Shape
 from trainsys.perf.software import software
 
-COLUMNS = (
-    "set,row,model,layers,hidden,ffn,heads,kv_heads,vocab,seq,mlp,attention,tied_embeddings,experts,topk,expert_ffn,"
-    "shared_experts,dense_layers,device,devices,devices_per_node,inter_gbps_per_node,tp,pp,vp,dp,cp,ep,zero,mbs,gbs,"
-    "schedule,recompute,seq_parallel,precision,compile,step_s,tflops_per_device,tokens_per_s_per_device,mfu_pct,"
-    "peak_gib,oom,flop_convention,source,note"
-).split(",")
+COLUMNS = tuple(
+    """
+    set row model layers hidden ffn heads kv_heads vocab seq mlp attention tied_embeddings experts topk expert_ffn
+    shared_experts dense_layers device devices devices_per_node inter_gbps_per_node tp pp vp dp cp ep zero mbs gbs
+    schedule recompute seq_parallel precision compile step_s tflops_per_device tokens_per_s_per_device mfu_pct
+    peak_gib oom flop_convention source note
+    """.split()  # noqa: SIM905
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _row(values: Mapping[str, Any], where: str) -> Row:
         raise
     except ValueError as error:
         raise ValueError(str(error) if where in str(error) else f"{where}: {error}") from None
-    oom = cells.text["oom"]
+    oom = cells.text["oom"] if cells.text["recompute"] else ""  # what is not said decides it
     return Row(
         where,
         cells.text["set"] + (f"_{part[1]}" if part else ""),
@@ -129,7 +131,7 @@ def _row(values: Mapping[str, Any], where: str) -> Row:
 
 def _job(cells: _Cells) -> Job:
     count, text = cells.count, cells.text
-    recompute = text["recompute"] or "none"
+    name, recompute = cells.chosen("software"), text["recompute"] or "none"
     if recompute not in ("none", "selective", "full"):
         raise ValueError(f"{cells.where}, column recompute: {recompute!r} is none of none, selective, full")
     shape = _shape(cells)
@@ -142,13 +144,13 @@ def _job(cells: _Cells) -> Job:
         degrees=degrees,
         device=device(text["device"]),
         fabric=_fabric(cells),
-        software=software(cells.chosen("software")),
+        software=software(name),
         seq=count("seq"),
         microbatch=microbatch,
         global_batch=count("gbs"),
         precision=text["precision"] or "bf16",
         recompute=cast(Recompute, recompute),
-        sequence_parallel=text["seq_parallel"] == "1",
+        sequence_parallel=(text["seq_parallel"] or str(int(name == "megatron-core"))) == "1",
     )
 
 
@@ -180,14 +182,14 @@ def _likely_heads(hidden: int, tp: int) -> int:
 
 
 def _degrees(cells: _Cells, layers: int) -> Degrees:
-    """Where vp is not printed, an interleaved schedule is taken to have one layer per run."""
+    """Where vp is not printed, an interleaved schedule is taken to have one layer per run; DeepSpeed's default is ZeRO-1."""
     pp = cells.count("pp", 1)
     runs = max(1, layers // pp) if cells.text["schedule"] == "interleaved" else 1
     names = ("dp", "tp", "cp", "ep")
     return Degrees(
         pp=pp,
         vp=cells.count("vp", runs) or 1,
-        zero=cells.count("zero", 0),
+        zero=cells.count("zero", int(cells.chosen("software") == "megatron-deepspeed")),
         **{name: cells.count(name, 1) or 1 for name in names},
     )
 
