@@ -77,10 +77,11 @@ def run(argv: list[str]) -> int:
 def _show(scores: dict[str, Score]) -> None:
     from rich.table import Table
 
-    columns = ("rows", "MAPE %", "bias %", "Spearman", "regret %", "memory MAPE %", "OOM right", "missed", "rejected")
-    table = Table("set", *columns, box=None, header_style="bold")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    columns = ("rows", "MAPE %", "bias %", "rank", "regret %", "GiB MAPE %", "OOM", "missed", "wrong")
+    table = Table(box=None, header_style="bold")
+    table.add_column("set", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
     for name, s in scores.items():
         known = s.oom.tp + s.oom.fp + s.oom.fn + s.oom.tn
         oom = (f"{s.oom.tp}", f"{s.oom.fn}", f"{s.oom.fp}") if known else ("", "", "")
@@ -92,21 +93,18 @@ def _show(scores: dict[str, Score]) -> None:
 def _show_rows(name: str, members: list[Prediction]) -> None:
     from rich.table import Table
 
-    table = Table(
-        "model", "layout", "mbs", "step s", "predicted", "%", "peak GiB", "predicted", "%", box=None, title=name
-    )
+    columns = ("model", "layout", "mbs", "step s", "predicted", "%", "peak GiB", "predicted", "%")
+    table = Table(*columns, box=None, title=name)
     for p in members:
         d, job = p.row.job.degrees, p.row.job
         axes = "·".join(f"{axis}{getattr(d, axis)}" for axis in ("dp", "tp", "pp", "vp", "cp", "ep"))
-        step = (
-            (_text(p.row.step_s, 3), f"{p.step_s:.3f}", f"{p.step_error:+.1f}")
-            if p.row.step_s
-            else ("", f"{p.step_s:.3f}", "")
+        off = f"{p.step_error:+.1f}" if p.row.step_s else ""
+        table.add_row(
+            *(p.row.model, f"{axes} zero{d.zero}", str(job.microbatch), _text(p.row.step_s, 3), f"{p.step_s:.3f}", off),
+            "OOM" if p.row.oom else _text(p.row.peak_gib, 1),
+            f"{p.peak_gib:.1f}",
+            f"{p.memory_error:+.1f}" if p.row.peak_gib else "",
         )
-        peak = ("OOM" if p.row.oom else "", f"{p.peak_gib:.1f}", "")
-        if p.row.peak_gib:
-            peak = (_text(p.row.peak_gib, 1), f"{p.peak_gib:.1f}", f"{p.memory_error:+.1f}")
-        table.add_row(p.row.model, f"{axes} zero{d.zero}", str(job.microbatch), *step, *peak)
     screen().print(table)
 
 

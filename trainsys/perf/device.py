@@ -23,7 +23,7 @@ class Device:
         memory_gib: of its own memory.
         memory_gbps: peak bandwidth of that memory, GB/s.
         units: what a matrix product's tiles are dealt out to (streaming multiprocessors).
-        sustained: share of `tflops` that a large product reaches in a long run, at the clock that the power limit allows.
+        sustained: share of `tflops` that large products reach in a long run, at the clock of the power limit.
         memory_reached: share of `memory_gbps` that streaming kernels reach.
         fabric_gbps: bus bandwidth of a ring inside a node by the number of ranks, GB/s, as nccl-tests counts it.
         attention: kernel -> share of `tflops` that its forward and its backward reach.

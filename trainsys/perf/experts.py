@@ -1,7 +1,7 @@
 """Seconds of a mixture-of-experts MLP on one rank: routing, grouped products, and the way to the experts and back.
 
-Tokens are taken to be spread evenly, and none dropped. Each rank of an ep group holds experts / ep of them, and sees its
-own tokens' k copies in all: as many rows come as leave (Lepikhin et al. 2020, arXiv:2006.16668, section 3.3).
+Tokens are taken to be spread evenly, and none dropped. Each rank of an ep group holds experts / ep of them, and as many
+rows come as leave: k copies of its own tokens (Lepikhin et al. 2020, arXiv:2006.16668, section 3.3).
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from trainsys.perf.collective import gather_s
 from trainsys.perf.gemm import gemm_s
 from trainsys.perf.job import Job
 
-_PERMUTE = (
-    10.0  # bytes per element of a token's copy: gathered, sorted and cast on the way to the experts; as many back
-)
+_PERMUTE = 10.0  # bytes per element of a token's copy: gathered, sorted and cast on its way; as many back
 _SWAP = 0.8  # of a ring's bandwidth that an all-to-all of the same bytes reaches; Galvatron's tables of one node
 
 

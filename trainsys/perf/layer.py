@@ -35,20 +35,14 @@ class LayerCost:
 
     @property
     def forward_s(self) -> float:
-        return (
-            self.product_s[0] + self.core_s[0] + self.stream_s[0] + 2 * self.reduce_s + self.context_s + self.experts_s
-        )
+        return self._local_s(0) + 2 * self.reduce_s + self.context_s + self.experts_s
 
     @property
     def backward_s(self) -> float:
-        return (
-            self.product_s[1]
-            + self.core_s[1]
-            + self.stream_s[1]
-            + 2 * self.reduce_s
-            + 2 * self.context_s
-            + self.experts_s
-        )
+        return self._local_s(1) + 2 * self.reduce_s + 2 * self.context_s + self.experts_s
+
+    def _local_s(self, direction: int) -> float:
+        return self.product_s[direction] + self.core_s[direction] + self.stream_s[direction]
 
     def again_s(self, job: Job) -> float:
         """Seconds of recomputation in the backward pass."""

@@ -1,4 +1,4 @@
-"""Peak memory of the fullest rank, GiB: states, activations of the microbatches in flight, logits, and what is always there.
+"""Peak memory of the fullest rank, GiB: states, activations of microbatches in flight, logits, what is always there.
 
 Activations per layer follow Korthikanti et al. 2022 (arXiv:2205.05198, section 4), written for any MLP and for fused
 attention. A stage s of P keeps min(m, P - s) microbatches under 1F1B, so the first stage holds most activations, and

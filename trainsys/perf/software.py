@@ -27,8 +27,8 @@ class Software:
         overlap_p2p: pipeline messages travel beside computation.
         overlap_gradients: gradients are reduced beside the last backward.
         overlap_context: keys and values travel between cp ranks beside attention.
-        selective: what selective recompute repeats: the attention ``core`` (arXiv:2205.05198, section 5), or ``half`` of
-            the products and everything that is none.
+        selective: what selective recompute repeats: the attention ``core`` (arXiv:2205.05198, section 5), or ``half``
+            of the products and everything that is none.
     """
 
     attention: str

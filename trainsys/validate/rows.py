@@ -182,7 +182,7 @@ def _likely_heads(hidden: int, tp: int) -> int:
 
 
 def _degrees(cells: _Cells, layers: int) -> Degrees:
-    """Where vp is not printed, an interleaved schedule is taken to have one layer per run; DeepSpeed's default is ZeRO-1."""
+    """Where it is not printed: an interleaved schedule has one layer per run, and DeepSpeed runs ZeRO-1."""
     pp = cells.count("pp", 1)
     runs = max(1, layers // pp) if cells.text["schedule"] == "interleaved" else 1
     names = ("dp", "tp", "cp", "ep")
