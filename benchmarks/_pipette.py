@@ -1,4 +1,4 @@
-"""The baseline of `bench placement`: Pipette's annealing of whole servers (arXiv:2405.18093, section 4; its release)."""
+"""The baseline of `bench placement`: Pipette's annealing of whole servers (arXiv:2405.18093, section 4)."""
 
 from __future__ import annotations
 
