@@ -31,13 +31,13 @@ CEILINGS: dict[str, tuple[float, float | None, float | None]] = {
     "bigscience_v100": (10.5, 0.7, 12.0),
     "bloom_a": (20.5, 0.7, 5.0),
     "bloom_b": (14.5, 0.5, 5.5),
-    "bridge": (13.0, 0.96, None),
+    "bridge": (13.5, 0.96, None),
     "korthikanti": (4.0, 0.99, None),
-    "llama3": (12.0, None, None),
+    "llama3": (13.5, None, None),
     "llm_foundry": (6.5, 0.99, None),
-    "nanotron": (14.0, 0.98, 10.0),
+    "nanotron": (14.5, 0.98, 10.0),
     "sc21_t1": (4.8, 0.98, None),
-    "torchtitan": (11.5, 0.98, 6.5),
+    "torchtitan": (11.8, 0.98, 6.5),
     "vtrain_multi": (9.5, 0.96, None),
 }
 
