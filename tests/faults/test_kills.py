@@ -61,14 +61,6 @@ KILLS = [
     ("dp2·pp2·vp2 zero2", "kill@5:2:backward"),
     ("dp4·ep2 zero1", "kill@5:1:backward,join@6"),
 ]
-PROGRESSIVE = [
-    ("dp2·pp2 zero1", "kill@4:2:backward,kill@4:3:transfer"),
-    ("dp4 zero0", "kill@4:0:reduce,kill@4:2:transfer"),
-    ("dp3·pp2 zero1", "kill@3:5:forward,kill@3:1:verify"),
-    ("dp3·pp2 zero1", "join@2,kill@2:3:transfer,kill@7:5:reduce,kill@7:6:verify"),
-    ("dp2·tp2 zero1", "kill@5:1:forward,kill@5:0:connect"),
-    ("dp4·ep2 zero1", "kill@5:1:backward,join@6,kill@6:4:transfer"),
-]
 
 
 class Patient(Recorder):
@@ -133,16 +125,6 @@ def test_a_kill_costs_nothing_but_time(
     assert sorted((f.kind, f.rank, f.phase) for f in recorder.faults) == sorted(planned)
     assert recorder.changes[-1].after is not None
     assert not {f.rank for f in recorder.faults} & set(recorder.changes[-1].after.ranks)
-
-
-@pytest.mark.parametrize(("layout", "faults"), PROGRESSIVE, ids=str)
-def test_a_kill_while_the_source_is_released(
-    layout: str, faults: str, undisturbed: Callable[[str], Recorder], tmp_path: Path
-) -> None:
-    """The second rank dies when half of the source is gone: the rest of the way begins at what stands by then."""
-    recorder = train(tmp_path, layout, faults, "elastic.release=progressive", "elastic.staging_mib=0.25")
-    check(recorder, undisturbed(layout), recorder.config)
-    assert len(recorder.faults) == faults.count("kill")
 
 
 def test_a_frozen_rank_is_found_fenced_and_replaced(undisturbed: Callable[[str], Recorder], tmp_path: Path) -> None:
