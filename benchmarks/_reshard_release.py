@@ -10,7 +10,8 @@ from benchmarks._clock import median_s, span
 from benchmarks._reshard_cases import CASES, build, state_bytes
 from benchmarks.reshard import CPU, filled, is_right
 from trainsys.comm.communicator import Communicator
-from trainsys.elastic.progressive import Holding, Passage
+from trainsys.elastic.holding import Holding
+from trainsys.elastic.progressive import Passage
 from trainsys.elastic.staging import STAGING_BYTES, Staging
 from trainsys.space.layout import Layout
 from trainsys.space.portions import Held, Portions, portions_within

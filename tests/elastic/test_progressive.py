@@ -14,7 +14,8 @@ import torch
 from tests.elastic.test_transit import CPU, MESHES, filled, layouts
 from trainsys.comm.communicator import Communicator
 from trainsys.config import ModelConfig, ParallelConfig
-from trainsys.elastic.progressive import Holding, Passage, PortionError
+from trainsys.elastic.holding import Holding
+from trainsys.elastic.progressive import Passage, PortionError
 from trainsys.elastic.staging import Staging
 from trainsys.elastic.transit import Transit
 from trainsys.models.geometry import split_layers, tensors

@@ -27,6 +27,7 @@ from trainsys.elastic.census import take_census
 from trainsys.elastic.checkpoint import CheckpointError, load_state, save_state
 from trainsys.elastic.control import Abandoned, ControlClient
 from trainsys.elastic.faults import FaultEvent, Injector
+from trainsys.elastic.holding import Holding
 from trainsys.elastic.kinds import weights_to_start_from
 from trainsys.elastic.messages import (
     CommitEpoch,
@@ -41,11 +42,12 @@ from trainsys.elastic.messages import (
     Staged,
     Verdict,
 )
-from trainsys.elastic.progressive import Holding, Passage, PortionError
+from trainsys.elastic.progressive import Passage, PortionError
 from trainsys.elastic.staging import Staging
 from trainsys.elastic.transit import run_transition
 from trainsys.models.geometry import resolve, tensors
 from trainsys.parallel.engine import DTYPES, Engine, routes_of, wanted_groups
+from trainsys.parallel.pages import want_huge_pages
 from trainsys.parallel.stage import Batch
 from trainsys.parallel.state import FlatState, filled_state, initial_state, master_dtype
 from trainsys.space.layout import Layout
@@ -131,6 +133,8 @@ class Worker:
         self.control.send(Staged(order.epoch, census, received, time.monotonic() - started))
         commit = self.control.expect(CommitEpoch)
         self.state, self.layout, self.step, self.holdings = new, order.dst, order.step, {}
+        for flat in new.slots.values():
+            want_huge_pages(flat)  # what was to be released in small ones stays now
         at("commit")
         if self.rank in order.dst.ranks:
             engine = Engine(config, self.space, order.dst, self.rank, self.comm, new, self.device, at)
