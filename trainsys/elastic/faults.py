@@ -22,7 +22,8 @@ _FORM = re.compile(r"^(kill|stop)@(\d+):(\d+)(?::([a-z]+))?$|^(join)@(\d+)$")
 class FaultEvent:
     """``kill`` (SIGKILL) or ``stop`` (SIGSTOP) of `rank` as it enters `phase` of `step`; or a ``join`` at `step`.
 
-    A phase of a transition (plan … commit) hits the first transition at or after `step`.
+    A phase of a transition (plan … commit) hits the first transition at or after `step`; a transfer by portions in its
+    middle, when half of the source is released.
     """
 
     kind: str
