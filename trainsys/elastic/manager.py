@@ -7,7 +7,8 @@ One loop, one state. A message can only move it along these lines:
                                      └──────────────────────────┴──────────────────────────────────────┘ or one joins
 
 A step counts when every rank of the layout has proposed it (Verdict); a layout counts when every participant has staged
-it (CommitEpoch). Nothing else is ever shared knowledge, so a fault at any instant leaves one unambiguous state.
+it (CommitEpoch). Nothing else is ever shared knowledge, so a fault at any instant leaves one unambiguous state. Where
+the source is released as the destination arrives, `Standing` keeps the book of what stands where.
 """
 
 from __future__ import annotations

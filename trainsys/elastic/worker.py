@@ -165,7 +165,10 @@ class Worker:
         if not more:  # the whole state stands under one layout, and may be cut anew
             known = self.holdings.get(first.epoch)
             whole = known.state if known is not None else self.state
-            self.holdings = {first.epoch: Holding(whole, True)} if whole is not None else {}
+            self.holdings = {}
+            if self.rank in first.layout:
+                assert whole is not None
+                self.holdings[first.epoch] = Holding(whole, True)
         tps = {order.dst.tp, *(h.layout.tp for h in order.held)}  # one within a run, or what is held would be cut anew
         portions = Portions(self.space, order.portions, tps, order.dst.chunk)
         stale = self.rank in order.alive and self.step != order.step
