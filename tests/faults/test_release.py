@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.test_kills import check, train, undisturbed  # noqa: F401  (a fixture)
+from tests.faults.test_kills import check, train
 from trainsys.elastic import agent, serve
 from trainsys.elastic.agent import LocalCluster
 from trainsys.elastic.manager import MOST_WRONG, ElasticError
@@ -31,7 +31,7 @@ KILLS = [  # (layout, faults, most layouts under which the state stands at a tim
 
 @pytest.mark.parametrize(("layout", "faults", "most"), KILLS, ids=str)
 def test_a_kill_while_the_source_is_released(
-    layout: str, faults: str, most: int, undisturbed: Callable[[str], Recorder],  # noqa: F811
+    layout: str, faults: str, most: int, undisturbed: Callable[[str], Recorder],
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The next rank dies when half of the source is gone: the rest of the way begins at what stands by then."""
@@ -94,7 +94,7 @@ def one_damages(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
 
 def test_what_arrives_wrong_is_sent_again(
-    one_damages: Callable[[Any], None], undisturbed: Callable[[str], Recorder], tmp_path: Path  # noqa: F811
+    one_damages: Callable[[Any], None], undisturbed: Callable[[str], Recorder], tmp_path: Path
 ) -> None:  # fmt: skip
     one_damages(once)
     recorder = train(tmp_path, "dp2·pp2 zero1", "kill@4:2:backward", *PROGRESSIVE)
