@@ -16,7 +16,10 @@ repetition begins at a barrier and lasts until the slowest rank is done; medians
 Destinations have no mirrors unless `--mirrors` is given, because the peers make no second copy. Every element of every
 result is compared with what its global coordinate says it must be.
 
-    trainsys bench reshard [--mib 210,1024] [--case NAME] [--repeat 5] [--mirrors] [--json]
+With `--release progressive` the source goes portion by portion as the destination arrives, each hashed at both ends
+first; only that is measured then, and its peak is compared with the promised bound.
+
+    trainsys bench reshard [--mib 210,1024] [--case NAME] [--repeat 5] [--mirrors] [--release progressive] [--json]
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ from trainsys.comm.communicator import Communicator
 from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
 from trainsys.elastic.census import take_census
-from trainsys.elastic.transit import Staging, carry_out, run_transition
+from trainsys.elastic.staging import STAGING_BYTES, Staging
+from trainsys.elastic.transit import carry_out, run_transition
 from trainsys.parallel.pages import want_huge_pages
 from trainsys.parallel.state import FlatState
 from trainsys.space.layout import Layout
@@ -215,6 +219,7 @@ def measure(pool: RankPool, name: str, mib: float, repeat: int, mirrored: bool) 
         "redistribute_seconds": seconds("redistribute"),
         "redistribute": case.redistribute,
         "peak_bytes": max(r["peak"] for r in results),
+        "bound_bytes": max(r["state"] for r in results) + STAGING_BYTES,
         "staging_bytes": max(r["peak"] - r["state"] for r in results),
         "right": all(r["right"] and r["peers_right"] for r in results),
     }
@@ -226,21 +231,26 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--case", choices=list(CASES), help="one case only")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--mirrors", action="store_true", help="destinations keep their mirrors, as in a run")
+    parser.add_argument("--release", choices=("commit", "progressive"), default="commit", help="as elastic.release")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    rows = []
+    rows, one, show = [], measure, _show
+    if args.release == "progressive":
+        from benchmarks import _reshard_release
+
+        one, show = _reshard_release.measure, _reshard_release.show
     pool = RankPool()
     cores = len(os.sched_getaffinity(0))
     if not args.json:
         print(f"gloo over loopback, {cores} cores, median of {args.repeat}, slowest rank")
     for mib in map(float, args.mib.split(",")):
         for name in [args.case] if args.case else CASES:
-            rows.append(measure(pool, name, mib, args.repeat, args.mirrors))
+            rows.append(one(pool, name, mib, args.repeat, args.mirrors))
             if not args.json:
-                _show(rows[-1], cores)
+                show(rows[-1], cores)
     pool.close()
     if args.json:
-        print(json.dumps({"cores": cores, "repeat": args.repeat, "rows": rows}))
+        print(json.dumps({"cores": cores, "repeat": args.repeat, "release": args.release, "rows": rows}))
     return 0 if all(r["right"] for r in rows) else 1
 
 
@@ -248,8 +258,8 @@ def _show(row: dict[str, Any], cores: int) -> None:
     crowded = f"; {row['ranks']} ranks share {cores} cores" if row["ranks"] > cores else ""
     print(
         f"{row['case']:14} state {row['state_bytes'] / 2**20:.0f} MiB, {row['bytes'] / 2**20:.0f} MiB move{crowded}; "
-        f"peak {row['peak_bytes'] / 2**20:.0f} MiB per rank, {row['staging_bytes'] / 2**20:.1f} of it staging; "
-        f"right: {row['right']}"
+        f"peak {row['peak_bytes'] / 2**20:.0f} MiB per rank, {row['staging_bytes'] / 2**20:.1f} of it staging, "
+        f"of source + destination + budget = {row['bound_bytes'] / 2**20:.0f}; right: {row['right']}"
     )
     ours = row["seconds"]
     print(

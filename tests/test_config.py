@@ -33,3 +33,11 @@ def test_more_microbatches_than_the_tree_numbers() -> None:
 
     with pytest.raises(ValueError, match=r"9000 microbatches of 1.*set batch.microbatch_size=2 or more"):
         check_batch(load(["batch.global_size=9000", "batch.microbatch_size=1"]))
+
+
+def test_what_a_gpu_allocation_cannot_do() -> None:
+    assert load(["elastic.release=progressive"]).elastic.release == "progressive"
+    with pytest.raises(ValueError, match=r"page by page, which nccl's devices cannot; set elastic\.release=commit"):
+        load(["elastic.release=progressive", "cluster.device.backend=nccl"])
+    with pytest.raises(ValueError, match=r"elastic\.staging_mib=0 must lie in"):
+        load(["elastic.staging_mib=0"])

@@ -42,6 +42,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "elastic.start_limit_s": (_TINY, _MOST, "must be positive and finite"),
     "elastic.comm_timeout_s": (_TINY, _MOST, "must be positive and finite"),
     "elastic.stall_limit_s": (_TINY, _MOST, "must be positive and finite"),
+    "elastic.staging_mib": (2**-10, 2**20, "must lie in 1/1024 to 1048576"),
     "elastic.chunk": (1, _WHOLE, "must be at least 1"),
     "elastic.port": (0, 65535, "must lie in 0 to 65535 (0: any free port)"),
     "faults.kills": (0, _WHOLE, "must not be negative"),
@@ -72,6 +73,11 @@ def check_bounds(config: Any) -> None:
     if config.optim.min_lr > config.optim.lr:
         raise ValueError(
             f"optim.min_lr={config.optim.min_lr:g} is above optim.lr={config.optim.lr:g}; lower optim.min_lr"
+        )
+    if config.elastic.release == "progressive" and config.cluster.device.backend != "gloo":
+        raise ValueError(
+            f"elastic.release=progressive gives memory back page by page, which {config.cluster.device.backend}'s "
+            "devices cannot; set elastic.release=commit"
         )
     if not config.run_dir:
         raise ValueError("run_dir is empty; set it to a folder")

@@ -151,6 +151,8 @@ class ElasticConfig:
     start_limit_s: float = 120.0  # a started rank that has not joined after this is given up
     comm_timeout_s: float = 20.0  # after which a blocked operation fails by itself
     stall_limit_s: float = 300.0  # a change that takes longer is called off; who answers that no sooner is killed
+    release: Literal["commit", "progressive"] = "commit"  # of the old state: at the end, or in portions meanwhile
+    staging_mib: float = 16.0  # MiB of buffers while the layout changes; with release=progressive, of all that is extra
     chunk: int = 16384  # elements per unit of ZeRO ownership and of the gradient norm; fixed for the run
     port: int = 0  # of the agent's store; 0: any free port
 

@@ -85,19 +85,6 @@ def train(folder: Path, layout: str, faults: str = "", *overrides: str) -> Patie
     return recorder
 
 
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Recorder]:
-    """The same steps without faults, run once per layout."""
-    runs: dict[str, Recorder] = {}
-
-    def get(layout: str) -> Recorder:
-        if layout not in runs:
-            runs[layout] = train(tmp_path_factory.mktemp("undisturbed"), layout)
-        return runs[layout]
-
-    return get
-
-
 def check(recorder: Recorder, reference: Recorder, config: RunConfig) -> None:
     """Nothing lost, nothing repeated, the same bits."""
     ours, theirs = by_step(recorder.decisions), by_step(reference.decisions)

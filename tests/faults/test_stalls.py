@@ -14,13 +14,13 @@ import pytest
 
 from tests.tiny import tiny
 from trainsys.config import load
-from trainsys.elastic import agent, worker
+from trainsys.elastic import agent, serve, worker
 from trainsys.elastic.agent import LocalCluster, run_local
 from trainsys.elastic.manager import ElasticError
 from trainsys.elastic.recorder import Recorder
 
 LIMIT_S = 1.5
-ORIGINAL = worker.rank_main
+ORIGINAL = serve.rank_main
 STALLS = (f"elastic.stall_limit_s={LIMIT_S}", "elastic.comm_timeout_s=2", "train.steps=6")
 
 

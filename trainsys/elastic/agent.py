@@ -17,7 +17,7 @@ from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.faults import FaultEvent
 from trainsys.elastic.manager import Manager
 from trainsys.elastic.record import Observer
-from trainsys.elastic.worker import rank_main
+from trainsys.elastic.serve import rank_main
 
 HOST = "127.0.0.1"
 GRACE_S = 5.0  # for ranks that were told to leave

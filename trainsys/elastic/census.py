@@ -24,17 +24,18 @@ def take_census(
     dst: Layout,
     new: FlatState,
     step: int,
+    before: dict[tuple[int, str], int] | None = None,
 ) -> Census:
     """One rank's evidence for a transition from `src` (None: there is none to compare with) to `dst`.
 
     Args:
+        alive: ranks that hold a part of the state.
         step: optimizer steps that `old` has seen.
+        before: the hashes of the source, if taken already, as its parts were released.
     """
-    before: dict[tuple[int, str], int] = {}
     living = frozenset(alive)
-    if src is not None and old is not None and rank in src.ranks:
-        for tensor, shard, start, stop, offset in _witnessed(space, src, rank, living):
-            _add(before, tensor, hash_run(old, offset, space.tensors[tensor], src.tp, shard, start, stop))
+    if before is None:
+        before = {} if src is None or old is None else _vouched(space, rank, src, living, old)
     after: dict[tuple[int, str], int] = {}
     elements: dict[int, int] = {}
     owned: dict[tuple[int, int, int], int] = {}
@@ -52,6 +53,16 @@ def take_census(
             elements[piece.tensor] = elements.get(piece.tensor, 0) + piece.numel
             _add(after, piece.tensor, hashes)
     return Census(before, after, elements, owned, tuple(copies), step if src is not None and rank in living else None)
+
+
+def _vouched(
+    space: Space, rank: int, src: Layout, living: frozenset[int], old: FlatState
+) -> dict[tuple[int, str], int]:
+    """(tensor, slot) -> hash of the elements for which `rank` stands in the source."""
+    before: dict[tuple[int, str], int] = {}
+    for tensor, shard, start, stop, offset in _witnessed(space, src, rank, living) if rank in src else ():
+        _add(before, tensor, hash_run(old, offset, space.tensors[tensor], src.tp, shard, start, stop))
+    return before
 
 
 def check_census(space: Space, reports: Mapping[int, Census], compare: bool, step: int) -> None:

@@ -22,7 +22,8 @@ _FORM = re.compile(r"^(kill|stop)@(\d+):(\d+)(?::([a-z]+))?$|^(join)@(\d+)$")
 class FaultEvent:
     """``kill`` (SIGKILL) or ``stop`` (SIGSTOP) of `rank` as it enters `phase` of `step`; or a ``join`` at `step`.
 
-    A phase of a transition (plan … commit) hits the first transition at or after `step`.
+    A phase of a transition (plan … commit) hits the first transition at or after `step`; a transfer by portions in its
+    middle, when half of the source is released.
     """
 
     kind: str
@@ -113,16 +114,21 @@ class Injector:
         self._rank, self._folder = rank, folder
         self.step = 0
         self.microbatches = 1  # of this rank in a step
+        self.portions = 1  # of a transition
         self._entered: dict[tuple[int, str], int] = {}
 
     def at(self, phase: str) -> None:
-        """Entering `phase`: strike here if the schedule says so (in forward and backward: at the second microbatch)."""
+        """Entering `phase`: strike here if the schedule says so.
+
+        In forward and backward at the second microbatch, in a transfer by portions at the middle one.
+        """
         if not self._events:
             return
         count = self._entered[self.step, phase] = self._entered.get((self.step, phase), 0) + 1
         for event in self._events:
             due = self.step >= event.step if event.phase in CHANGE_PHASES else self.step == event.step
             inside = min(2, self.microbatches) if phase in ("forward", "backward") else 1
+            inside = self.portions // 2 + 1 if phase == "transfer" else inside
             if due and event.phase == phase and count >= inside:
                 self._strike(event)
 

@@ -59,22 +59,22 @@ def weights_of(tensor: LogicalTensor, tp: int, shard: int, first: int, last: int
     strides = [prod(tensor.shape[d + 1 :]) for d in range(len(shape))]
     begin = sum(o * s for o, s in zip(origin, strides, strict=True))
     if shape[1:] == tensor.shape[1:]:  # the shard is one run of the tensor
-        return _even(device)[: last - first] + _signed((2 * (begin + first) + 1) * _K)
+        return _even(device)[: last - first] + signed((2 * (begin + first) + 1) * _K)
     coordinate = torch.full((last - first,), begin, dtype=torch.int64, device=device)
     rest = torch.arange(first, last, device=device)
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         coordinate += rest % size * stride
         rest = rest // size
-    return (2 * coordinate + 1) * _signed(_K)
+    return (2 * coordinate + 1) * signed(_K)
 
 
 @lru_cache(maxsize=1)
 def _even(device: torch.device) -> Tensor:
     """0, 2·K, 4·K, … for a block."""
-    return torch.arange(_BLOCK, device=device) * _signed(2 * _K)
+    return torch.arange(_BLOCK, device=device) * signed(2 * _K)
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     """The signed 64-bit integer with the same bits as `value` modulo 2⁶⁴."""
     value &= MASK
     return value - (1 << 64) if value >> 63 else value

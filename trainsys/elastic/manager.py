@@ -7,13 +7,13 @@ One loop, one state. A message can only move it along these lines:
                                      └──────────────────────────┴──────────────────────────────────────┘ or one joins
 
 A step counts when every rank of the layout has proposed it (Verdict); a layout counts when every participant has staged
-it (CommitEpoch). Nothing else is ever shared knowledge, so a fault at any instant leaves one unambiguous state.
+it (CommitEpoch). Nothing else is ever shared knowledge, so a fault at any instant leaves one unambiguous state. Where
+the source is released as the destination arrives, `Standing` keeps the book of what stands where.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.census import check_census
+from trainsys.elastic.choose import choose
 from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.links import Link, Links
 from trainsys.elastic.messages import (
@@ -39,14 +40,15 @@ from trainsys.elastic.messages import (
 )
 from trainsys.elastic.patience import Patience
 from trainsys.elastic.record import Change, Observer
+from trainsys.elastic.standing import Standing
 from trainsys.models.geometry import resolve, split_layers, tensors
 from trainsys.parallel.step import decide
 from trainsys.planner.device import rate
-from trainsys.planner.successor import successor
-from trainsys.space.build import build_layout, succeed
-from trainsys.space.coverage import LostError, check_covered
+from trainsys.space.coverage import LostError
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import Space
+
+MOST_WRONG = 3  # then it is no accident
 
 
 class ElasticError(RuntimeError):
@@ -124,6 +126,8 @@ class Manager:
         self._fresh: set[int] = set()  # ranks that joined since the last change
         self._saved_step = start_step
         self._rate = rate(config.cluster, world_size)  # measured once, before ranks load the machine
+        self._standing = Standing(self.space, self.config)
+        self._wrong = 0  # transitions in a row in which what arrived was not what left
         self._change: Change | None = None
         self._participants: tuple[int, ...] = ()
 
@@ -173,6 +177,9 @@ class Manager:
             case Failed() if self.phase is Phase.QUIESCING:
                 self._broadcast([rank], Fault(self.epoch))
             case Failed(epoch=epoch) if epoch == self.epoch:
+                self._wrong += message.wrong
+                if self._wrong == MOST_WRONG:
+                    self.abort(f"{message.reason}, {MOST_WRONG} times in a row; {self._way_back()}")
                 self._begin_change(message.reason)
             case StopWanted():
                 self.request_stop()
@@ -277,6 +284,8 @@ class Manager:
         """Call off whatever is under way; every member answers Quiesced. `informed` ranks know it from a Verdict."""
         self.epoch += 1
         self.phase = Phase.QUIESCING
+        if self.target is not None:
+            self._standing.called_off(self.epoch - 1, self.target)
         self._quiet, self._staged, self._proposals, self.target = {}, {}, {}, None
         self._broadcast(self.members.keys() - set(informed), Fault(self.epoch))
         self._change = Change(self.epoch, self.step, reason, self.layout, time.monotonic())
@@ -293,49 +302,29 @@ class Manager:
         """Choose the layout for the members that there are and send everybody there."""
         nodes = {r: m.node for r, m in self.members.items()}
         try:
-            self._planned, self.target = self._choose(nodes)
-            alive = tuple(r for r in (self.layout.ranks if self.layout else ()) if r in self.members)
-            if self.layout is not None:
-                check_covered(self.space, self.layout, alive)
+            self._planned, self.target = choose(self.config, self.layout, self.parallel, nodes, self._rate)
+            self._standing.settle(q.released for q in self._quiet.values())
+            alive = self._standing.holders(self.members)
         except LostError as error:
-            gone = ", ".join(str(r) for r in self.layout.ranks if r not in self.members) if self.layout else ""
+            gone = ", ".join(str(r) for r in sorted(self._standing.ranks - nodes.keys()))
             self.abort(f"state is lost with ranks {gone}: {error}; {self._way_back()}")
         except ValueError as error:
             self.abort(str(error))
         assert self.target is not None
+        progressive = self.layout is not None and self.config.elastic.release == "progressive"
+        if progressive:
+            self._standing.cut(self.target)
         self._fresh = set()
         self._participants = tuple(sorted({*alive, *self.target.ranks}))
         counts = {name: seq for r in self._participants for name, seq in self._quiet[r].clean.items()}
         keep = tuple(name for name, seq in counts.items() if self._clean_everywhere(name, seq))
         order = Open(
             self.epoch, self.layout, self.target, self._planned, self.step, nodes, alive, self._participants, keep,
-            self.resume if self.layout is None else "",
+            self.resume if self.layout is None else "", self._standing.held if progressive else (),
+            self._standing.portions,
         )  # fmt: skip
         self.phase = Phase.CHANGING
         self._broadcast(self._participants, order)
-
-    def _choose(self, nodes: dict[int, int]) -> tuple[ParallelConfig, Layout]:
-        """The next layout: the configured one at the start, afterwards the planner's best successor."""
-        ranks = sorted(self.members)
-        chunk = self.config.elastic.chunk
-        if self.layout is None:
-            layers = self.parallel.stage_layers
-            return self.parallel, build_layout(self.parallel, layers, ranks, chunk, lambda r: nodes[r])
-        living = set(ranks)
-        whole = [sum(living.issuperset(team) for team in stage.teams) for stage in self.layout.stages]
-        chosen = successor(self._with_nodes(nodes), len(ranks) // self.parallel.tp, self.parallel, whole, self._rate)
-        layers = chosen.stage_layers or split_layers(self.config.model.num_layers, chosen.pp * chosen.vp)
-        chosen = replace(chosen, stage_layers=tuple(layers))
-        return chosen, succeed(self.layout, chosen, layers, ranks, lambda r: nodes[r])
-
-    def _with_nodes(self, nodes: dict[int, int]) -> RunConfig:
-        """The config with a cluster large enough for the members that there are."""
-        cluster = self.config.cluster
-        most = max(Counter(nodes.values()).values())
-        wider = replace(
-            cluster, nodes=max(cluster.nodes, max(nodes.values()) + 1), ranks_per_node=max(cluster.ranks_per_node, most)
-        )
-        return replace(self.config, cluster=wider)
 
     def _clean_everywhere(self, name: str, seq: int) -> bool:
         """Whether all members of a group are participants, have it quiet, and count the same operations."""
@@ -356,6 +345,8 @@ class Manager:
         moved = sum(s.bytes_received for s in self._staged.values())
         seconds = max(s.seconds for s in self._staged.values())
         self.layout, self.parallel, self.target = self.target, self._planned, None
+        self._standing.committed(self.epoch, self.layout)
+        self._wrong = 0
         self.phase = Phase.STOPPING if stop else Phase.RUNNING
         self.observer.changed(
             replace(self._change, after=self.layout, parallel=self.parallel, bytes_moved=moved, transfer_s=seconds)

@@ -12,6 +12,7 @@ from trainsys.config import ParallelConfig
 from trainsys.parallel.step import Decision, Report
 from trainsys.schedule.simulate import Event
 from trainsys.space.layout import Layout
+from trainsys.space.portions import Held
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,25 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Failed:
-    """Communication failed in `epoch`: some peer is gone, or a connection broke."""
+    """Communication failed in `epoch`: some peer is gone, or a connection broke. `wrong`: what arrived is not right."""
 
     epoch: int
     reason: str
+    wrong: bool = False
 
 
 @dataclass(frozen=True)
 class Quiesced:
-    """Everything of the old epoch is abandoned; ready for `epoch`. `clean`: group name -> operations done."""
+    """Everything of the old epoch is abandoned; ready for `epoch`.
+
+    Attributes:
+        clean: group name -> operations done.
+        released: (epoch, portions): of the transition entered last, the portions whose source this rank gave up.
+    """
 
     epoch: int
     clean: dict[str, int]
+    released: tuple[int, int] = (-1, 0)
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Census:
 
 @dataclass(frozen=True)
 class Staged:
-    """The destination state stands beside the source state, which is still whole."""
+    """The destination state stands, beside the source state if that is not released as it goes."""
 
     epoch: int
     census: Census
@@ -104,15 +112,17 @@ class Open:
     """Enter `epoch`: connect, bring the state from `src` to `dst`, report Staged."""
 
     epoch: int
-    src: Layout | None  # None: fresh start, from `resume` or from initial values
+    src: Layout | None  # committed; None: fresh start, from `resume` or from initial values
     dst: Layout
     parallel: ParallelConfig
     step: int  # committed optimizer steps
     nodes: dict[int, int]  # rank -> node
-    alive: tuple[int, ...]  # ranks that still hold the source state
+    alive: tuple[int, ...]  # ranks that hold a part of the state
     participants: tuple[int, ...]
     keep: tuple[str, ...] = ()  # process groups clean on all of their members
     resume: str = ""
+    held: tuple[Held, ...] = ()  # where which portions stand; empty: under `src`, which stays until the commit
+    portions: int = 1
 
 
 @dataclass(frozen=True)

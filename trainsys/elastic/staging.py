@@ -32,13 +32,21 @@ class Staging:
 
     def hold(self, *tensors: Tensor) -> None:
         """Count tensors that live as long as the transition."""
-        self._held += sum(t.untyped_storage().nbytes() for t in tensors)
+        self.count(sum(t.untyped_storage().nbytes() for t in tensors))
+
+    def count(self, change: int) -> None:
+        """Count bytes that came, or went where negative."""
+        self._held += change
         self.peak_bytes = max(self.peak_bytes, self._held)
 
-    def prepare(self, numel: int, like: Tensor) -> None:
-        """Buffers of `numel` elements, the most that will be asked for, of the dtype and on the device of `like`."""
+    def prepare(self, numel: int, like: Tensor, share: float = 1.0) -> None:
+        """Buffers of `numel` elements, the most that will be asked for, of the dtype and on the device of `like`.
+
+        Args:
+            share: of the budget that the buffers may take.
+        """
         self._numel, self._like = numel, like
-        self._most = max(2, self.budget // max(1, numel * like.element_size()))
+        self._most = max(2, int(self.budget * share) // max(1, numel * like.element_size()))
 
     @property
     def available(self) -> int:

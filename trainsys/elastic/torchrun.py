@@ -29,7 +29,7 @@ from trainsys.elastic.endpoint import Endpoint, Rendezvous
 from trainsys.elastic.manager import ElasticError, Manager
 from trainsys.elastic.recorder import Recorder
 from trainsys.elastic.resume import announce, ending, newest
-from trainsys.elastic.worker import serve
+from trainsys.elastic.serve import serve
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ unfinished is posted at both of its ends, whatever the others wait for: nobody w
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from queue import SimpleQueue
@@ -22,7 +22,7 @@ from trainsys.comm.waiting import wait_elsewhere
 from trainsys.elastic.staging import Staging
 from trainsys.parallel.state import FlatState
 from trainsys.space.layout import Layout
-from trainsys.space.rounds import PART_BYTES, Round, rounds
+from trainsys.space.rounds import PART_BYTES, rounds
 from trainsys.space.strips import Cut, Strip, cut, strips
 from trainsys.space.tensor import SLOTS, Space
 from trainsys.space.transition import Move, Transition, transition
@@ -81,16 +81,14 @@ def carry_out(
     storage = dst.storage(space, rank) if rank in dst.ranks else ()
     new = FlatState(storage, dtype, device, fill=False)  # a transition writes every element once
     staging.hold(*new.slots.values(), *(old.slots.values() if old is not None else ()))
-    participants = group.ranks if group is not None else (rank,)
-    part = min(PART_BYTES, staging.budget // 2) // (len(SLOTS) * dtype.itemsize)
-    steps = _steps(rounds(share, participants, part), LEAST_BYTES // dtype.itemsize)
-    transit = _Transit(old, new, group, staging, dtype, device)
-    transit.run(steps, share.local)
+    steps = steps_of(share, group, min(PART_BYTES, staging.budget // 2), dtype)
+    staging.prepare(most_staged(steps), torch.empty(0, dtype=dtype, device=device))
+    Transit(old, new, group, staging).run(steps, share.local)
     return new
 
 
 @dataclass
-class _Step:
+class Step:
     """One part of a round, and what is under way for it."""
 
     to: int
@@ -109,32 +107,40 @@ class _Step:
         return self.out.staged(True, len(SLOTS)), self.into.staged(False, len(SLOTS))
 
 
-def _steps(order: Sequence[Round], least: int) -> list[_Step]:
-    steps = []
-    for step in order:
+def steps_of(share: Transition, group: Group | None, part_bytes: int, dtype: torch.dtype) -> list[Step]:
+    """What one rank sends and receives, in order.
+
+    Args:
+        group: contains all participants; None where there is one.
+        part_bytes: most that one step stages per direction.
+    """
+    participants, numel = group.ranks if group is not None else (share.rank,), part_bytes // dtype.itemsize
+    least, steps = LEAST_BYTES // dtype.itemsize, []
+    for step in rounds(share, participants, numel // len(SLOTS)):
         out_tag = into_tag = 0
         for moves_out, moves_in in zip_longest(step.sends, step.receives, fillvalue=()):
             out, into = cut(moves_out, least), cut(moves_in, least)
-            steps.append(_Step(step.to, step.source, out, into, out_tag, into_tag))
+            steps.append(Step(step.to, step.source, out, into, out_tag, into_tag))
             out_tag += sum(1 for _ in out.messages(SLOTS))
             into_tag += sum(1 for _ in into.messages(SLOTS))
     return steps
 
 
-class _Transit:
-    """Posts steps while there is room for them, and finishes them in order."""
+def most_staged(steps: Iterable[Step]) -> int:
+    """Elements of the largest buffer that the steps need."""
+    return max((n for s in steps for n in s.staged), default=0)
 
-    def __init__(
-        self, old: FlatState | None, new: FlatState, group: Group | None, staging: Staging, dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:  # fmt: skip
+
+class Transit:
+    """Posts steps while there is room for them, and finishes them in order. `staging` is prepared for the steps."""
+
+    def __init__(self, old: FlatState | None, new: FlatState, group: Group | None, staging: Staging) -> None:
         self.old, self.new, self.group, self.staging = old, new, group, staging
-        self.nothing = torch.empty(0, dtype=dtype, device=device)
+        self.nothing = new.slots[SLOTS[0]].new_empty(0)
 
-    def run(self, steps: Sequence[_Step], local: Sequence[Move]) -> None:
+    def run(self, steps: Sequence[Step], local: Sequence[Move]) -> None:
         """Everything of one rank: the first messages leave before the local copies are made."""
-        self.staging.prepare(max((n for s in steps for n in s.staged), default=0), self.nothing)
-        waiting, under_way = deque(steps), deque[_Step]()
+        waiting, under_way = deque(steps), deque[Step]()
         self._post(waiting, under_way)
         for strip in strips(local):
             assert self.old is not None
@@ -149,7 +155,7 @@ class _Transit:
             wait_elsewhere([work for step in under_way for work in step.works], SimpleQueue())
             raise
 
-    def _post(self, waiting: deque[_Step], under_way: deque[_Step]) -> None:
+    def _post(self, waiting: deque[Step], under_way: deque[Step]) -> None:
         """Begin what there are buffers for. A step of its own always finds two."""
         while waiting and sum(n > 0 for n in waiting[0].staged) <= self.staging.available:
             step = waiting.popleft()
@@ -157,7 +163,7 @@ class _Transit:
             self._send(step)
             under_way.append(step)
 
-    def _receive(self, step: _Step) -> None:
+    def _receive(self, step: Step) -> None:
         assert self.group is not None
         buffer, at = self._buffer(step, step.staged[1]), 0
         for tag, (run, slots) in enumerate(step.into.messages(SLOTS), step.into_tag):
@@ -170,7 +176,7 @@ class _Transit:
                 step.unpack.append((target, run, slots))
             step.works.append(self.group.irecv(target, step.source, tag))
 
-    def _send(self, step: _Step) -> None:
+    def _send(self, step: Step) -> None:
         assert self.group is not None
         buffer, at = self._buffer(step, step.staged[0]), 0
         for tag, (run, slots) in enumerate(step.out.messages(SLOTS), step.out_tag):
@@ -188,13 +194,13 @@ class _Transit:
                 data = buffer[first:at]
             step.works.append(self.group.isend(data, step.to, tag))
 
-    def _buffer(self, step: _Step, numel: int) -> Tensor:
+    def _buffer(self, step: Step, numel: int) -> Tensor:
         if not numel:
             return self.nothing
         step.buffers.append(self.staging.take(numel))
         return step.buffers[-1]
 
-    def _finish(self, step: _Step) -> None:
+    def _finish(self, step: Step) -> None:
         """Wait for the step; what arrives in a buffer is put in place while the rest is on the wire."""
         assert self.group is not None
         self.group.wait_all(step.works, lambda i: self._unpack(step.unpack[i]) if i < len(step.unpack) else None)

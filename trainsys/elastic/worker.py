@@ -8,35 +8,26 @@ train()  compute → propose → verdict → apply, step after step
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
-import signal
-import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch._C._distributed_c10d import Store, TCPStore
+from torch._C._distributed_c10d import Store
 
 from trainsys.comm.communicator import Communicator
-from trainsys.comm.cores import share_cores
-from trainsys.comm.group import CommError
+from trainsys.comm.group import CommError, Group
 from trainsys.config import RunConfig
 from trainsys.data.build import build_source
 from trainsys.data.sampler import Sampler
-from trainsys.elastic.bonds import die_with_parent
 from trainsys.elastic.census import take_census
 from trainsys.elastic.checkpoint import CheckpointError, load_state, save_state
 from trainsys.elastic.control import Abandoned, ControlClient
-from trainsys.elastic.endpoint import Rendezvous
 from trainsys.elastic.faults import FaultEvent, Injector
+from trainsys.elastic.holding import Holding
 from trainsys.elastic.kinds import weights_to_start_from
 from trainsys.elastic.messages import (
     CommitEpoch,
@@ -51,14 +42,19 @@ from trainsys.elastic.messages import (
     Staged,
     Verdict,
 )
+from trainsys.elastic.progressive import Passage, PortionError
+from trainsys.elastic.staging import Staging
 from trainsys.elastic.transit import run_transition
 from trainsys.models.geometry import resolve, tensors
-from trainsys.models.registry import build
 from trainsys.parallel.engine import DTYPES, Engine, routes_of, wanted_groups
+from trainsys.parallel.pages import want_huge_pages
 from trainsys.parallel.stage import Batch
 from trainsys.parallel.state import FlatState, filled_state, initial_state, master_dtype
 from trainsys.space.layout import Layout
+from trainsys.space.portions import Portions
 from trainsys.space.tensor import Space
+
+Hashed = dict[tuple[int, str], int]  # (tensor, slot) -> hash
 
 
 class Worker:
@@ -87,6 +83,8 @@ class Worker:
         self.layout: Layout | None = None
         self.engine: Engine | None = None
         self.step = 0  # optimizer steps in `state`
+        self.holdings: dict[int, Holding] = {}  # by epoch, while the layout changes progressively
+        self.released = (-1, 0)  # epoch entered that way, portions released in it
         self.control = control(self._on_fault)
 
     def _on_fault(self, epoch: int) -> None:
@@ -109,14 +107,14 @@ class Worker:
                 if self.engine is not None:
                     self.train()
             except Abandoned as call:
-                self.control.send(Quiesced(call.epoch, self.comm.clean()))
+                self.control.send(Quiesced(call.epoch, self.comm.clean(), self.released))
             except CommError as error:
-                self.control.send(Failed(self.control.epoch, str(error)))
+                self.control.send(Failed(self.control.epoch, str(error), isinstance(error, PortionError)))
 
     # -- entering an epoch ---------------------------------------------------------------------------------------
 
     def enter(self, order: Open) -> None:
-        """Build the destination beside the source, and switch when the manager commits."""
+        """Build the destination, and switch when the manager commits."""
         started = time.monotonic()
         at, self.injector.step, self.control.epoch = self.injector.at, order.step, order.epoch
         self.engine = None  # its parameters and gradients are never needed again: room for the state to come
@@ -127,13 +125,16 @@ class Worker:
         everyone = tuple(sorted(order.participants))
         wanted = [everyone] if len(everyone) > 1 else []
         self.comm.reconfigure(order.epoch, wanted + wanted_groups(self.space, order.dst, routes), order.keep)
-        at("transfer")
-        new, received = self._stage(order, everyone)
+        new, received, before = self._stage(order, self.comm.group(everyone) if wanted else None)
         at("verify")
-        census = take_census(self.space, self.rank, order.src, order.alive, self.state, order.dst, new, self.step)
+        census = take_census(
+            self.space, self.rank, order.src, order.alive, self.state, order.dst, new, self.step, before
+        )
         self.control.send(Staged(order.epoch, census, received, time.monotonic() - started))
         commit = self.control.expect(CommitEpoch)
-        self.state, self.layout, self.step = new, order.dst, order.step
+        self.state, self.layout, self.step, self.holdings = new, order.dst, order.step, {}
+        for flat in new.slots.values():
+            want_huge_pages(flat)  # what was to be released in small ones stays now
         at("commit")
         if self.rank in order.dst.ranks:
             engine = Engine(config, self.space, order.dst, self.rank, self.comm, new, self.device, at)
@@ -145,22 +146,59 @@ class Worker:
     def _config(self, order: Open) -> RunConfig:
         return dataclasses.replace(self.config, model=self.model, parallel=order.parallel)
 
-    def _stage(self, order: Open, everyone: tuple[int, ...]) -> tuple[FlatState, int]:
-        if order.src is not None:
-            group = self.comm.group(everyone) if len(everyone) > 1 else None
-            return run_transition(
-                self.space, order.src, order.dst, self.rank, order.alive, order.nodes, self.state, group,
-                self.dtype, self.device,
-            )  # fmt: skip
+    def _stage(self, order: Open, group: Group | None) -> tuple[FlatState, int, Hashed | None]:
+        """The state under the destination, the bytes received for it, and the source's hashes if taken on the way."""
+        if order.held:
+            return self._pass(order, group)
+        self.injector.at("transfer")
+        if order.src is None:
+            return self._first(order), 0, None
+        new, received = run_transition(
+            self.space, order.src, order.dst, self.rank, order.alive, order.nodes, self.state, group, self.dtype,
+            self.device, self._staging(),
+        )  # fmt: skip
+        return new, received, None
+
+    def _pass(self, order: Open, group: Group | None) -> tuple[FlatState, int, Hashed]:
+        """Portion by portion, each released where it was. What was released before a failure counts."""
+        (first, *more) = order.held
+        if not more:  # the whole state stands under one layout, and may be cut anew
+            known = self.holdings.get(first.epoch)
+            whole = known.state if known is not None else self.state
+            self.holdings = {}
+            if self.rank in first.layout:
+                assert whole is not None
+                self.holdings[first.epoch] = Holding(whole, True)
+        tps = {order.dst.tp, *(h.layout.tp for h in order.held)}  # one within a run, or what is held would be cut anew
+        portions = Portions(self.space, order.portions, tps, order.dst.chunk)
+        stale = self.rank in order.alive and self.step != order.step
+        passage = Passage(
+            self.space, order.held, order.dst, self.rank, order.alive, order.nodes, self.holdings, order.epoch,
+            portions, group, self.dtype, self.device, self._staging(), stale,
+        )  # fmt: skip
+        self.injector.portions = order.portions
+        try:
+            new = passage.run(self.injector.at)
+        finally:
+            self.released = order.epoch, passage.released
+            if passage.released:
+                self.step = order.step
+        return new, passage.received, passage.before
+
+    def _staging(self) -> Staging:
+        return Staging(int(self.config.elastic.staging_mib * 2**20))
+
+    def _first(self, order: Open) -> FlatState:
+        """The state that training starts with."""
         if self.rank not in order.dst.ranks:
-            return FlatState((), self.dtype, self.device), 0
+            return FlatState((), self.dtype, self.device)
         if order.resume:
-            return load_state(Path(order.resume), self.space, order.dst, self.rank, self.dtype, self.device), 0
+            return load_state(Path(order.resume), self.space, order.dst, self.rank, self.dtype, self.device)
         if self.config.train.init_from:
             read = partial(weights_to_start_from(self.config).read, "master")
-            return filled_state(self.space, order.dst, self.rank, read, self.dtype, self.device), 0
+            return filled_state(self.space, order.dst, self.rank, read, self.dtype, self.device)
         seed = self.config.train.seed
-        return initial_state(self.space, order.dst, self.rank, self.model, seed, self.dtype, self.device), 0
+        return initial_state(self.space, order.dst, self.rank, self.model, seed, self.dtype, self.device)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -227,65 +265,3 @@ def peak_bytes(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def warm_up(config: RunConfig) -> None:
-    """Run one microbatch through a one-layer model, so that a rank that joins does not hold up its first real step."""
-    model = build(dataclasses.replace(resolve(config.model), num_layers=1), range(-1, 2))
-    size = config.batch.microbatch_size
-    model.keys.begin(config.train.seed, 0, range(size))
-    model(torch.zeros(size, config.batch.seq_len, dtype=torch.int64)).sum().backward()
-
-
-def serve(
-    config: RunConfig,
-    rank: int,
-    node: int,
-    rendezvous: Rendezvous,
-    faults: tuple[FaultEvent, ...] = (),
-    stop_on: tuple[signal.Signals, ...] = (),
-) -> int:
-    """Be one rank until the manager says Quit. Returns the exit code.
-
-    Args:
-        stop_on: signals that ask the whole job to stop at a step boundary, where the launcher signals every rank.
-    """
-    share_cores()
-    warm_up(config)
-    store = TCPStore(*rendezvous.store, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
-    beat_s = config.elastic.heartbeat_limit_s / 5
-    worker = Worker(
-        config, rank, node, lambda on_fault: ControlClient(rendezvous.control, rendezvous.authkey, beat_s, on_fault),
-        store, faults,
-    )  # fmt: skip
-    for number in stop_on:
-        signal.signal(number, lambda signum, frame: setattr(worker.control, "stop_wanted", True))
-    try:
-        worker.run()
-    except SystemExit as leave:
-        return int(leave.code or 0)
-    except (ValueError, OSError) as error:  # weights or a checkpoint that have gone meanwhile
-        print(f"rank {rank}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return 1
-    except Exception:
-        traceback.print_exc()
-        return 1
-
-
-def rank_main(
-    config: RunConfig, rank: int, node: int, rendezvous: Rendezvous, faults: tuple[FaultEvent, ...] = ()
-) -> None:
-    """Entry point of a rank process under the local agent."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the agent decides; ranks leave at a step boundary
-    die_with_parent()
-    threading.Thread(target=_leave_with_agent, daemon=True, name="agent").start()
-    os._exit(serve(config, rank, node, rendezvous, faults))  # without destructors: they would wait for peers
-
-
-def _leave_with_agent() -> None:
-    """End this process when the agent's ends, even before there is a control connection."""
-    agent = multiprocessing.parent_process()
-    assert agent is not None
-    wait([agent.sentinel])
-    os._exit(1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from trainsys.config import ModelConfig
 from trainsys.models.init import init_box
 from trainsys.parallel.pages import want_huge_pages
+from trainsys.parallel.release import empty_pages
 from trainsys.space.box import Box
 from trainsys.space.layout import Layout, Piece
 from trainsys.space.places import Place, piece_places
@@ -26,13 +27,16 @@ class FlatState:
 
     Args:
         fill: zeros; False where every element is written before it is read.
+        paged: in memory that is resident only where it has been written (CPU).
 
     Attributes:
         slots: slot name -> 1-d tensor [elements stored].
         offsets: piece -> where it begins.
     """
 
-    def __init__(self, pieces: Sequence[Piece], dtype: torch.dtype, device: torch.device, fill: bool = True) -> None:
+    def __init__(
+        self, pieces: Sequence[Piece], dtype: torch.dtype, device: torch.device, fill: bool = True, paged: bool = False
+    ) -> None:
         self.pieces = tuple(pieces)
         self.offsets: dict[Piece, int] = {}
         at = 0
@@ -40,7 +44,10 @@ class FlatState:
             self.offsets[piece] = at
             at += piece.numel
         self.numel = at
-        self.slots = {slot: want_huge_pages(torch.empty(at, dtype=dtype, device=device)) for slot in SLOTS}
+        if paged:
+            self.slots = {slot: empty_pages(at, dtype) for slot in SLOTS}
+        else:
+            self.slots = {slot: want_huge_pages(torch.empty(at, dtype=dtype, device=device)) for slot in SLOTS}
         for flat in self.slots.values() if fill else ():
             flat.zero_()
 

@@ -54,15 +54,20 @@ def stage_memory(config: RunConfig, stages: Stages, sizes: StageSizes, in_flight
                 mirror=sizes.mirrored[stage] * 3 * precision.state / GIB,
                 activations=activation_bytes(config, stages, stage, in_flight[stage]) / GIB,
                 logits=logit_bytes(config, stages, stage) / GIB,
-            )
+            ),
+            config,
         )
         for stage in range(stages.count)
     )
 
 
-def _with_transition(step: Memory) -> Memory:
-    """While the layout changes, the state stands twice, before and after (taken for equal), and nothing else does."""
-    changing = 2 * (step.optimizer + step.mirror)
+def _with_transition(step: Memory, config: RunConfig) -> Memory:
+    """While the layout changes, the state stands twice, before and after (taken for equal), and nothing else does.
+
+    Once and the staging budget with `elastic.release=progressive`.
+    """
+    state = step.optimizer + step.mirror
+    changing = 2 * state if config.elastic.release == "commit" else state + config.elastic.staging_mib / 1024
     return replace(step, transition=max(0.0, changing - step.total))
 
 

@@ -101,6 +101,11 @@ class Index:
         """Where in the storage of `rank` a cell of `ward` begins."""
         return self._base(rank)[ward] + self._shelf(ward, ward != rank).offset(tensor, cell)
 
+    def numel(self, rank: int) -> int:
+        """Elements that the rank stores."""
+        wards = self.layout.wards_of.get(rank, ())
+        return self._shelf(rank, False).total + sum(self._shelf(ward, True).total for ward in wards)
+
     def runs(self, deal: Deal, shard: int, cell: int) -> list[Place]:
         """The boxes of a cell, at offsets from its begin."""
         key = (deal.tensor, shard, cell)

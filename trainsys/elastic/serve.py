@@ -1,0 +1,88 @@
+"""The process of one rank: warm up, connect, be a worker until the manager says Quit, and never outlive the agent."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from datetime import timedelta
+from multiprocessing.connection import wait
+
+import torch
+from torch._C._distributed_c10d import TCPStore
+
+from trainsys.comm.cores import share_cores
+from trainsys.config import RunConfig
+from trainsys.elastic.bonds import die_with_parent
+from trainsys.elastic.control import ControlClient
+from trainsys.elastic.endpoint import Rendezvous
+from trainsys.elastic.faults import FaultEvent
+from trainsys.elastic.worker import Worker
+from trainsys.models.geometry import resolve
+from trainsys.models.registry import build
+
+
+def warm_up(config: RunConfig) -> None:
+    """Run one microbatch through a one-layer model, so that a rank that joins does not hold up its first real step."""
+    model = build(dataclasses.replace(resolve(config.model), num_layers=1), range(-1, 2))
+    size = config.batch.microbatch_size
+    model.keys.begin(config.train.seed, 0, range(size))
+    model(torch.zeros(size, config.batch.seq_len, dtype=torch.int64)).sum().backward()
+
+
+def serve(
+    config: RunConfig,
+    rank: int,
+    node: int,
+    rendezvous: Rendezvous,
+    faults: tuple[FaultEvent, ...] = (),
+    stop_on: tuple[signal.Signals, ...] = (),
+) -> int:
+    """Be one rank until the manager says Quit. Returns the exit code.
+
+    Args:
+        stop_on: signals that ask the whole job to stop at a step boundary, where the launcher signals every rank.
+    """
+    share_cores()
+    warm_up(config)
+    store = TCPStore(*rendezvous.store, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
+    beat_s = config.elastic.heartbeat_limit_s / 5
+    worker = Worker(
+        config, rank, node, lambda on_fault: ControlClient(rendezvous.control, rendezvous.authkey, beat_s, on_fault),
+        store, faults,
+    )  # fmt: skip
+    for number in stop_on:
+        signal.signal(number, lambda signum, frame: setattr(worker.control, "stop_wanted", True))
+    try:
+        worker.run()
+    except SystemExit as leave:
+        return int(leave.code or 0)
+    except (ValueError, OSError) as error:  # weights or a checkpoint that have gone meanwhile
+        print(f"rank {rank}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def rank_main(
+    config: RunConfig, rank: int, node: int, rendezvous: Rendezvous, faults: tuple[FaultEvent, ...] = ()
+) -> None:
+    """Entry point of a rank process under the local agent."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the agent decides; ranks leave at a step boundary
+    die_with_parent()
+    threading.Thread(target=_leave_with_agent, daemon=True, name="agent").start()
+    os._exit(serve(config, rank, node, rendezvous, faults))  # without destructors: they would wait for peers
+
+
+def _leave_with_agent() -> None:
+    """End this process when the agent's ends, even before there is a control connection."""
+    agent = multiprocessing.parent_process()
+    assert agent is not None
+    wait([agent.sentinel])
+    os._exit(1)

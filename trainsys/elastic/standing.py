@@ -1,0 +1,63 @@
+"""Where the training state stands: under one layout, or between a failed transition and the next under several."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+
+from trainsys.config import RunConfig
+from trainsys.planner.precision import Precision
+from trainsys.space.coverage import check_covered
+from trainsys.space.layout import Layout
+from trainsys.space.portions import Held, advanced, portions_within
+from trainsys.space.tensor import Space
+
+
+class Standing:
+    """The manager's book of it.
+
+    Attributes:
+        held: which portions stand where; empty before the first layout.
+        portions: into how many the state is cut; they keep their meaning while `held` names several layouts.
+    """
+
+    def __init__(self, space: Space, config: RunConfig) -> None:
+        self.space, self.config = space, config
+        self.held: tuple[Held, ...] = ()
+        self.portions = 1
+        self._broken: Held | None = None  # destination of a transition that was called off
+
+    def committed(self, epoch: int, layout: Layout) -> None:
+        self.held, self.portions, self._broken = (Held(epoch, layout, 0, 1),), 1, None
+
+    def called_off(self, epoch: int, target: Layout) -> None:
+        """The transition to `target` failed; `settle` tells how far it came."""
+        self._broken = Held(epoch, target, 0, 0)
+
+    def settle(self, released: Iterable[tuple[int, int]]) -> None:
+        """Take the survivors' (epoch, portions released): who is furthest knows what all of them have."""
+        if self._broken is not None:
+            portions = max((n for epoch, n in released if epoch == self._broken.epoch), default=0)
+            self.held, self._broken = advanced(self.held, replace(self._broken, stop=portions)), None
+
+    def holders(self, members: Collection[int]) -> tuple[int, ...]:
+        """Those of `members` that hold a part.
+
+        Raises:
+            LostError: some of the state has no living holder.
+        """
+        for h in self.held:
+            check_covered(self.space, h.layout, [r for r in h.layout.ranks if r in members])
+        return tuple(sorted(self.ranks.intersection(members)))
+
+    @property
+    def ranks(self) -> set[int]:
+        """All that held a part when it was written, the dead included."""
+        return {r for h in self.held for r in h.layout.ranks}
+
+    def cut(self, target: Layout) -> None:
+        """Choose portions for a transition to `target`, unless some are released already."""
+        if len(self.held) == 1:
+            itemsize, budget = Precision.of(self.config.train.dtype).state, self.config.elastic.staging_mib * 2**20
+            self.portions = portions_within(self.space, (self.held[0].layout, target), int(budget), itemsize)
+            self.held = (replace(self.held[0], first=0, stop=self.portions),)
