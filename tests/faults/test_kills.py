@@ -35,6 +35,7 @@ LAYOUTS = {
     "dp2·pp2·vp2 zero2": "parallel.pp=2 parallel.dp=2 parallel.vp=2 parallel.schedule=interleaved parallel.zero=2",
     "dp4·ep2 zero1": "parallel.dp=4 parallel.pp=1 parallel.ep=2 parallel.zero=1 model.family=mixtral "
     "model.num_experts=4",
+    "dp2·cp2 zero1": "parallel.dp=2 parallel.cp=2 parallel.pp=1 parallel.zero=1",
     "bfloat16": "train.dtype=bfloat16",
 }
 KILLS = [
@@ -60,6 +61,7 @@ KILLS = [
     ("bfloat16", "kill@4:0:snapshot"),
     ("dp2·pp2·vp2 zero2", "kill@5:2:backward"),
     ("dp4·ep2 zero1", "kill@5:1:backward,join@6"),
+    ("dp2·cp2 zero1", "kill@5:2:backward,join@6"),
 ]
 
 

@@ -23,6 +23,11 @@ def check_experts(config: RunConfig) -> None:
     ep, stages = parallel.ep, Stages.of(config.model, parallel)
     if ep == 1:
         return
+    if parallel.cp > 1:
+        raise ValueError(
+            f"parallel.ep={ep} with cp={parallel.cp}: experts are shared out among teams with whole sequences only; "
+            "set parallel.ep=1 or parallel.cp=1"
+        )
     if ep > model.num_experts:
         most = max(model.num_experts, 1)
         knob = max(d for d in range(1, most + 1) if all(n % d == 0 for n in stages.replicas))
