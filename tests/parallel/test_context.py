@@ -14,7 +14,7 @@ from trainsys.testing import RankPool
 
 Grid = dict[str, Any]
 GPT2: Grid = {"family": "gpt2", "tied": True, "dropout": 0.1, "num_layers": 4}
-GQA: Grid = {"num_kv_heads": 2, "num_layers": 4}
+GQA: Grid = {"num_kv_heads": 2}
 MIXTURE: Grid = {
     "family": "qwen3_moe", "num_experts": 5, "experts_per_token": 2, "router_aux_coef": 0.3, "shared_ffn_dim": 32,
 }  # fmt: skip
@@ -58,7 +58,7 @@ def test_every_position_is_somewhere_and_the_work_is_even(cp: int, seq_len: int)
                 {"cp": 2, "dp": 2, "zero": 2, "order": "cp,dp,pp,tp"},
             ],
         ),
-        (MIXTURE, 16, [{"cp": 2, "dp": 2, "zero": 2}, {"cp": 2, **SPLIT}, {"cp": 4, "recompute": "full"}]),
+        (MIXTURE, 16, [{"cp": 2, "dp": 2, "ep": 2, "zero": 2}, {"cp": 2, **SPLIT}]),
     ],
     ids=["gpt2 tied dropout", "gqa, uneven", "mixture of experts"],
 )  # fmt: skip
@@ -73,12 +73,24 @@ def test_at_one_degree_nothing_else_changes_a_bit(ranks: RankPool) -> None:
     model = GPT2 | {"tied": True}
     (expected,) = run_all(ranks, 2, [config_of("float32", model, cp=2)])
     grids: list[Grid] = [
-        {"dp": 4}, {"dp": 2, "zero": 1}, {"dp": 3, "zero": 2}, {"dp": 2, "pp": 2, "zero": 3}, {"pp": 4},
-        {"pp": 2, "stage_replicas": (1, 3), "stage_layers": (1, 3), "zero": 1, "schedule": "gpipe"},
-        {"dp": 2, **INTERLEAVED, "zero": 2, "recompute": "full"}, {"dp": 2, "zero": 1, "order": "pp,dp,cp,tp"},
+        {"dp": 4}, {"dp": 3, "zero": 2}, {"dp": 2, "pp": 2, "zero": 3},
+        {"pp": 2, "stage_replicas": (1, 3), "stage_layers": (1, 3), "zero": 1, "order": "pp,dp,cp,tp"},
+        {**INTERLEAVED, "zero": 2, "recompute": "full"},
     ]  # fmt: skip
     for got in run_all(ranks, 8, [config_of("float32", model, cp=2, **grid) for grid in grids]):
         assert_same_bits(got, expected)
+
+
+def test_who_has_the_experts_changes_no_bit(ranks: RankPool) -> None:
+    """Experts shared out within a replica, across replicas, and by groups of which one reaches into two."""
+    families: dict[int, list[Grid]] = {
+        2: [{"ep": 2, "zero": 1}, {"dp": 2, "ep": 4, "recompute": "full"}],
+        3: [{"dp": 2, "ep": 2, "zero": 3}],
+    }
+    for cp, grids in families.items():
+        (expected,) = run_all(ranks, cp, [config_of("float32", MIXTURE, cp=cp)], steps=3)
+        for got in run_all(ranks, 8, [config_of("float32", MIXTURE, cp=cp, **grid) for grid in grids], steps=3):
+            assert_same_bits(got, expected)
 
 
 def test_bfloat16_learns(ranks: RankPool) -> None:

@@ -31,7 +31,7 @@ from trainsys.parallel.stream import Stream, StreamedBucket
 from trainsys.parallel.tensor import TensorParallel
 from trainsys.parallel.weights import Weights, hollow
 from trainsys.schedule.generators import build as build_schedule
-from trainsys.schedule.lockstep import check_lockstep
+from trainsys.schedule.lockstep import check_lockstep, together
 from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import Space, class_experts
@@ -103,9 +103,9 @@ class Engine:
     def _expert_parallel(self, comm: Communicator) -> ExpertParallel | None:
         if self.layout.ep == 1 or not self.config.model.num_experts:
             return None
-        lanes = self.schedule.placement
+        lanes, cp = self.schedule.placement, self.layout.cp
         groups = {(s, stage.ep_group(i)) for s, stage in enumerate(self.layout.stages) for i in range(len(stage.teams))}
-        check_lockstep(self.schedule, [[lanes[s, team] for team in teams] for s, teams in sorted(groups)])
+        check_lockstep(self.schedule, together([lanes[s, team // cp] for team in teams] for s, teams in sorted(groups)))
         members = ep_ranks(self.layout, self.rank)
         ep, count = self.layout.ep, self.config.model.num_experts
         classes = [class_experts(count, ep, c).start for c in range(ep + 1)]

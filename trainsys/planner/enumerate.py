@@ -59,8 +59,8 @@ def _context_degrees(config: RunConfig) -> list[int]:
 
 def _variants(grid: ParallelConfig, model: ModelConfig) -> Iterator[ParallelConfig]:
     """Every way to run one grid; the schedule named in the config stands for all when there is no pipeline."""
-    most = min(grid.dp, model.num_experts) if grid.cp == 1 else 1
-    for ep in (d for d in range(1, max(most, 1) + 1) if grid.dp % d == 0):
+    teams = grid.dp * grid.cp
+    for ep in (d for d in range(1, max(min(teams, model.num_experts), 1) + 1) if teams % d == 0):
         yield from _variants_of(dataclasses.replace(grid, ep=ep), model.num_layers)
 
 

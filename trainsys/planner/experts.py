@@ -8,13 +8,15 @@ from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import resolve
 from trainsys.planner.stages import Stages
 from trainsys.schedule.generators import build
-from trainsys.schedule.lockstep import check_lockstep
+from trainsys.schedule.lockstep import check_lockstep, together
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import ScheduleError
 
 
 def check_experts(config: RunConfig) -> None:
-    """Whether ``config.parallel.ep`` suits the model, the replicas of every stage and the batch.
+    """Whether ``config.parallel.ep`` suits the model, the teams of every stage and the batch.
+
+    Teams of one replica always run in lockstep; of several only where these do the same.
 
     Raises:
         ValueError: one line with the numbers and the knob to turn.
@@ -23,23 +25,17 @@ def check_experts(config: RunConfig) -> None:
     ep, stages = parallel.ep, Stages.of(config.model, parallel)
     if ep == 1:
         return
-    if parallel.cp > 1:
-        raise ValueError(
-            f"parallel.ep={ep} with cp={parallel.cp}: experts are shared out among teams with whole sequences only; "
-            "set parallel.ep=1 or parallel.cp=1"
-        )
     if ep > model.num_experts:
         most = max(model.num_experts, 1)
-        knob = max(d for d in range(1, most + 1) if all(n % d == 0 for n in stages.replicas))
+        knob = max(d for d in range(1, most + 1) if all(stages.copies(stage) % d == 0 for stage in range(stages.count)))
         raise ValueError(f"parallel.ep={ep} exceeds model.num_experts={model.num_experts}; set parallel.ep={knob}")
     microbatches = config.batch.global_size // config.batch.microbatch_size
     for stage, replicas in enumerate(stages.replicas):
-        if replicas % ep:
-            divisors = " or ".join(str(d) for d in range(1, ep) if replicas % d == 0)
-            raise ValueError(
-                f"parallel.ep={ep} does not divide the {replicas} replicas of stage {stage}; set parallel.ep={divisors}"
-            )
-        if microbatches % replicas:
+        if (copies := stages.copies(stage)) % ep:
+            divisors = " or ".join(str(d) for d in range(1, ep) if copies % d == 0)
+            who = f"{copies} teams (replicas·cp)" if stages.cp > 1 else f"{copies} replicas"
+            raise ValueError(f"parallel.ep={ep} does not divide the {who} of stage {stage}; set parallel.ep={divisors}")
+        if stages.cp % ep and microbatches % replicas:
             raise ValueError(
                 f"parallel.ep={ep} runs replicas in lockstep, but stage {stage} has {microbatches} microbatches for "
                 f"{replicas} replicas; set parallel.ep=1, or batch.global_size to a multiple of "
@@ -53,12 +49,12 @@ def _check_ragged(parallel: ParallelConfig, routes: Routes) -> None:
     """Replicas of one stage may be fed differently by stages with another number of them."""
     schedule = build(parallel.schedule, routes, parallel.vp)
     groups = [
-        [schedule.placement[stage, replica] for replica in range(first, first + parallel.ep)]
+        [schedule.placement[stage, team // parallel.cp] for team in range(first, first + parallel.ep)]
         for stage, count in enumerate(routes.replicas[: parallel.pp])
-        for first in range(0, count, parallel.ep)
+        for first in range(0, count * parallel.cp, parallel.ep)
     ]
     try:
-        check_lockstep(schedule, groups)
+        check_lockstep(schedule, together(groups))
     except ScheduleError as error:
         raise ValueError(
             f"parallel.ep={parallel.ep} with stage_replicas={list(routes.replicas)}: {error}; set parallel.ep=1 or "

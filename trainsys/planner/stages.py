@@ -18,7 +18,7 @@ class Stages:
         runs: transformer layers of each run, in the order of the model; without vp, of each stage.
         replicas: of each stage.
         tp: ranks of a team; rank = team · tp + place in the team.
-        ep: replicas that share out their stage's experts; it divides the replicas of each.
+        ep: teams that share out their stage's experts; it divides the teams of each.
         cp: teams of a replica.
     """
 
