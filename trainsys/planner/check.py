@@ -137,7 +137,7 @@ def _memory_knob(config: RunConfig, largest: str) -> str:
     if largest in ("activations", "logits"):
         if parallel.recompute == "none" and largest == "activations":
             return "set parallel.recompute=full or lower batch.microbatch_size"
-        return "lower batch.microbatch_size or raise parallel.tp"
+        return "lower batch.microbatch_size or raise parallel.tp or parallel.cp"
     if largest == "gradients" and parallel.reduction == "canonical" and parallel.zero < 2:
         return "set parallel.reduction=fast (losses then depend on the layout) or raise parallel.tp or parallel.pp"
     if parallel.zero == 0 and parallel.dp > 2:

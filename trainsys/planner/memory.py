@@ -138,7 +138,7 @@ def layer_bytes(config: RunConfig, tp: int) -> float:
     normalised values) and two dropout masks. tp splits queries, keys and values (repeated to all heads), attention's
     output, what norms of query and key heads keep, and the feed-forward's intermediates (two ffn-wide, four when
     gated). Attention is fused (Dao et al. 2022, arXiv:2205.14135): in place of the 5·a·s/h term it keeps one float32
-    per row and head. Under cp a team has its part of the tokens, but keys and values of all.
+    row and head. Under cp a team has its part of the tokens; what attention keeps of them: `_attention_width`.
     """
     model = resolve(config.model)
     size = Precision.of(config.train.dtype).activation
@@ -147,11 +147,22 @@ def layer_bytes(config: RunConfig, tp: int) -> float:
     whole = 2 * per_norm * model.dim * size + (2 * model.dim * size if model.dropout else 0)
     shared = max(1, tp // model.num_kv_heads)  # tp ranks that compute the same key/value head
     normed = 2 * (q_dim(model) + shared * kv_dim(model)) if head_norms else 0  # their inputs and normalised values
-    split = ((2 + 2 * config.parallel.cp) * q_dim(model) + normed + 2 * widths) * size + 4 * model.num_heads
+    split = (_attention_width(model, config.parallel.cp) + normed + 2 * widths) * size + 4 * model.num_heads
     if model.num_experts:  # rows to and from the experts, in both orders, whole on every tp rank; scores and choices
         split += tp * (4 * model.experts_per_token * model.dim * size + 8 * model.num_experts)
     per_token = split / tp + whole / (tp if config.parallel.sequence_parallel else 1)
     return team_tokens(config) * per_token
+
+
+def _attention_width(model: ModelConfig, cp: int) -> int:
+    """Elements that attention keeps per token of a team: queries, keys, values (repeated to all heads) and its output.
+
+    Under cp the keys and values of all cp parts, and the output in its two chunks and whole; where heads are repeated,
+    the early chunk has keys and values of its own, of a half of the team's tokens in the mean.
+    """
+    if cp == 1:
+        return 4 * q_dim(model)
+    return (3 + 2 * cp + (model.num_kv_heads < model.num_heads)) * q_dim(model)
 
 
 @lru_cache(maxsize=64)
