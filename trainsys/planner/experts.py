@@ -65,10 +65,11 @@ def _check_ragged(parallel: ParallelConfig, routes: Routes) -> None:
 def largest_ep(config: RunConfig, parallel: ParallelConfig) -> int:
     """The most of ``config.parallel.ep`` that `parallel` can run: what remains of it when replicas are lost.
 
-    None of it where stages have different numbers of replicas: who shares with whom then depends on who survived, and
-    only with equal ones does every pairing run in lockstep.
+    None of it where replicas do not all do the same: who shares with whom depends on who survived, and only with equal
+    ones does every pairing run in lockstep.
     """
-    wanted = config.parallel.ep if Stages.of(config.model, parallel).even else 1
+    stages, microbatches = Stages.of(config.model, parallel), config.batch.global_size // config.batch.microbatch_size
+    wanted = config.parallel.ep if stages.even and microbatches % stages.replicas[0] == 0 else 1
     for ep in (d for d in range(wanted, 1, -1) if wanted % d == 0):
         try:
             check_experts(dataclasses.replace(config, parallel=dataclasses.replace(parallel, ep=ep)))

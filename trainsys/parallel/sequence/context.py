@@ -75,11 +75,13 @@ class ContextParallel:
         return [parts(self.seq_len, self.size, index) for index in range(self.size)]
 
     def _sum(self, leaving: list[Tensor], into: list[Tensor]) -> Tensor:
+        """What everybody sends here, added in the order of cp indices; bfloat16 in float32."""
         self._exchange(leaving, into)
-        total = into[0].clone()
+        dtype = into[0].dtype
+        total = into[0].to(torch.float32 if dtype == torch.bfloat16 else dtype, copy=True)
         for part in into[1:]:
             total += part
-        return total
+        return total.to(dtype)
 
     def _exchange(self, leaving: list[Tensor], into: list[Tensor]) -> None:
         """Send ``leaving[i]`` to member i and receive ``into[i]`` from it; the own one is taken over."""
