@@ -108,6 +108,13 @@ def test_bad_batches(small, batch, message):
         check_parallel(replace(small, batch=batch), 1)
 
 
+def test_the_parts_of_all_microbatches_have_numbers(small):
+    many = replace(small, batch=BatchConfig(2500, 1, 128))
+    check_parallel(replace(many, parallel=ParallelConfig(cp=2)), 2)
+    with pytest.raises(ValueError, match=r"cp=3 parts of 2500 microbatches .* more than 8192; set parallel.cp=2 or"):
+        check_parallel(replace(many, parallel=ParallelConfig(cp=3)), 3)
+
+
 def test_too_little_memory_names_the_largest_part_and_a_knob(small, large):
     tiny = replace(small.cluster, device=replace(small.cluster.device, memory_gib=0.01))
     with pytest.raises(ValueError, match=r"dp1·tp1·pp1 needs 0\.\d+ GiB per rank .*memory_gib=0.01; set"):

@@ -59,10 +59,11 @@ def _check_sequence(config: RunConfig) -> None:
             f"batch.seq_len={seq_len}, got {shares}; set parallel.sequence_parallel=false"
         )
     microbatches = config.batch.global_size // config.batch.microbatch_size
-    if microbatches * parallel.cp > MOST_MICROBATCHES:
+    leaves = 1 << (microbatches - 1).bit_length()  # of the summation tree, per part of a sequence
+    if leaves * parallel.cp > MOST_MICROBATCHES:
         raise ValueError(
-            f"{microbatches} microbatches in cp={parallel.cp} parts are more than {MOST_MICROBATCHES}; "
-            f"set parallel.cp={MOST_MICROBATCHES // microbatches} or raise batch.microbatch_size"
+            f"cp={parallel.cp} parts of {microbatches} microbatches (rounded up to a power of two) are more than "
+            f"{MOST_MICROBATCHES}; set parallel.cp={MOST_MICROBATCHES // leaves} or raise batch.microbatch_size"
         )
 
 

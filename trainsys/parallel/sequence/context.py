@@ -2,8 +2,8 @@
 
 Whatever works on single positions runs as it is, on fewer of them; what depends on a position's number is told it
 (`models/rows.py`). Only attention needs the other teams, by one of the methods registered in this package, and the
-statistics of a mixture of experts. The teams run one lane of the schedule in lockstep, each rank
-with those of its tp index.
+statistics of a mixture of experts. The teams run one lane of the schedule in lockstep, each rank with those of its tp
+index.
 
     B = microbatch, S = whole sequence, S_i = positions of cp index i
 """
