@@ -102,14 +102,14 @@ class ParallelConfig:
     tp: int = 1  # ranks that share one replica of a stage, splitting its matrices
     pp: int = 1  # pipeline stages
     vp: int = 1  # runs of layers of each stage, which the stages take in turn (interleaved schedule)
-    cp: int = 1  # teams that share one sequence
-    ep: int = 1  # classes of replicas, each with its own experts
+    cp: int = 1  # teams of a replica, each with a part of every sequence (context parallelism)
+    ep: int = 1  # classes of teams, each with its own experts
     order: str = "tp,cp,pp,dp"  # how ranks are numbered along the axes, fastest first
-    zero: int = 0  # sharded over the replicas: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too
+    zero: int = 0  # sharded over replicas and cp: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too
     sequence_parallel: bool = False  # shard norms and dropout over the sequence inside tp (not context parallelism)
     schedule: str = "1f1b"  # a name registered in trainsys.schedule: gpipe, 1f1b, interleaved (with vp)
     recompute: Literal["none", "full"] = "none"  # full: keep only each layer's input and compute it again
-    reduction: Literal["canonical", "fast"] = "canonical"  # canonical: the same bits on every layout of one tp
+    reduction: Literal["canonical", "fast"] = "canonical"  # canonical: the same bits on every layout of one tp and cp
     stage_layers: tuple[int, ...] = ()  # layers of each stage (under vp of each run); empty: as even as possible
     stage_replicas: tuple[int, ...] = ()  # replicas of each stage; empty: dp everywhere
 

@@ -35,6 +35,8 @@ LAYOUTS = {
     "dp2·pp2·vp2 zero2": "parallel.pp=2 parallel.dp=2 parallel.vp=2 parallel.schedule=interleaved parallel.zero=2",
     "dp4·ep2 zero1": "parallel.dp=4 parallel.pp=1 parallel.ep=2 parallel.zero=1 model.family=mixtral "
     "model.num_experts=4",
+    "dp2·cp2 zero1": "parallel.dp=2 parallel.cp=2 parallel.pp=1 parallel.zero=1",
+    "cp4": "parallel.dp=1 parallel.pp=1 parallel.cp=4 parallel.zero=0",
     "bfloat16": "train.dtype=bfloat16",
 }
 KILLS = [
@@ -60,6 +62,7 @@ KILLS = [
     ("bfloat16", "kill@4:0:snapshot"),
     ("dp2·pp2·vp2 zero2", "kill@5:2:backward"),
     ("dp4·ep2 zero1", "kill@5:1:backward,join@6"),
+    ("dp2·cp2 zero1", "kill@5:2:backward"),
 ]
 
 
@@ -112,6 +115,18 @@ def test_a_kill_costs_nothing_but_time(
     assert sorted((f.kind, f.rank, f.phase) for f in recorder.faults) == sorted(planned)
     assert recorder.changes[-1].after is not None
     assert not {f.rank for f in recorder.faults} & set(recorder.changes[-1].after.ranks)
+
+
+def test_those_who_are_left_share_the_sequence(undisturbed: Callable[[str], Recorder], tmp_path: Path) -> None:
+    """Other degrees of cp round otherwise: the loss is that of whole sequences but for rounding."""
+    recorder, whole = (
+        train(tmp_path, "cp4", "kill@3:2:backward,kill@5:0:reduce,kill@7:3:forward"),
+        undisturbed("dp4 zero0"),
+    )
+    assert [change.after.cp for change in recorder.changes if change.after] == [4, 2, 2, 1]
+    assert recorder.samples == whole.samples
+    for ours, theirs in zip(recorder.decisions, whole.decisions, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
 
 
 def test_a_frozen_rank_is_found_fenced_and_replaced(undisturbed: Callable[[str], Recorder], tmp_path: Path) -> None:

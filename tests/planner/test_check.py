@@ -27,6 +27,15 @@ BAD_LAYOUTS = [
     ({"pp": 2, "stage_replicas": (2, 0)}, 2, "every stage needs at least 1"),
     ({"pp": 2, "stage_replicas": (2, 2)}, 3, "needs 4 ranks but the cluster has 3"),
     ({"dp": 1, "sequence_parallel": True}, 1, "sequence_parallel needs tp > 1"),
+    ({"dp": 2, "cp": 3}, 4, r"dp\*cp\*tp\*pp=6 but the cluster has 4 ranks; set parallel.dp=4 .* parallel.cp=1$"),
+    ({"dp": 3, "cp": 2}, 4, r"dp\*cp\*tp\*pp=6 but the cluster has 4 ranks; set parallel.dp=2$"),
+    ({"cp": 128}, 128, "batch.seq_len=128 is too short for cp=128, .* 256 chunks; set parallel.cp=64$"),
+    (
+        {"cp": 3, "tp": 2, "sequence_parallel": True},
+        6,
+        "tp > 1 whose product with cp divides batch.seq_len=128, got cp·tp=3·2; set parallel.sequence_parallel=false$",
+    ),
+    ({"cp": 2, "pp": 2, "stage_replicas": (1, 2)}, 4, r"cp\*tp=2\*1 × stage_replicas=\[1, 2\] needs 6 ranks"),
     ({"dp": 4, "ep": 2}, 4, "ep=2 exceeds model.num_experts=0; set parallel.ep=1$"),
 ]
 BAD_EXPERTS = [
@@ -36,6 +45,11 @@ BAD_EXPERTS = [
         {"stage_replicas": (6,), "ep": 2},
         6,
         "stage 0 has 8 microbatches for 6 replicas; set parallel.ep=1, or batch.global_size to a multiple of 12$",
+    ),
+    (
+        {"stage_replicas": (3,), "cp": 2, "ep": 4},
+        6,
+        r"the 6 teams \(replicas·cp\) of stage 0; set parallel.ep=1 or 2",
     ),
     ({"pp": 2, "stage_replicas": (2, 3), "ep": 2}, 5, "ep=2 does not divide the 3 replicas of stage 1; set"),
 ]
@@ -55,6 +69,8 @@ def test_bad_expert_layouts(small, layout, ranks, message):
 
 def test_good_expert_layouts(small):
     check_parallel(mixture(small, dp=4, ep=2, pp=2), 8)
+    check_parallel(mixture(small, stage_replicas=(3,), cp=2, ep=2), 6)  # within replicas, which need not run alike
+    check_parallel(mixture(small, dp=2, cp=2, ep=4), 4)
     check_parallel(mixture(small, dp=2, ep=2, pp=2, vp=2, schedule="interleaved"), 4)
     check_parallel(mixture(small, stage_replicas=(4, 2), ep=2, pp=2), 6)
     check_parallel(mixture(small, stage_replicas=(2, 4), ep=2, pp=2), 6)
@@ -92,6 +108,13 @@ def test_bad_batches(small, batch, message):
         check_parallel(replace(small, batch=batch), 1)
 
 
+def test_the_parts_of_all_microbatches_have_numbers(small):
+    many = replace(small, batch=BatchConfig(2500, 1, 128))
+    check_parallel(replace(many, parallel=ParallelConfig(cp=2)), 2)
+    with pytest.raises(ValueError, match=r"cp=3 parts of 2500 microbatches .* more than 8192; set parallel.cp=2 or"):
+        check_parallel(replace(many, parallel=ParallelConfig(cp=3)), 3)
+
+
 def test_too_little_memory_names_the_largest_part_and_a_knob(small, large):
     tiny = replace(small.cluster, device=replace(small.cluster.device, memory_gib=0.01))
     with pytest.raises(ValueError, match=r"dp1·tp1·pp1 needs 0\.\d+ GiB per rank .*memory_gib=0.01; set"):
@@ -106,6 +129,8 @@ def test_too_little_memory_names_the_largest_part_and_a_knob(small, large):
         ({"dp": 4}, 4),
         ({"dp": 1, "tp": 2, "pp": 2, "sequence_parallel": True}, 4),
         ({"pp": 6}, 6),
+        ({"cp": 3, "tp": 2}, 6),  # uneven parts
+        ({"cp": 2, "tp": 2, "sequence_parallel": True}, 4),
         ({"pp": 2, "stage_replicas": (2, 1), "stage_layers": (4, 2)}, 4),
         ({"dp": 3, "stage_replicas": (3,)}, 3),  # 8 microbatches, shared unevenly
     ],

@@ -39,6 +39,20 @@ def test_enumeration_finds_exactly_the_legal_layouts(small):
     assert rejected["num_heads=6 is not divisible by tp=4"] == 4
 
 
+def test_long_sequences_are_cut_and_short_ones_where_the_config_says(small, large):
+    def degrees(config):
+        return {parallel.cp for parallel in candidates(config, 8)[0]}
+
+    assert degrees(large) == {1}
+    long = replace(large, batch=replace(large.batch, seq_len=32768), model=replace(large.model, max_seq_len=32768))
+    assert degrees(long) == {1, 2, 4}
+    named = replace(large, parallel=replace(large.parallel, cp=8))
+    assert degrees(named) == {1, 8}
+    best = search(long).plans[0]
+    assert best.parallel.cp > 1
+    assert best.peak_gib <= best.limit_gib
+
+
 def test_too_few_microbatches_are_counted_as_a_reason(small):
     _, rejected = candidates(replace(small, batch=BatchConfig(4, 2, 128)), 4)
     assert rejected["2 microbatches < dp=4"] == 8  # zero 0 to 3, with and without recomputation
@@ -60,7 +74,7 @@ def test_eight_ranks_answer_at_once(small):
 
 def test_parts_of_a_step_add_up(small):
     for plan in search(small).plans:
-        parts = plan.compute_s + plan.tp_s + plan.ep_s + plan.dp_s + plan.update_s + plan.waiting_s
+        parts = plan.compute_s + plan.tp_s + plan.cp_s + plan.ep_s + plan.dp_s + plan.update_s + plan.waiting_s
         assert plan.step_s == pytest.approx(parts)
         assert plan.tokens_per_s == pytest.approx(16 * 128 / plan.step_s)
         assert 0 <= plan.bubble < 1

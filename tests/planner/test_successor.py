@@ -45,6 +45,36 @@ def test_what_is_left_shares_out_the_experts_as_far_as_it_can(small):
     assert (again.dp, again.ep) == (4, 4)
 
 
+def test_what_is_left_cuts_sequences_as_far_as_it_can(small):
+    wide = replace(small, cluster=replace(small.cluster, nodes=4))
+    config = replace(wide, parallel=ParallelConfig(cp=4, dp=2))
+    now, working, found = config.parallel, 8, []
+    for teams in (7, 4, 3, 1, 8):
+        now = successor(config, teams, now, (min(teams, working), *(0,) * (now.pp - 1)))
+        working = Stages.of(config.model, now).num_teams
+        check_parallel(replace(config, parallel=now), working)
+        found.append((now.cp, working))
+    assert found == [(4, 4), (4, 4), (2, 2), (1, 1), (4, 8)]
+
+
+def test_teams_that_share_experts_and_sequences_stay_together(small):
+    """Of 8 microbatches three replicas have unequal shares: the experts are shared out no more, wherever teams end."""
+    one_layer = replace(small.model, family="mixtral", num_experts=4, num_layers=1)
+    cluster = replace(small.cluster, nodes=4)
+    config = replace(small, model=one_layer, cluster=cluster, parallel=ParallelConfig(dp=4, cp=2, ep=2))
+    found = [successor(config, teams, config.parallel, (teams,)) for teams in (8, 7, 5)]
+    assert [(after.cp, after.dp, after.ep) for after in found] == [(2, 4, 2), (2, 3, 1), (2, 2, 2)]
+
+
+def test_teams_of_broken_replicas_make_a_new_one(small):
+    """Two replicas lost a team each: the two that are left hold the same, and share a sequence from now on."""
+    config = replace(small, parallel=ParallelConfig(cp=2, dp=2))
+    after = successor(config, 2, config.parallel, (2,))
+    assert (after.cp, after.dp, after.pp) == (2, 1, 1)
+    stages = Stages.of(config.model, after)
+    assert moved_bytes(config, Stages.of(config.model, config.parallel), (2,), stages, 0) == 0
+
+
 def test_a_fresh_rank_restores_the_layout(small):
     """Where moving is dear, the join fills the gap and nothing else changes."""
     slow = replace(small, cluster=replace(small.cluster, intra_node=LinkConfig(0.001), inter_node=LinkConfig(0.001)))

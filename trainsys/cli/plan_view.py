@@ -91,6 +91,7 @@ def _bars(plan: Plan) -> Table:
     parts = {
         "compute": plan.compute_s,
         "tp": plan.tp_s,
+        "cp": plan.cp_s,
         "ep": plan.ep_s,
         "dp": plan.dp_s,
         "update": plan.update_s,

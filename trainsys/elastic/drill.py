@@ -94,7 +94,7 @@ def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
         raise ValueError("faults.schedule and faults.kills are both set; set one of them")
     if not faults.schedule:
         parallel = config.parallel
-        working = sum(parallel.stage_replicas or (parallel.dp,) * parallel.pp) * parallel.tp
+        working = sum(parallel.stage_replicas or (parallel.dp,) * parallel.pp) * parallel.cp * parallel.tp
         phases = [p for p in STEP_PHASES if p != "send" or parallel.pp > 1]
         return random_kills(faults.seed, faults.kills, range(working), steps, faults.rejoin_after, phases)
     events = parse_faults(faults.schedule, world, steps)

@@ -31,7 +31,8 @@ def measured_step(recorder: Recorder) -> tuple[int, tuple[Event, ...]] | None:
         return None
     step, by_rank = max(recorder.traces.items())
     layout = recorder.layouts[step]
-    events = [e for rank, own in by_rank.items() if layout.where(rank)[2] == 0 for e in own]
+    first = [rank for rank in by_rank if layout.where(rank)[2] == 0 and layout.replica_of(rank)[1] == 0]
+    events = [e for rank in first for e in by_rank[rank]]
     start = min(e.start_s for e in events)
     moved = [e._replace(start_s=e.start_s - start, end_s=e.end_s - start) for e in events]
     return step, tuple(sorted(moved, key=lambda e: (e.start_s, e.lane)))

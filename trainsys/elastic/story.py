@@ -84,6 +84,7 @@ def tell_shape(before: Layout | None, after: Layout | None) -> str:
         for stage, (old, new) in enumerate(zip(before.replicas, after.replicas, strict=True))
         if old != new
     ]
+    moves += [f"cp {before.cp}→{after.cp}"] if before.cp != after.cp else []
     moves += [f"ep {before.ep}→{after.ep}"] if before.ep != after.ep else []
     return ", ".join(moves) or f"the layout stays {after}"
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax(q kᵀ / √head_dim) v without looking ahead (Vaswani et al. 2017, arXiv:1706.03762, §3.2.1).
 
     Args:
-        q: [B, S, heads, head_dim].
-        k, v: [B, S, kv_heads, head_dim]; consecutive groups of heads / kv_heads query heads share one (grouped-query
+        q: [B, S, heads, head_dim], of the last S of K positions.
+        k, v: [B, K, kv_heads, head_dim]; consecutive groups of heads / kv_heads query heads share one (grouped-query
             attention), so that equal contiguous shards of both keep their pairing.
 
     Returns:
@@ -20,5 +21,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     group = q.shape[2] // k.shape[2]
     if group > 1:
         k, v = (t.repeat_interleave(group, dim=2) for t in (k, v))
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if q.shape[2] == k.shape[2]:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(q.shape[2], k.shape[2]))
     return out.transpose(1, 2).flatten(2)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainsys.models.keyed import stream
+from trainsys.models.rows import Rows
 
 
 class Shard(NamedTuple):
@@ -39,9 +40,9 @@ class SampleKeys:
 class KeyedDropout(nn.Module):
     """Inverted dropout of x [B, S, dim]; row b's mask is a pure function of (seed, step, samples[b], site, coordinate).
 
-    `site` holds the layer's number and name. `shard`, set by the runtime, tells which equal part of the logical
-    [S, dim] activation is local; the mask is drawn whole and cut, so that layouts agree. It is drawn on the CPU for
-    the same reason. No state is consumed: calling again replays the same mask.
+    `site` holds the layer's number and name. `shard` or `rows`, set by the runtime, tells which equal part or which
+    positions of the logical [S, dim] activation are local; the mask is drawn whole and cut, so that layouts agree. It
+    is drawn on the CPU for the same reason. No state is consumed: calling again replays the same mask.
     """
 
     def __init__(self, p: float, site: str, keys: SampleKeys) -> None:
@@ -50,6 +51,7 @@ class KeyedDropout(nn.Module):
         self.site = site
         self.keys = keys
         self.shard: Shard | tuple[int, int, int] | None = None
+        self.rows: Rows | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.p == 0.0 or not self.training:
@@ -66,13 +68,16 @@ class KeyedDropout(nn.Module):
     def keep(self, sample: int, local: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
         """Mask of one sample's `local` part: True where the value survives."""
         keys = self.keys
-        logical, cut = list(local), [slice(None)] * len(local)
-        if self.shard is not None:
+        logical, cut = list(local), list[Any]([slice(None)] * len(local))
+        if self.rows is not None:
+            logical[0], cut[0] = self.rows.of, self.rows.which.cpu().numpy()
+        elif self.shard is not None:
             dim, index, parts = self.shard
             logical[dim] = local[dim] * parts
             cut[dim] = slice(index * local[dim], (index + 1) * local[dim])
         draws = stream(keys.seed, keys.step, sample, self.site).random(logical, dtype=np.float32)
-        return (draws >= self.p)[tuple(cut)]
+        survives: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = (draws >= self.p)[tuple(cut)]
+        return survives
 
     def extra_repr(self) -> str:
         return f"p={self.p}, site={self.site}, shard={self.shard}"

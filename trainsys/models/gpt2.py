@@ -6,6 +6,8 @@ falls on the embedding and on what each region adds to the residual stream, not 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,24 +18,27 @@ from trainsys.models.decoder import Decoder
 from trainsys.models.dropout import KeyedDropout, SampleKeys
 from trainsys.models.family import head_dim
 from trainsys.models.geometry import resolve
+from trainsys.models.rows import Rows
 from trainsys.space.tensor import EMBED
 
 
 class Positions(nn.Module):
-    """Adds a learned vector per position to whole sequences [B, S, dim], S <= max_seq_len."""
+    """Adds a learned vector per position to sequences [B, S, dim], S <= max_seq_len: whole, or some `rows` of them."""
 
     def __init__(self, max_seq_len: int, dim: int) -> None:
         super().__init__()
+        self.rows: Rows | None = None
         self.weight = nn.Parameter(torch.empty(max_seq_len, dim))
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1] > len(self.weight):
+        length = self.rows.of if self.rows else x.shape[1]
+        if length > len(self.weight):
             raise ValueError(
-                f"sequences of {x.shape[1]} tokens exceed model.max_seq_len={len(self.weight)}; "
+                f"sequences of {length} tokens exceed model.max_seq_len={len(self.weight)}; "
                 f"raise it or set batch.seq_len={len(self.weight)}"
             )
-        return x + self.weight[: x.shape[1]]
+        return x + (self.rows.take(self.weight, dim=0) if self.rows else self.weight[:length])
 
 
 class Attention(nn.Module):
@@ -41,6 +46,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = causal_attention  # a runtime may cut the sequence
         self.head_dim = head_dim(config)
         self.wq = nn.Linear(config.dim, config.dim)
         self.wk = nn.Linear(config.dim, config.dim)
@@ -49,7 +55,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
-        out: Tensor = self.wo(causal_attention(q, k, v))
+        out: Tensor = self.wo(self.attend(q, k, v))
         return out
 
 

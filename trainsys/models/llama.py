@@ -17,13 +17,20 @@ from trainsys.models.dropout import SampleKeys
 from trainsys.models.family import head_dim, kv_dim, q_dim
 from trainsys.models.geometry import resolve
 from trainsys.models.rotary import rotate
+from trainsys.models.rows import Rows
 
 
 class Attention(nn.Module):
-    """[B, S, dim] -> [B, S, dim]; the number of heads follows from the projections' local width."""
+    """[B, S, dim] -> [B, S, dim]; the number of heads follows from the projections' local width.
+
+    Attributes:
+        rows, attend: which positions are here, and attention among all; a runtime that cuts sequences sets both.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.rows: Rows | None = None
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = causal_attention
         self.head_dim, self.theta = head_dim(config), config.rope_theta
         self.wq = nn.Linear(config.dim, q_dim(config), bias=False)
         self.wk = nn.Linear(config.dim, kv_dim(config), bias=False)
@@ -37,7 +44,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.heads(x)
-        out: Tensor = self.wo(causal_attention(rotate(q, self.theta), rotate(k, self.theta), v))
+        out: Tensor = self.wo(self.attend(rotate(q, self.theta, self.rows), rotate(k, self.theta, self.rows), v))
         return out
 
 

@@ -8,7 +8,7 @@ ties go to the lower expert, each expert takes its tokens in their order, a toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -39,12 +39,14 @@ class MoE(nn.Module):
     Attributes:
         aux_scale: what the load-balance loss is multiplied by before its gradient is added. The coefficient; a runtime
             divides it by the microbatches of a step.
+        counted: numbers of choices and tokens here -> of the whole microbatch; a runtime that cuts sequences adds up.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.experts_per_token, self.router_norm = config.experts_per_token, config.router_norm
         self.aux_scale = config.router_aux_coef
+        self.counted: Callable[[Tensor], Tensor] = lambda numbers: numbers
         self.router = nn.Linear(config.dim, config.num_experts, bias=False)
         self.experts = Experts(config)
         if config.shared_ffn_dim:
@@ -65,7 +67,7 @@ class MoE(nn.Module):
         if self.shared is not None and self.shared_gate is not None:
             out = out + self.shared_gate(tokens).sigmoid() * self.shared(tokens)
         if self.aux_scale:
-            out = add_gradient_of(out, load_balance_loss(probs, chosen) * self.aux_scale)
+            out = add_gradient_of(out, load_balance_loss(probs, chosen, self.counted) * self.aux_scale)
         return out.view_as(x)
 
 
@@ -93,14 +95,20 @@ def combine(answers: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
-def load_balance_loss(probs: Tensor, chosen: Tensor) -> Tensor:
+def load_balance_loss(
+    probs: Tensor, chosen: Tensor, counted: Callable[[Tensor], Tensor] = lambda numbers: numbers
+) -> Tensor:
     """E · Σ_e (choices of expert e per token) · (mean probability of e); k when both are even.
 
     Fedus et al. 2021 (Switch, arXiv:2101.03961), eq. 4-6, for k choices per token as in Mixtral's published training
-    code. `probs` is [N, E], `chosen` int64 [N, k].
+    code. `probs` is [N, E], `chosen` int64 [N, k]. Where these are some tokens of many, `counted` makes int64 [E + 1],
+    choices and tokens, those of all, and the parts' losses add up to the loss.
     """
-    count = torch.bincount(chosen.flatten(), minlength=probs.shape[1]).to(probs.dtype)
-    return (count * probs.mean(dim=0)).sum() * (probs.shape[1] / len(probs))
+    numbers = torch.bincount(chosen.flatten(), minlength=probs.shape[1])
+    numbers = counted(torch.cat((numbers, numbers.new_tensor([len(probs)]))))
+    count, tokens = numbers[:-1].to(probs.dtype), int(numbers[-1])
+    share = probs.sum(dim=0) / tokens  # of one token's probability, over all tokens
+    return (count * share).sum() * (probs.shape[1] / tokens)
 
 
 class _AddGradient(torch.autograd.Function):

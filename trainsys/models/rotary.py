@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from trainsys.models.rows import Rows
+
 
 @lru_cache(maxsize=8)
 def rotary_table(seq_len: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -17,12 +19,13 @@ def rotary_table(seq_len: int, head_dim: int, theta: float, dtype: torch.dtype, 
         return torch.stack((angles.cos(), angles.sin())).to(dtype)
 
 
-def rotate(x: Tensor, theta: float) -> Tensor:
-    """Turn x [B, S, heads, head_dim], whose rows are positions 0 … S-1, by its positions.
+def rotate(x: Tensor, theta: float, rows: Rows | None = None) -> Tensor:
+    """Turn x [B, S, heads, head_dim], whose rows are positions 0 … S-1 unless `rows` says others, by its positions.
 
     Feature i is paired with i + head_dim / 2, as in the checkpoints on Hugging Face. bfloat16 is turned in float32.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = rotary_table(x.shape[1], x.shape[-1], theta, dtype, x.device).unsqueeze(2)
+    table = rotary_table(rows.of if rows else x.shape[1], x.shape[-1], theta, dtype, x.device)
+    cos, sin = (rows.take(table, dim=1) if rows else table).unsqueeze(2)
     a, b = x.to(dtype).chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)

@@ -30,10 +30,11 @@ class BucketSpec:
         ranks: holders with this rank's tp index, in stage and replica order.
         pieces: in flat order: grouped by owner.
         regions: rank -> (start, stop) of its pieces in the flat vector.
-        tree: shape of the sum; two parts for a tied embedding.
+        tree: shape of the sum; per use (two for a tied embedding) a part for each cp index.
         leaves: rank -> leaves that it contributes; of an expert, those of the microbatches of its whole ep group.
         uses: part of the sum -> blocks whose backward makes it.
         experts: whether its ranks hold one class of experts, and add gradients for the others of their ep group too.
+        cp: teams that share a sequence, each of which adds a leaf of its own for a microbatch.
     """
 
     ranks: tuple[int, ...]
@@ -43,6 +44,11 @@ class BucketSpec:
     leaves: Mapping[int, tuple[Node, ...]]
     uses: tuple[tuple[int, ...], ...]
     experts: bool = False
+    cp: int = 1
+
+    def leaf(self, microbatch: int, use: int, cp_index: int) -> Node:
+        """Where a gradient enters the tree: that of a part of the sequence, from one of the tensor's uses."""
+        return self.tree.leaf(microbatch, use * self.cp + cp_index)
 
     @cached_property
     def numel(self) -> int:
@@ -95,22 +101,23 @@ def bucket_specs(
         for owner_rank, pieces in owners.items():
             size = sum(p.numel for p in pieces)
             regions[owner_rank], at = (at, at + size), at + size
-        tree = Tree(count, parts)
+        tree = Tree(count, parts * layout.cp)
         leaves = {}
         for holder in owners:
-            s, replica, _ = layout.where(holder)
+            s, team, _ = layout.where(holder)
             used = [
                 part
                 for part, block in enumerate(space.tensors[ordinals[0]].blocks)
                 if parts == 1 or layout.stages[s].has(block)
             ]
-            whole_group = layout.stages[s].ep_group(replica) if experts else (replica,)
-            own = [mb for source in whole_group for mb in microbatches(s, source)]
-            leaves[holder] = tuple(tree.leaf(mb, part) for part in used for mb in own)
+            whole_group = layout.stages[s].ep_group(team) if experts else (team,)
+            places = [divmod(source, layout.cp) for source in whole_group]  # replica, cp index
+            own = [(mb, cp_index) for replica, cp_index in places for mb in microbatches(s, replica)]
+            leaves[holder] = tuple(tree.leaf(mb, part * layout.cp + c) for part in used for mb, c in own)
         blocks = [space.tensors[ordinal].blocks for ordinal in ordinals]
         uses = tuple(tuple(dict.fromkeys(of_part)) for of_part in zip(*blocks, strict=True))
         flat = tuple(p for ps in owners.values() for p in ps)
-        specs.append(BucketSpec(tuple(owners), flat, regions, tree, leaves, uses, experts))
+        specs.append(BucketSpec(tuple(owners), flat, regions, tree, leaves, uses, experts, layout.cp))
     return specs
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from trainsys.comm.communicator import Communicator
-from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
 from trainsys.config import RunConfig
 from trainsys.models.decoder import Decoder
@@ -23,6 +22,8 @@ from trainsys.parallel.executor import Executor
 from trainsys.parallel.expert import ExpertParallel, ep_ranks
 from trainsys.parallel.optimizer import adamw
 from trainsys.parallel.order import Order
+from trainsys.parallel.reduced import Reduced
+from trainsys.parallel.sequence.context import ContextParallel, cp_ranks
 from trainsys.parallel.stage import Batch, StageRunner, build_stage
 from trainsys.parallel.state import FlatState, master_dtype
 from trainsys.parallel.step import Decision, Report
@@ -30,9 +31,9 @@ from trainsys.parallel.stream import Stream, StreamedBucket
 from trainsys.parallel.tensor import TensorParallel
 from trainsys.parallel.weights import Weights, hollow
 from trainsys.schedule.generators import build as build_schedule
-from trainsys.schedule.lockstep import check_lockstep
+from trainsys.schedule.lockstep import check_lockstep, together
 from trainsys.schedule.routes import Routes
-from trainsys.space.layout import Layout, Piece
+from trainsys.space.layout import Layout
 from trainsys.space.tensor import Space, class_experts
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -48,8 +49,10 @@ def routes_of(config: RunConfig, layout: Layout) -> Routes:
 
 
 def wanted_groups(space: Space, layout: Layout, routes: Routes) -> list[tuple[int, ...]]:
-    """Every process group of a layout, in an order that all ranks agree on: the mesh, teams, ep groups, buckets."""
+    """Every process group of a layout, in an order that all ranks agree on: mesh, teams, cp and ep groups, buckets."""
     groups = [layout.ranks, *(team for stage in layout.stages for team in stage.teams)]
+    if layout.cp > 1:
+        groups += [cp_ranks(layout, rank) for rank in layout.ranks]
     if layout.ep > 1:
         groups += [ep_ranks(layout, rank) for rank in layout.ranks]
     for rank in layout.ranks:
@@ -81,13 +84,18 @@ class Engine:
     ) -> None:
         self.config, self.space, self.layout, self.rank, self.state, self.at = config, space, layout, rank, state, at
         self.device, self.dtype = device, DTYPES[config.train.dtype]
-        self.stage, self.replica, self.shard = layout.where(rank)
+        self.stage, team, self.shard = layout.where(rank)
+        self.replica, self.cp_index = layout.replica_of(rank)
         self.routes = routes_of(config, layout)
         self.schedule = build_schedule(config.parallel.schedule, self.routes, layout.vp)
         self.order = Order(layout, self.schedule)
         self.mesh = comm.group(layout.ranks) if len(layout.ranks) > 1 else None
-        team = layout.stages[self.stage].teams[self.replica]
-        self.tp = TensorParallel(comm.group(team), config.parallel.sequence_parallel) if layout.tp > 1 else None
+        members = layout.stages[self.stage].teams[team]
+        self.tp = TensorParallel(comm.group(members), config.parallel.sequence_parallel) if layout.tp > 1 else None
+        self.cp = None
+        if layout.cp > 1:
+            members = cp_ranks(layout, rank)
+            self.cp = ContextParallel(comm.group(members), members, config.batch.seq_len, device)
         self.ep = self._expert_parallel(comm)
         self._build_buckets(comm)
         self._build_stages()
@@ -95,9 +103,9 @@ class Engine:
     def _expert_parallel(self, comm: Communicator) -> ExpertParallel | None:
         if self.layout.ep == 1 or not self.config.model.num_experts:
             return None
-        lanes = self.schedule.placement
+        lanes, cp = self.schedule.placement, self.layout.cp
         groups = {(s, stage.ep_group(i)) for s, stage in enumerate(self.layout.stages) for i in range(len(stage.teams))}
-        check_lockstep(self.schedule, [[lanes[s, team] for team in teams] for s, teams in sorted(groups)])
+        check_lockstep(self.schedule, together([lanes[s, team // cp] for team in teams] for s, teams in sorted(groups)))
         members = ep_ranks(self.layout, self.rank)
         ep, count = self.layout.ep, self.config.model.num_experts
         classes = [class_experts(count, ep, c).start for c in range(ep + 1)]
@@ -115,12 +123,7 @@ class Engine:
         count = self.routes.num_microbatches
         specs = bucket_specs(self.space, self.layout, self.rank, self.routes.microbatches, count)
         self.buckets = [make(spec) for spec in specs]
-        self.at_flat: dict[Piece, tuple[int, int]] = {}  # piece -> (bucket, offset in what it reduces to)
-        for b, bucket in enumerate(self.buckets):
-            offset = -bucket.base
-            for piece in bucket.spec.pieces:
-                self.at_flat[piece] = (b, offset)
-                offset += piece.numel
+        self.reduced = Reduced(self.space, self.layout, self.rank, self.buckets, self.tp, self.mesh)
 
     def _build_stages(self) -> None:
         """The stages of the schedule that run here: several under vp."""
@@ -140,7 +143,8 @@ class Engine:
         }
         ordinals = [bucket.spec.tensors for bucket in self.buckets]
         self.names_of = [[n for n, o in self.ordinal_of.items() if o in own] for own in ordinals]
-        rank_of = {lane: self.layout.stages[s % self.layout.pp].teams[r][self.shard]
+        stages, cp = self.layout.stages, self.layout.cp
+        rank_of = {lane: stages[s % self.layout.pp].teams[r * cp + self.cp_index][self.shard]
                    for (s, r), lane in self.schedule.placement.items()}  # fmt: skip
         lane = self.schedule.placement[self.stage, self.replica]
         self.executor = Executor(self.schedule, lane, self.runners, self.mesh, rank_of, self.at)
@@ -149,16 +153,17 @@ class Engine:
         run, own = divmod(stage, self.layout.pp)
         return build_stage(
             self.config.model, range(*self.layout.stages[own].spans[run]), self.space.tensors, self.dtype, self.device,
-            self.tp, self.config.parallel.recompute, self.routes.num_microbatches, self.ep,
+            self.tp, self.cp, self.config.parallel.recompute, self.routes.num_microbatches, self.ep,
             hollow if self.layout.zero == 3 else torch.empty,
         )  # fmt: skip
 
     def _runner(self, model: Decoder, parts: Mapping[range, Sequence[str]]) -> StageRunner:
         batch = self.config.batch
-        seq = batch.seq_len // (self.tp.size if self.tp and self.tp.sequence_parallel else 1)
+        seq = batch.seq_len if self.cp is None else len(self.cp.rows.which)
+        seq //= self.tp.size if self.tp and self.tp.sequence_parallel else 1
         return StageRunner(
             model, (batch.microbatch_size, seq, self.config.model.dim), self.config.train.seed,
-            batch.global_size * batch.seq_len, self.tp, self._collect, parts,
+            batch.global_size * batch.seq_len, self.tp, self.cp, self._collect, parts,
             *((self.weights.whole,) if self.weights else ()),
         )  # fmt: skip
 
@@ -188,28 +193,28 @@ class Engine:
         flats = [bucket.reduce() for bucket in self.buckets]
         if self.weights:
             self.weights.finish()
-        self._sum_partials_over_tp(flats)
-        squares = self._squares(flats)
+        self.reduced.sum_partials_over_tp(flats)
+        squares = self.reduced.squares(flats)
         if self.layout.zero == 0 and self.config.parallel.reduction != "fast":
             for bucket, flat in zip(self.buckets, flats, strict=True):
                 bucket.gather(flat)
         self.at("snapshot")
-        self.grad = self._snapshot(flats)
+        self.grad = self.reduced.snapshot(flats)
         losses = {mb: n for runner in self.runners.values() for mb, n in runner.losses.items() if self.shard == 0}
         samples = {mb: batch.microbatches[mb][2] for mb in losses}
-        return Report(batch.step, losses, samples, squares)
+        return Report(batch.step, {(mb, self.cp_index): n for mb, n in losses.items()}, samples, squares)
 
     def _collect(self, microbatch: int, grads: dict[str, Tensor]) -> None:
         """After a backward: this rank's gradients, then those of its experts for the other members' microbatches."""
         self.stream.leave()
-        self._push(microbatch, grads)
+        self._push(microbatch, self.cp_index, grads)
         if self.ep is not None:
             together = self.order.together(self.rank, microbatch)
             for member, theirs in self.ep.gradients(grads):
-                self._push(together[member], theirs)
+                self._push(*together[member], theirs)
 
-    def _push(self, microbatch: int, grads: dict[str, Tensor]) -> None:
-        """Hand the gradients of one microbatch, or of a part of its stage, to the buckets.
+    def _push(self, microbatch: int, cp_index: int, grads: dict[str, Tensor]) -> None:
+        """Hand the gradients of one microbatch, or of a part of its stage or sequences, to the buckets.
 
         A tied head is a second use of the embedding's tensor.
         """
@@ -219,73 +224,11 @@ class Engine:
                 if name in grads:
                     parts.setdefault(self._second_use(name), {})[self.ordinal_of[name]] = grads[name]
             for part, values in parts.items():
-                bucket.push(bucket.spec.tree.leaf(microbatch, part), values)
+                bucket.push(bucket.spec.leaf(microbatch, part, cp_index), values)
 
     def _second_use(self, name: str) -> bool:
         """Whether a parameter is a tied head."""
         return name != self.space.tensors[self.ordinal_of[name]].name
-
-    def _valid_slices(self, flats: list[Tensor], owned: bool) -> list[tuple[Piece, Tensor]]:
-        """The pieces whose sum over replicas is known here: the `owned` ones, after a ``fast`` reduction all."""
-        result = []
-        for bucket, flat in zip(self.buckets, flats, strict=True):
-            at = 0
-            for piece in bucket.spec.pieces:
-                if (bucket.fast and not owned) or bucket.region.start <= at < bucket.region.stop:
-                    result.append((piece, flat[at - bucket.base :][: piece.numel]))
-                at += piece.numel
-        return result
-
-    def _sum_partials_over_tp(self, flats: list[Tensor]) -> None:
-        """Finish the gradients of which each tp rank saw a part: its slice of the sequence, or its heads."""
-        if self.tp is None:
-            return
-        partial: dict[int, list[Tensor]] = {}  # number of tp ranks that hold copies -> their pieces
-        for piece, values in self._valid_slices(flats, owned=False):
-            tensor = self.space.tensors[piece.tensor]
-            if tensor.partial_over_tp(self.tp.size, self.tp.sequence_parallel):
-                partial.setdefault(tensor.copies(self.tp.size), []).append(values)
-        for copies, parts in partial.items():
-            summed = self.tp.neighbours(copies).all_reduce(torch.cat(parts))
-            for values, total in zip(parts, torch.split(summed, [v.numel() for v in parts]), strict=True):
-                values.copy_(total)
-
-    def _squares(self, flats: list[Tensor]) -> dict[tuple[int, int, int], float]:
-        """Sum of squares per owned piece, in fp64; of copies within a team the first counts."""
-        return {
-            (piece.tensor, piece.shard, piece.start): values.double().square().sum().item()
-            for piece, values in self._valid_slices(flats, owned=True)
-            if self.space.tensors[piece.tensor].first_copy(self.layout.tp, self.shard) == self.shard
-        }
-
-    def _snapshot(self, flats: list[Tensor]) -> Tensor:
-        """The summed gradients of everything stored here: held pieces, and those mirrored for a peer.
-
-        A mirror is kept alive by replaying the optimizer on it: the owner sends the reduced gradient (a third of the
-        state's bytes), and from the commit on both sides compute the same bits.
-        """
-
-        def gather(pieces: tuple[Piece, ...], into: Tensor) -> Tensor:
-            parts = [flats[b][at : at + p.numel] for p in pieces for b, at in [self.at_flat[p]]]
-            return torch.cat(parts, out=into) if parts else into
-
-        pieces, unique = self.layout.held(self.space, self.rank), self.layout.unique(self.space, self.rank)
-        grad = torch.empty(self.state.numel, dtype=master_dtype(self.dtype), device=self.device)
-        at = sum(p.numel for p in pieces)
-        held = gather(pieces, grad[:at])
-        sends, receives = [], []
-        mirror = self.layout.mirror_of.get(self.rank)
-        if mirror is not None and unique:
-            sends.append((mirror, held if unique == pieces else gather(unique, grad.new_empty(0)), 0))
-        for ward in self.layout.wards_of.get(self.rank, ()):
-            size = sum(p.numel for p in self.layout.unique(self.space, ward))
-            if size:
-                receives.append((ward, grad[at : at + size], 0))
-            at += size
-        if self.mesh is not None:
-            exchange(self.mesh, sends, receives)
-        assert at == grad.numel()
-        return grad
 
     # -- after the commit ----------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ class Executor:
         lane: this rank's lane.
         runners: stage of the schedule -> what runs it; one without vp.
         group: contains every pipeline neighbour.
-        rank_of: lane -> global rank holding the same tp index as this rank.
+        rank_of: lane -> global rank with the same cp and tp index as this rank.
         at: called with the phase (``forward``, ``send``, ``backward``) before each action of it; faults hang here.
     """
 

@@ -28,7 +28,7 @@ class Order:
 
     def _computes(self, rank: int) -> Iterator[tuple[Action, list[range]]]:
         """The compute actions of a rank's lane, each with its parts in the order of computation."""
-        stage, replica, _ = self._layout.where(rank)
+        stage, (replica, _) = self._layout.where(rank)[0], self._layout.replica_of(rank)
         for action in self._schedule.lanes[self._schedule.placement[stage, replica]]:
             if action.is_compute:
                 yield action, self.parts(action.stage)[:: 1 if action.kind is Kind.F else -1]
@@ -41,8 +41,13 @@ class Order:
         """(microbatch, part) of a rank as their gradients are made."""
         return [(a.microbatch, part) for a, parts in self._computes(rank) if a.kind is Kind.B for part in parts]
 
-    def _together(self, rank: int, microbatch: int) -> tuple[int, ...]:
-        """The microbatches that the members of a rank's ep group run while it runs `microbatch`, in order of classes.
+    def cp_index(self, rank: int) -> int:
+        """Which part of every sequence a rank has."""
+        return self._layout.replica_of(rank)[1]
+
+    def _together(self, rank: int, microbatch: int) -> tuple[tuple[int, int], ...]:
+        """What the members of a rank's ep group run while it runs `microbatch`, in order of classes: (microbatch, cp
+        index) of each.
 
         The group runs in lockstep: the same actions at the same places of the lanes.
         """
@@ -51,4 +56,4 @@ class Order:
         members = [own.teams[i][shard] for i in own.ep_group(team)]
         lanes = [[mb for mb, _ in self.backwards(member)] for member in members]
         place = lanes[members.index(rank)].index(microbatch)
-        return tuple(lane[place] for lane in lanes)
+        return tuple((lane[place], self.cp_index(member)) for lane, member in zip(lanes, members, strict=True))

@@ -21,6 +21,8 @@ from trainsys.models.moe import MoE
 from trainsys.models.registry import build
 from trainsys.parallel.expert import ExpertParallel, apply_expert_parallel, keep_class
 from trainsys.parallel.loss import microbatch_loss
+from trainsys.parallel.sequence import METHODS
+from trainsys.parallel.sequence.context import ContextParallel, apply_context_parallel
 from trainsys.parallel.tensor import TensorParallel, apply_tensor_parallel
 from trainsys.space.tensor import LogicalTensor
 
@@ -65,12 +67,13 @@ class StageRunner:
         seed: int,
         total_tokens: int,
         tp: TensorParallel | None,
+        cp: ContextParallel | None,
         on_grads: Callable[[int, dict[str, Tensor]], None],
         parts: Mapping[range, Sequence[str]],
         whole: Callable[[range], AbstractContextManager[None]] = lambda part: nullcontext(),
     ) -> None:
         self.model, self.shape, self.seed, self.total_tokens, self.tp = model, shape, seed, total_tokens, tp
-        self.params = dict(model.named_parameters())
+        self.cp, self.params = cp, dict(model.named_parameters())
         self._on_grads, self._parts, self._whole = on_grads, parts, whole
         self._kept: dict[int, list[tuple[Tensor | None, Tensor]]] = {}  # per part: input, output
         self.losses: dict[int, float] = {}
@@ -86,6 +89,8 @@ class StageRunner:
 
     def forward(self, microbatch: int, x: Tensor | None) -> Tensor | None:
         tokens, targets, samples = self.batch.microbatches[microbatch]
+        if self.cp is not None:
+            tokens, targets = self.cp.cut(tokens), self.cp.cut(targets)
         self.model.keys.begin(self.seed, self.batch.step, samples)
         kept = self._kept[microbatch] = []
         for part in self._parts:
@@ -129,6 +134,7 @@ def build_stage(
     dtype: torch.dtype,
     device: torch.device,
     tp: TensorParallel | None,
+    cp: ContextParallel | None,
     recompute: str,
     num_microbatches: int,
     ep: ExpertParallel | None,
@@ -150,6 +156,8 @@ def build_stage(
         assert meta.dim() == len(shape), name
     if tp is not None and tp.size > 1:
         apply_tensor_parallel(model, tp)
+    if cp is not None:
+        apply_context_parallel(model, cp, tp, METHODS["all_gather"])
     scale_router_losses(model, num_microbatches, tp)
     if ep is not None:
         apply_expert_parallel(model, ep)

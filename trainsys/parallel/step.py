@@ -15,13 +15,14 @@ class Report:
     """One rank's part of one finished, not yet committed step.
 
     Attributes:
-        losses: microbatch -> loss (already scaled by the step's tokens); only from the head's first tp rank.
+        losses: (microbatch, cp index) -> loss of that part of its sequences (already scaled by the step's tokens); only
+            from the head's first tp rank of each cp index.
         samples: microbatch -> global positions of its sequences, as computed; only beside `losses`.
         squares: (tensor ordinal, shard, start of the piece) -> sum of squared gradients; each piece from its owner.
     """
 
     step: int
-    losses: dict[int, float] = field(default_factory=dict)
+    losses: dict[tuple[int, int], float] = field(default_factory=dict)
     samples: dict[int, tuple[int, ...]] = field(default_factory=dict)
     squares: dict[tuple[int, int, int], float] = field(default_factory=dict)
 
@@ -49,7 +50,7 @@ def decide(config: RunConfig, reports: Iterable[Report]) -> Decision:
     """Combine the reports of all ranks. `fsum` is exact, so neither the order nor the number of reports matters."""
     reports = list(reports)
     step = reports[0].step
-    losses = {mb: loss for r in reports for mb, loss in r.losses.items()}
+    losses = {part: loss for r in reports for part, loss in r.losses.items()}
     squares = {piece: s for r in reports for piece, s in r.squares.items()}
     norm = sqrt(fsum(squares.values())) if all(map(isfinite, squares.values())) else float("nan")
     loss = fsum(losses.values()) if all(map(isfinite, losses.values())) else float("nan")

@@ -81,12 +81,14 @@ class Stream:
     def _arrivals(self, peer: int) -> Iterator[Arrival]:
         """The peer's slices as they will arrive: by backward; of a tensor used twice in one, the input part first."""
         shared = [bucket for bucket in self.buckets if peer in bucket.spec.ranks and bucket.region_numel]
+        cp_index = self._order.cp_index(peer)
         for microbatch, blocks in self._order.backwards(peer):
             for bucket in shared:
-                for made in self._order.together(peer, microbatch) if bucket.spec.experts else (microbatch,):
+                own = [(microbatch, cp_index)]
+                for made, index in self._order.together(peer, microbatch) if bucket.spec.experts else own:
                     for part, uses in enumerate(bucket.spec.uses):
                         if any(block in blocks for block in uses):
-                            yield bucket, bucket.spec.tree.leaf(made, part)
+                            yield bucket, bucket.spec.leaf(made, part, index)
 
 
 class StreamedBucket(Bucket):

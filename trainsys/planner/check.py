@@ -12,7 +12,6 @@ from trainsys.planner.stages import Stages, notation
 from trainsys.schedule import GENERATORS
 from trainsys.space.build import axis_order
 
-_NOT_RUN = ("cp",)
 _CHOICES = {"zero": (0, 1, 2, 3), "recompute": ("none", "full"), "reduction": ("canonical", "fast")}
 
 
@@ -40,13 +39,32 @@ def check_layout(config: RunConfig) -> None:
         raise ValueError(f"pp*vp={runs} runs of layers but num_layers={num_layers}; set {knob}")
     layers = parallel.stage_layers or split_layers(num_layers, runs)
     check_split(config.model, parallel.tp, layers)
-    if parallel.sequence_parallel and (parallel.tp == 1 or config.batch.seq_len % parallel.tp):
-        raise ValueError(
-            f"sequence_parallel needs tp > 1 that divides batch.seq_len={config.batch.seq_len}, got tp={parallel.tp}; "
-            "set parallel.sequence_parallel=false"
-        )
+    _check_sequence(config)
     _check_shares(config)
     check_experts(config)
+
+
+def _check_sequence(config: RunConfig) -> None:
+    """Whether cp teams, and under sequence parallelism tp ranks, can share a sequence. Raises ValueError."""
+    parallel, seq_len = config.parallel, config.batch.seq_len
+    if parallel.cp > 1 and seq_len < 2 * parallel.cp:
+        raise ValueError(
+            f"batch.seq_len={seq_len} is too short for cp={parallel.cp}, which cuts it into {2 * parallel.cp} chunks; "
+            f"set parallel.cp={max(1, seq_len // 2)}"
+        )
+    shares = f"cp·tp={parallel.cp}·{parallel.tp}" if parallel.cp > 1 else f"tp={parallel.tp}"
+    if parallel.sequence_parallel and (parallel.tp == 1 or seq_len % (parallel.cp * parallel.tp)):
+        raise ValueError(
+            f"sequence_parallel needs tp > 1 {'whose product with cp' if parallel.cp > 1 else 'that'} divides "
+            f"batch.seq_len={seq_len}, got {shares}; set parallel.sequence_parallel=false"
+        )
+    microbatches = config.batch.global_size // config.batch.microbatch_size
+    leaves = 1 << (microbatches - 1).bit_length()  # of the summation tree, per part of a sequence
+    if leaves * parallel.cp > MOST_MICROBATCHES:
+        raise ValueError(
+            f"cp={parallel.cp} parts of {microbatches} microbatches (rounded up to a power of two) are more than "
+            f"{MOST_MICROBATCHES}; set parallel.cp={MOST_MICROBATCHES // leaves} or raise batch.microbatch_size"
+        )
 
 
 MOST_MICROBATCHES = 8192  # of a step: what the summation tree's message tags can number
@@ -78,24 +96,27 @@ def check_batch(config: RunConfig) -> None:
 
 def check_product(parallel: ParallelConfig, num_ranks: int) -> None:
     """Whether the layout's degrees use `num_ranks` ranks; a ragged one may leave some idle. Raises ValueError."""
+    cp, each = parallel.cp, f"cp*tp={parallel.cp}*{parallel.tp}" if parallel.cp > 1 else f"tp={parallel.tp}"
     if parallel.stage_replicas:
-        needed = sum(parallel.stage_replicas) * parallel.tp
+        needed = sum(parallel.stage_replicas) * cp * parallel.tp
         if needed > num_ranks:
             raise ValueError(
-                f"tp={parallel.tp} × stage_replicas={list(parallel.stage_replicas)} needs {needed} ranks "
+                f"{each} × stage_replicas={list(parallel.stage_replicas)} needs {needed} ranks "
                 f"but the cluster has {num_ranks}; lower parallel.stage_replicas"
             )
         return
-    product = parallel.dp * parallel.tp * parallel.pp
+    product = parallel.dp * cp * parallel.tp * parallel.pp
     if product == num_ranks:
         return
-    team = parallel.tp * parallel.pp
-    knob = f"parallel.dp={num_ranks // team}" if num_ranks % team == 0 else f"cluster.nodes for {product} ranks"
-    if num_ranks % team and num_ranks % parallel.tp == 0:
-        knob = f"parallel.dp={num_ranks // parallel.tp} parallel.pp=1"
-    elif num_ranks % team:
-        knob = f"parallel.dp={num_ranks} parallel.tp=1 parallel.pp=1"
-    raise ValueError(f"dp*tp*pp={product} but the cluster has {num_ranks} rank{'s'[: num_ranks != 1]}; set {knob}")
+    replica = cp * parallel.tp
+    pipeline = replica * parallel.pp
+    knob = f"parallel.dp={num_ranks // pipeline}"
+    if num_ranks % pipeline and num_ranks % replica == 0:
+        knob = f"parallel.dp={num_ranks // replica} parallel.pp=1"
+    elif num_ranks % pipeline:
+        knob = f"parallel.dp={num_ranks} parallel.tp=1 parallel.pp=1{' parallel.cp=1' if cp > 1 else ''}"
+    degrees, plural = f"dp*{'cp*' if cp > 1 else ''}tp*pp", "s"[: num_ranks != 1]
+    raise ValueError(f"{degrees}={product} but the cluster has {num_ranks} rank{plural}; set {knob}")
 
 
 def check_memory(config: RunConfig) -> None:
@@ -117,7 +138,7 @@ def _memory_knob(config: RunConfig, largest: str) -> str:
     if largest in ("activations", "logits"):
         if parallel.recompute == "none" and largest == "activations":
             return "set parallel.recompute=full or lower batch.microbatch_size"
-        return "lower batch.microbatch_size or raise parallel.tp"
+        return "lower batch.microbatch_size or raise parallel.tp or parallel.cp"
     if largest == "gradients" and parallel.reduction == "canonical" and parallel.zero < 2:
         return "set parallel.reduction=fast (losses then depend on the layout) or raise parallel.tp or parallel.pp"
     if parallel.zero == 0 and parallel.dp > 2:
@@ -142,10 +163,6 @@ def check_degrees(parallel: ParallelConfig) -> None:
 def _check_names(parallel: ParallelConfig) -> None:
     """Whether a step can run on such a layout at all. Raises ValueError."""
     check_degrees(parallel)
-    for name in _NOT_RUN:
-        value = getattr(parallel, name)
-        if value > 1:
-            raise ValueError(f"parallel.{name}={value}: no step runs on such a layout yet; set parallel.{name}=1")
     if (parallel.vp > 1) != (parallel.schedule == "interleaved") and parallel.schedule != "gpipe":
         raise ValueError(
             f"parallel.vp={parallel.vp} with schedule={parallel.schedule}: interleaved has several runs of layers per "

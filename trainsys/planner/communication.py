@@ -1,4 +1,4 @@
-"""Seconds of communication under the α-β model: tensor, data and pipeline parallelism, and the peer's mirror.
+"""Seconds of communication under the α-β model: tensor, context, data and pipeline parallelism, the peer's mirror.
 
 A collective runs as a ring at the speed of its group's slowest link. Ring costs: Thakur, Rabenseifner and Gropp 2005,
 "Optimization of collective communication operations in MPICH"; bandwidth-optimal by Patarasuk and Yuan 2009.
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from trainsys.comm.topology import Link, Topology
 from trainsys.config import RunConfig
+from trainsys.models.family import kv_dim
+from trainsys.models.geometry import resolve
 from trainsys.planner.precision import Precision
-from trainsys.planner.sizes import StageSizes, shared_elements
+from trainsys.planner.sizes import StageSizes, shared_elements, team_tokens
 from trainsys.planner.stages import Stages
 
 
@@ -29,17 +31,15 @@ def all_reduce_s(num_bytes: float, size: int, link: Link | None) -> float:
 
 @dataclass(frozen=True)
 class TensorCost:
-    """Exposed seconds of tensor or expert parallelism in one microbatch, per run of layers."""
+    """Exposed seconds of tensor, context or expert parallelism in one microbatch, per run of layers."""
 
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
 
 
 def boundary_bytes(config: RunConfig) -> int:
-    """Bytes of one microbatch's activation between two layers: microbatch · seq · dim."""
-    batch = config.batch
-    tokens = batch.microbatch_size * batch.seq_len
-    return tokens * config.model.dim * Precision.of(config.train.dtype).activation
+    """Bytes of a team's part of one microbatch's activation between two layers: microbatch · seq/cp · dim."""
+    return team_tokens(config) * config.model.dim * Precision.of(config.train.dtype).activation
 
 
 def tensor_cost(config: RunConfig, stages: Stages, topology: Topology) -> TensorCost:
@@ -61,6 +61,25 @@ def tensor_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     return TensorCost(tuple(once * n for n in forward), tuple(once * n for n in backward))
 
 
+def context_cost(config: RunConfig, stages: Stages, topology: Topology) -> TensorCost:
+    """Exposed seconds of gathering keys and values in one microbatch, per run of layers.
+
+    Per layer an all-gather of both forward and a reduce-scatter of their gradients backward (Llama 3, arXiv:2407.21783,
+    §3.3.2); recomputing a layer gathers again. Each tp rank has its own key/value heads, one at least.
+    """
+    model, tokens = resolve(config.model), config.batch.microbatch_size * config.batch.seq_len
+    width = kv_dim(model) // min(stages.tp, model.num_kv_heads)
+    size = 2 * tokens * width * Precision.of(config.train.dtype).activation
+    again, forward, backward = config.parallel.recompute == "full", [], []
+    for run, layers in enumerate(stages.runs):
+        links = (topology.slowest(group) for group in stages.sequence_groups(run % stages.count))
+        worst = max((link for link in links if link), key=lambda link: link.transfer_s(size), default=None)
+        once = layers * all_gather_s(size, stages.cp, worst)
+        forward.append(once)
+        backward.append((1 + again) * once)
+    return TensorCost(tuple(forward), tuple(backward))
+
+
 def expert_cost(config: RunConfig, stages: Stages, topology: Topology) -> TensorCost:
     """Exposed seconds of sending tokens to their experts and back in one microbatch, per run of layers.
 
@@ -78,6 +97,15 @@ def expert_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
         forward.append(layers * once)
         backward.append(layers * (2 * swap + again * once))
     return TensorCost(tuple(forward), tuple(backward))
+
+
+def exchange_costs(config: RunConfig, stages: Stages, topology: Topology) -> tuple[TensorCost, TensorCost, TensorCost]:
+    """What ranks exchange inside forward and backward: tensor, context and expert parallelism."""
+    return (
+        tensor_cost(config, stages, topology),
+        context_cost(config, stages, topology),
+        expert_cost(config, stages, topology),
+    )
 
 
 def send_s(config: RunConfig, stages: Stages, topology: Topology, src: int, dst: int) -> float:
@@ -110,7 +138,7 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
     ):
         link, scatters = topology.slowest(group), 1
         if config.parallel.zero >= 2:
-            scatters = -(-microbatches // len(group))
+            scatters = -(-microbatches * stages.cp // len(group))
         gathers = 2 * scatters if config.parallel.zero == 3 else 1
         if elements:
             seconds += scatters * all_gather_s(elements * precision.gradient, len(group), link)
@@ -131,9 +159,9 @@ def shared_s(config: RunConfig, stages: Stages, topology: Topology, stage: int) 
     for block, copies, elements in shared_elements(config.model, stages.tp):
         if block in blocks:
             by_copies[copies] = by_copies.get(copies, 0) + elements
-    precision, teams = Precision.of(config.train.dtype), stages.replicas[stage]
+    precision, teams = Precision.of(config.train.dtype), stages.copies(stage)
     share = 1 if config.parallel.reduction == "fast" else teams
-    links = [topology.slowest(stages.ranks_of(stages.team(stage, replica))) for replica in range(teams)]
+    links = [topology.slowest(range(first, first + stages.tp)) for first in stages.data_group(stage)]
     worst = max((link for link in links if link), key=lambda link: link.transfer_s(1e6), default=None)
     return sum(all_reduce_s(n * precision.state / share, copies, worst) for copies, n in by_copies.items())
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from trainsys.config import RunConfig
 from trainsys.models.geometry import forward_flops
 from trainsys.planner.precision import Precision
+from trainsys.planner.sizes import team_tokens
 from trainsys.planner.stages import Stages
 
 
@@ -22,10 +23,10 @@ def compute_cost(config: RunConfig, stages: Stages, flops: float) -> ComputeCost
     """F = forward FLOPs of a tp rank · tokens / `flops`; B = 2 F, and the layers' F once more under full recomputation.
 
     Narayanan et al. 2021 (arXiv:2104.04473), §5.1 and appendix. The embedding and the head load the first and the last
-    stage, so that stages with equally many layers are not equally slow.
+    stage, so that stages with equally many layers are not equally slow. Under cp a team has its part of the positions,
+    cut so that all look at equally many keys.
     """
-    batch, head = config.batch, config.model.num_layers
-    tokens = batch.microbatch_size * batch.seq_len
+    batch, head, tokens = config.batch, config.model.num_layers, team_tokens(config)
     recomputes = config.parallel.recompute == "full"
     forward, backward = [], []
     for run in range(len(stages.runs)):

@@ -11,9 +11,11 @@ from trainsys.models.geometry import resolve
 from trainsys.planner.check import check_layout
 from trainsys.schedule import GENERATORS
 
+_LEAST_TOKENS = 8192  # of a sequence on a team, in the published training at 131,072 (arXiv:2407.21783, table 4)
+
 
 def candidates(config: RunConfig, num_ranks: int) -> tuple[list[ParallelConfig], Counter[str]]:
-    """All uniform layouts with dp · tp · pp = `num_ranks`, with their variants, in a fixed order.
+    """All uniform layouts with dp · cp · tp · pp = `num_ranks`, with their variants, in a fixed order.
 
     The microbatch size is the config's: numbers must not depend on the layout. Layouts that are the same thing under
     two names (a schedule without a pipeline, ZeRO with one replica, sequence parallelism without tp) appear once.
@@ -23,9 +25,9 @@ def candidates(config: RunConfig, num_ranks: int) -> tuple[list[ParallelConfig],
     """
     legal: list[ParallelConfig] = []
     rejected: Counter[str] = Counter()
-    for dp, tp, pp in _degrees(num_ranks):
+    for cp, dp, tp, pp in _degrees(config, num_ranks):
         grid = dataclasses.replace(
-            config.parallel, dp=dp, tp=tp, pp=pp, ep=1, vp=1, sequence_parallel=False, stage_layers=(),
+            config.parallel, dp=dp, tp=tp, pp=pp, cp=cp, ep=1, vp=1, sequence_parallel=False, stage_layers=(),
             stage_replicas=(),
         )  # fmt: skip
         reason = _reason(config, dataclasses.replace(grid, zero=0, schedule=next(iter(GENERATORS)), recompute="none"))
@@ -39,23 +41,32 @@ def candidates(config: RunConfig, num_ranks: int) -> tuple[list[ParallelConfig],
     return legal, rejected
 
 
-def _degrees(num_ranks: int) -> Iterator[tuple[int, int, int]]:
-    """All (dp, tp, pp) whose product is `num_ranks`."""
-    for tp in (d for d in range(1, num_ranks + 1) if num_ranks % d == 0):
-        rest = num_ranks // tp
-        for pp in (d for d in range(1, rest + 1) if rest % d == 0):
-            yield rest // pp, tp, pp
+def _degrees(config: RunConfig, num_ranks: int) -> Iterator[tuple[int, int, int, int]]:
+    """All (cp, dp, tp, pp) whose product is `num_ranks`, cp among those worth a look."""
+    for cp in (d for d in _context_degrees(config) if num_ranks % d == 0):
+        teams = num_ranks // cp
+        for tp in (d for d in range(1, teams + 1) if teams % d == 0):
+            rest = teams // tp
+            for pp in (d for d in range(1, rest + 1) if rest % d == 0):
+                yield cp, rest // pp, tp, pp
+
+
+def _context_degrees(config: RunConfig) -> list[int]:
+    """Powers of two that leave a team `_LEAST_TOKENS` of a sequence, and what the config names."""
+    powers = [1 << i for i in range(max(1, config.batch.seq_len // _LEAST_TOKENS).bit_length())]
+    return sorted({*powers, config.parallel.cp})
 
 
 def _variants(grid: ParallelConfig, model: ModelConfig) -> Iterator[ParallelConfig]:
     """Every way to run one grid; the schedule named in the config stands for all when there is no pipeline."""
-    for ep in (d for d in range(1, max(min(grid.dp, model.num_experts), 1) + 1) if grid.dp % d == 0):
+    teams = grid.dp * grid.cp
+    for ep in (d for d in range(1, max(min(teams, model.num_experts), 1) + 1) if teams % d == 0):
         yield from _variants_of(dataclasses.replace(grid, ep=ep), model.num_layers)
 
 
 def _variants_of(grid: ParallelConfig, num_layers: int) -> Iterator[ParallelConfig]:
     most = 1 if grid.reduction == "fast" else 3
-    for zero in range(most + 1) if grid.dp > 1 else (0,):
+    for zero in range(most + 1) if grid.dp * grid.cp > 1 else (0,):
         for sequence_parallel in (False, True) if grid.tp > 1 else (False,):
             for schedule, vp in _schedules(grid.pp, num_layers):
                 for recompute in ("none", "full"):

@@ -8,13 +8,15 @@ from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import resolve
 from trainsys.planner.stages import Stages
 from trainsys.schedule.generators import build
-from trainsys.schedule.lockstep import check_lockstep
+from trainsys.schedule.lockstep import check_lockstep, together
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import ScheduleError
 
 
 def check_experts(config: RunConfig) -> None:
-    """Whether ``config.parallel.ep`` suits the model, the replicas of every stage and the batch.
+    """Whether ``config.parallel.ep`` suits the model, the teams of every stage and the batch.
+
+    Teams of one replica always run in lockstep; of several only where these do the same.
 
     Raises:
         ValueError: one line with the numbers and the knob to turn.
@@ -25,16 +27,15 @@ def check_experts(config: RunConfig) -> None:
         return
     if ep > model.num_experts:
         most = max(model.num_experts, 1)
-        knob = max(d for d in range(1, most + 1) if all(n % d == 0 for n in stages.replicas))
+        knob = max(d for d in range(1, most + 1) if all(stages.copies(stage) % d == 0 for stage in range(stages.count)))
         raise ValueError(f"parallel.ep={ep} exceeds model.num_experts={model.num_experts}; set parallel.ep={knob}")
     microbatches = config.batch.global_size // config.batch.microbatch_size
     for stage, replicas in enumerate(stages.replicas):
-        if replicas % ep:
-            divisors = " or ".join(str(d) for d in range(1, ep) if replicas % d == 0)
-            raise ValueError(
-                f"parallel.ep={ep} does not divide the {replicas} replicas of stage {stage}; set parallel.ep={divisors}"
-            )
-        if microbatches % replicas:
+        if (copies := stages.copies(stage)) % ep:
+            divisors = " or ".join(str(d) for d in range(1, ep) if copies % d == 0)
+            who = f"{copies} teams (replicas·cp)" if stages.cp > 1 else f"{copies} replicas"
+            raise ValueError(f"parallel.ep={ep} does not divide the {who} of stage {stage}; set parallel.ep={divisors}")
+        if stages.cp % ep and microbatches % replicas:
             raise ValueError(
                 f"parallel.ep={ep} runs replicas in lockstep, but stage {stage} has {microbatches} microbatches for "
                 f"{replicas} replicas; set parallel.ep=1, or batch.global_size to a multiple of "
@@ -48,12 +49,12 @@ def _check_ragged(parallel: ParallelConfig, routes: Routes) -> None:
     """Replicas of one stage may be fed differently by stages with another number of them."""
     schedule = build(parallel.schedule, routes, parallel.vp)
     groups = [
-        [schedule.placement[stage, replica] for replica in range(first, first + parallel.ep)]
+        [schedule.placement[stage, team // parallel.cp] for team in range(first, first + parallel.ep)]
         for stage, count in enumerate(routes.replicas[: parallel.pp])
-        for first in range(0, count, parallel.ep)
+        for first in range(0, count * parallel.cp, parallel.ep)
     ]
     try:
-        check_lockstep(schedule, groups)
+        check_lockstep(schedule, together(groups))
     except ScheduleError as error:
         raise ValueError(
             f"parallel.ep={parallel.ep} with stage_replicas={list(routes.replicas)}: {error}; set parallel.ep=1 or "
@@ -64,10 +65,11 @@ def _check_ragged(parallel: ParallelConfig, routes: Routes) -> None:
 def largest_ep(config: RunConfig, parallel: ParallelConfig) -> int:
     """The most of ``config.parallel.ep`` that `parallel` can run: what remains of it when replicas are lost.
 
-    None of it where stages have different numbers of replicas: who shares with whom then depends on who survived, and
-    only with equal ones does every pairing run in lockstep.
+    None of it where replicas do not all do the same: who shares with whom depends on who survived, and only with equal
+    ones does every pairing run in lockstep.
     """
-    wanted = config.parallel.ep if Stages.of(config.model, parallel).even else 1
+    stages, microbatches = Stages.of(config.model, parallel), config.batch.global_size // config.batch.microbatch_size
+    wanted = config.parallel.ep if stages.even and microbatches % stages.replicas[0] == 0 else 1
     for ep in (d for d in range(wanted, 1, -1) if wanted % d == 0):
         try:
             check_experts(dataclasses.replace(config, parallel=dataclasses.replace(parallel, ep=ep)))

@@ -14,7 +14,7 @@ from trainsys.config import ModelConfig, RunConfig
 from trainsys.models.family import kv_dim, q_dim
 from trainsys.models.geometry import resolve, tensors
 from trainsys.planner.precision import GIB, Precision
-from trainsys.planner.sizes import StageSizes, block_elements
+from trainsys.planner.sizes import StageSizes, block_elements, team_tokens
 from trainsys.planner.stages import Stages
 
 
@@ -77,7 +77,7 @@ def parameter_elements(config: RunConfig, stages: Stages, sizes: StageSizes, sta
     Under ZeRO 3 (Rajbhandari et al. 2020, §5.3) the share owned here, a whole block, and the next one arriving
     (`parallel/weights.py`).
     """
-    if config.parallel.zero == 3 and stages.replicas[stage] > 1:
+    if config.parallel.zero == 3 and stages.copies(stage) > 1:
         return sizes.owned[stage] + 2 * _largest_block(config, stages, stage)
     return sizes.held[stage]
 
@@ -92,17 +92,17 @@ def gradient_elements(config: RunConfig, stages: Stages, sizes: StageSizes, stag
 
     Under ZeRO 2 (Rajbhandari et al. 2020, §5.2) two whole ones, of which one is on its way to its owners, and of the
     share owned here the sums of the tree and a slice that arrives from each peer (`parallel/stream.py`). Under ZeRO 3
-    the two, and what arrives, are of one block. Under ep a rank has its experts' gradients of a microbatch of each team
-    of its ep group (`parallel/expert.py`).
+    the two, and what arrives, are of one block. Under cp each part of the sequences has sums of its own. Under ep a
+    rank has its experts' gradients of a microbatch of each team of its ep group (`parallel/expert.py`).
     """
-    held, owned, replicas = sizes.held[stage], sizes.owned[stage], stages.replicas[stage]
+    held, owned, copies = sizes.held[stage], sizes.owned[stage], stages.copies(stage)
     others = (stages.ep - 1) * sizes.experts[stage]
-    if config.parallel.zero >= 2 and replicas > 1:
+    if config.parallel.zero >= 2 and copies > 1:
         made = held
         if config.parallel.zero == 3:
             made, others = _largest_block(config, stages, stage), others // stages.layers[stage]
-        sums = _most_subtrees(config.batch.global_size // config.batch.microbatch_size, 1)
-        return 2 * made + owned * sums + -(-made // replicas) * (replicas - 1) + others
+        sums = stages.cp * _most_subtrees(config.batch.global_size // config.batch.microbatch_size, 1)
+        return 2 * made + owned * sums + -(-made // copies) * (copies - 1) + others
     if config.parallel.reduction == "fast":
         return held + others
     return (held + others) * gradient_buffers(config, stages, stage)
@@ -143,20 +143,31 @@ def layer_bytes(config: RunConfig, tp: int) -> float:
     normalised values) and two dropout masks. tp splits queries, keys and values (repeated to all heads), attention's
     output, what norms of query and key heads keep, and the feed-forward's intermediates (two ffn-wide, four when
     gated). Attention is fused (Dao et al. 2022, arXiv:2205.14135): in place of the 5·a·s/h term it keeps one float32
-    per row and head.
+    row and head. Under cp a team has its part of the tokens; what attention keeps of them: `_attention_width`.
     """
-    model, batch = resolve(config.model), config.batch
+    model = resolve(config.model)
     size = Precision.of(config.train.dtype).activation
     widths, biased, head_norms = _layer_kinds(model)
     per_norm = 2 if biased else 3
     whole = 2 * per_norm * model.dim * size + (2 * model.dim * size if model.dropout else 0)
     shared = max(1, tp // model.num_kv_heads)  # tp ranks that compute the same key/value head
     normed = 2 * (q_dim(model) + shared * kv_dim(model)) if head_norms else 0  # their inputs and normalised values
-    split = (4 * q_dim(model) + normed + 2 * widths) * size + 4 * model.num_heads
+    split = (_attention_width(model, config.parallel.cp) + normed + 2 * widths) * size + 4 * model.num_heads
     if model.num_experts:  # rows to and from the experts, in both orders, whole on every tp rank; scores and choices
         split += tp * (4 * model.experts_per_token * model.dim * size + 8 * model.num_experts)
     per_token = split / tp + whole / (tp if config.parallel.sequence_parallel else 1)
-    return batch.microbatch_size * batch.seq_len * per_token
+    return team_tokens(config) * per_token
+
+
+def _attention_width(model: ModelConfig, cp: int) -> int:
+    """Elements that attention keeps per token of a team: queries, keys, values (repeated to all heads) and its output.
+
+    Under cp the keys and values of all cp parts, and the output in its two chunks and whole; where heads are repeated,
+    the early chunk has keys and values of its own, of a half of the team's tokens in the mean.
+    """
+    if cp == 1:
+        return 4 * q_dim(model)
+    return (3 + 2 * cp + (model.num_kv_heads < model.num_heads)) * q_dim(model)
 
 
 @lru_cache(maxsize=64)
@@ -182,11 +193,10 @@ def activation_bytes(config: RunConfig, stages: Stages, stage: int, in_flight: i
     Full recomputation keeps each layer's input only, plus the layer at work (Korthikanti et al. 2022, §5; Chen et al.
     2016, arXiv:1604.06174). The last stage also keeps the inputs of the final norm and of the head.
     """
-    batch, tp = config.batch, stages.tp
     size = Precision.of(config.train.dtype).activation
-    shards = tp if config.parallel.sequence_parallel else 1
-    boundary = batch.microbatch_size * batch.seq_len * config.model.dim * size / shards
-    layer = layer_bytes(config, tp)
+    shards = stages.tp if config.parallel.sequence_parallel else 1
+    boundary = team_tokens(config) * config.model.dim * size / shards
+    layer = layer_bytes(config, stages.tp)
     tail = 2 * boundary if stage == stages.count - 1 else 0.0
     if config.parallel.recompute == "full":
         return in_flight / stages.vp * (stages.layers[stage] * boundary + tail) + layer
@@ -197,6 +207,5 @@ def logit_bytes(config: RunConfig, stages: Stages, stage: int) -> float:
     """Bytes of the last stage's logits: float32 (or wider) values and their gradient, split over the vocabulary."""
     if stage < stages.count - 1:
         return 0.0
-    batch = config.batch
-    elements = batch.microbatch_size * batch.seq_len * config.model.vocab_size / stages.tp
+    elements = team_tokens(config) * config.model.vocab_size / stages.tp
     return elements * 2 * max(4, Precision.of(config.train.dtype).activation)

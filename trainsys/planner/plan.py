@@ -10,7 +10,7 @@ from typing import Any, Literal
 from trainsys.config import ParallelConfig
 from trainsys.planner.memory import Memory
 
-Bound = Literal["compute", "tp", "ep", "dp", "bubble", "memory"]
+Bound = Literal["compute", "tp", "cp", "ep", "dp", "bubble", "memory"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Plan:
         bubble: share of the pipeline's time that its ranks spend without computing.
         compute_s: forward, backward and recomputation of the busiest stage.
         tp_s: tensor-parallel collectives of the busiest stage.
+        cp_s: keys and values gathered along the sequence, on the busiest stage.
         ep_s: tokens sent to experts elsewhere and back, on the busiest stage.
         dp_s: gradient exchange, and the refresh of the peers' mirrors.
         pp_exposed_s: what the pipeline's messages add to the step.
@@ -41,6 +42,7 @@ class Plan:
     bubble: float
     compute_s: float
     tp_s: float
+    cp_s: float
     ep_s: float
     dp_s: float
     pp_exposed_s: float
@@ -51,12 +53,13 @@ class Plan:
     @property
     def waiting_s(self) -> float:
         """Seconds of the step that the busiest stage spends waiting for others, messages included."""
-        return max(0.0, self.step_s - self.compute_s - self.tp_s - self.ep_s - self.dp_s - self.update_s)
+        named = self.compute_s + self.tp_s + self.cp_s + self.ep_s + self.dp_s + self.update_s
+        return max(0.0, self.step_s - named)
 
     @property
     def exposed_comm(self) -> float:
         """Share of the step in which ranks only communicate."""
-        return (self.tp_s + self.ep_s + self.dp_s + self.pp_exposed_s) / self.step_s
+        return (self.tp_s + self.cp_s + self.ep_s + self.dp_s + self.pp_exposed_s) / self.step_s
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 
 from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig, RunConfig
-from trainsys.planner.communication import expert_cost, gradient_s, mirror_s, send_s, shared_s, tensor_cost
+from trainsys.planner.communication import exchange_costs, gradient_s, mirror_s, send_s, shared_s
 from trainsys.planner.compute import compute_cost, model_flops, update_s
 from trainsys.planner.device import Rate, rate
 from trainsys.planner.memory import Memory, stage_memory
@@ -54,6 +54,7 @@ def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None =
         bubble=work.bubble,
         compute_s=work.compute_s,
         tp_s=work.tp_s,
+        cp_s=work.cp_s,
         ep_s=work.ep_s,
         dp_s=exchange[last] + mirror,
         pp_exposed_s=work.exposed_s,
@@ -79,15 +80,14 @@ class _Work:
     bubble: float
     compute_s: float
     tp_s: float
+    cp_s: float
     ep_s: float
     exposed_s: float
 
 
 def _pipeline(config: RunConfig, stages: Stages, topology: Topology, flops: float) -> _Work:
     """The schedule with its messages and without: the difference is what they add."""
-    compute, tensor = compute_cost(config, stages, flops), tensor_cost(config, stages, topology)
-    expert = expert_cost(config, stages, topology)
-    parts = (compute, tensor, expert)
+    parts = (compute_cost(config, stages, flops), *exchange_costs(config, stages, topology))
     f_s = tuple(map(sum, zip(*(part.forward_s for part in parts), strict=True)))
     b_s = tuple(map(sum, zip(*(part.backward_s for part in parts), strict=True)))
     name, (microbatches, replicas) = config.parallel.schedule, _shares(config, stages)
@@ -97,7 +97,7 @@ def _pipeline(config: RunConfig, stages: Stages, topology: Topology, flops: floa
     busiest = max(range(stages.count), key=lambda stage: run.busy_s[stage])
     own = slice(busiest, None, stages.count)
     whole = sum(f_s[own] + b_s[own])
-    computing, tp, ep = (
+    computing, tp, cp, ep = (
         run.busy_s[busiest] * sum(part.forward_s[own] + part.backward_s[own]) / whole for part in parts
     )
     return _Work(
@@ -105,6 +105,7 @@ def _pipeline(config: RunConfig, stages: Stages, topology: Topology, flops: floa
         bubble=run.bubble,
         compute_s=computing,
         tp_s=tp,
+        cp_s=cp,
         ep_s=ep,
         exposed_s=max(0.0, run.step_s - free.step_s),
     )
@@ -160,6 +161,7 @@ def _bound(plan: Plan) -> Bound:
     parts: dict[Bound, float] = {
         "compute": plan.compute_s + plan.update_s,
         "tp": plan.tp_s,
+        "cp": plan.cp_s,
         "ep": plan.ep_s,
         "dp": plan.dp_s,
         "bubble": plan.waiting_s,

@@ -92,6 +92,7 @@ def _order(plan: Plan) -> tuple[object, ...]:
         parallel.zero,
         parallel.sequence_parallel,
         parallel.tp,
+        parallel.cp,
         parallel.pp,
         plan.layout,
     )

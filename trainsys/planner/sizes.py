@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-from trainsys.config import ModelConfig
+from trainsys.config import ModelConfig, RunConfig
 from trainsys.models.geometry import tensors
 from trainsys.planner.stages import Stages
 
@@ -30,10 +30,15 @@ class StageSizes:
     experts: tuple[int, ...]
 
 
-def stage_sizes(model: ModelConfig, stages: Stages, zero: int) -> StageSizes:
-    """ZeRO 0 owns all that the stage holds, ZeRO 1 to 3 its share among the replicas (Rajbhandari et al. 2020, §5.1).
+def team_tokens(config: RunConfig) -> int:
+    """Tokens of one microbatch that a team computes: under cp the longest part of each sequence."""
+    return config.batch.microbatch_size * -(-config.batch.seq_len // config.parallel.cp)
 
-    A piece that would live on one rank only (ZeRO 1 to 3, a stage with one replica, or a class of experts with one) is
+
+def stage_sizes(model: ModelConfig, stages: Stages, zero: int) -> StageSizes:
+    """ZeRO 0 owns all that the stage holds, ZeRO 1 to 3 its share among the teams (Rajbhandari et al. 2020, §5.1).
+
+    A piece that would live on one rank only (ZeRO 1 to 3, a stage with one team, or a class of experts with one) is
     mirrored, unless the rank is alone.
     """
     by_block, tied = _elements(model, stages.tp)
@@ -44,8 +49,8 @@ def stage_sizes(model: ModelConfig, stages: Stages, zero: int) -> StageSizes:
     experts = [n * -(-model.num_experts // stages.ep) * expert for n in stages.layers]
     dense = [n - layers * model.num_experts * expert for n, layers in zip(dense, stages.layers, strict=True)]
     owned, mirrored = [], []
-    for shared, own, dp in zip(dense, experts, stages.replicas, strict=True):
-        shares = ((shared, dp), (own, dp // stages.ep))
+    for stage, (shared, own) in enumerate(zip(dense, experts, strict=True)):
+        shares = ((shared, stages.copies(stage)), (own, stages.copies(stage) // stages.ep))
         sizes = [-(-n // copies) if zero else n for n, copies in shares]
         owned.append(sum(sizes))
         lone = [n for n, (_, copies) in zip(sizes, shares, strict=True) if zero or copies == 1]

@@ -1,4 +1,4 @@
-"""A layout resolved to its grid: stages of layers, replicas of each stage, tp ranks per replica."""
+"""A layout resolved to its grid: stages of layers, replicas of each stage, cp teams per replica, tp ranks per team."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from trainsys.space.tensor import EMBED
 
 @dataclass(frozen=True)
 class Stages:
-    """Who is where. A team is the tp ranks of one replica of one stage; `team` numbers them in placement order.
+    """Who is where. A team is tp ranks that hold a stage, under cp one of several of a replica; `team` numbers them in
+    placement order.
 
     Attributes:
         runs: transformer layers of each run, in the order of the model; without vp, of each stage.
-        replicas: teams of each stage.
+        replicas: of each stage.
         tp: ranks of a team; rank = team · tp + place in the team.
-        ep: replicas that share out their stage's experts; it divides the replicas of each.
+        ep: teams that share out their stage's experts; it divides the teams of each.
+        cp: teams of a replica.
     """
 
     runs: tuple[int, ...]
     replicas: tuple[int, ...]
     tp: int
     ep: int = 1
+    cp: int = 1
 
     @classmethod
     def of(cls, model: ModelConfig, parallel: ParallelConfig) -> Stages:
@@ -31,7 +34,7 @@ class Stages:
         runs = parallel.stage_layers or split_layers(model.num_layers, parallel.pp * parallel.vp)
         replicas = parallel.stage_replicas or (parallel.dp,) * parallel.pp
         assert len(runs) == len(replicas) * parallel.vp, (runs, replicas)
-        return cls(tuple(runs), tuple(replicas), parallel.tp, parallel.ep)
+        return cls(tuple(runs), tuple(replicas), parallel.tp, parallel.ep, parallel.cp)
 
     @property
     def count(self) -> int:
@@ -48,7 +51,7 @@ class Stages:
 
     @property
     def num_teams(self) -> int:
-        return sum(self.replicas)
+        return sum(self.replicas) * self.cp
 
     @property
     def num_ranks(self) -> int:
@@ -69,10 +72,14 @@ class Stages:
         """Model blocks of all runs of `stage`."""
         return tuple(b for run in range(stage, len(self.runs), self.count) for b in self.run_blocks(run))
 
-    def team(self, stage: int, replica: int) -> int:
+    def copies(self, stage: int) -> int:
+        """Teams that hold `stage`."""
+        return self.replicas[stage] * self.cp
+
+    def team(self, stage: int, replica: int, cp_index: int = 0) -> int:
         """Number of a team in placement order: one replica of every stage after the other (space/build.py)."""
         before = sum(min(count, replica) for count in self.replicas)
-        return before + sum(count > replica for count in self.replicas[:stage])
+        return (before + sum(count > replica for count in self.replicas[:stage])) * self.cp + cp_index
 
     def ranks_of(self, team: int) -> range:
         """The tp ranks of `team`."""
@@ -80,7 +87,14 @@ class Stages:
 
     def data_group(self, stage: int) -> tuple[int, ...]:
         """The ranks that average the gradients of one tp shard of `stage` (the first shard; the others are alike)."""
-        return tuple(self.team(stage, replica) * self.tp for replica in range(self.replicas[stage]))
+        return tuple(rank for group in self.sequence_groups(stage) for rank in group)
+
+    def sequence_groups(self, stage: int) -> list[tuple[int, ...]]:
+        """The ranks of each replica that share a sequence (the first of each team; the others are alike)."""
+        return [
+            tuple(self.team(stage, replica, index) * self.tp for index in range(self.cp))
+            for replica in range(self.replicas[stage])
+        ]
 
     def expert_group(self, stage: int) -> tuple[int, ...]:
         """Those that average the gradients of the first class's experts: every ep-th of `data_group`."""

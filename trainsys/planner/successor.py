@@ -25,16 +25,17 @@ def successor(
 ) -> ParallelConfig:
     """The layout to continue with on `teams` whole tp teams, of which `alive[s]` still hold stage s.
 
-    Keeps tp, ZeRO stage, schedule, reduction, and vp where there are layers enough, of `current`, and of the configured
-    ep what the replicas allow. Considers keeping the stages' layers with teams added or moved, going home to
-    ``config.parallel``, and every other number of stages with the layers split evenly or by their replicas, which must
-    be better by `MARGIN`. The cheapest over the next `HORIZON_STEPS` steps wins: their predicted time, plus the bytes
-    that the busiest rank must receive over the slowest link. Recomputes activations only when nothing fits otherwise.
-    Some teams may stay idle.
+    Keeps tp, ZeRO stage, schedule, reduction, and vp where there are layers enough, of `current`; of the configured cp
+    as much as the teams and their memory allow, and of the configured ep what the replicas do. Considers keeping the
+    stages' layers with teams added or moved, going home to ``config.parallel``, and every other number of stages with
+    the layers split evenly or by their replicas, which must be better by `MARGIN`. The cheapest over the next
+    `HORIZON_STEPS` steps wins: their predicted time, plus the bytes that the busiest rank must receive over the slowest
+    link. Recomputes activations only when nothing fits otherwise. Some teams may stay idle.
 
     Args:
         teams: whole teams there are, holding a stage or fresh.
-        alive: per stage of `current`, replicas that are still whole; ``sum(alive) <= teams``.
+        alive: per stage of `current`, teams that are still whole; ``sum(alive) <= teams``. Under cp all teams of a
+            stage hold the same, so that those of different replicas can make a new one.
         measured: the rate of a rank; by default from ``config.cluster``.
 
     Raises:
@@ -45,27 +46,41 @@ def successor(
     _check_enough(config, teams, current.tp)
     ranks = teams * current.tp
     measured = measured or rate(config.cluster, ranks)
-    home = Stages.of(config.model, config.parallel)
-    near = [(home.runs, home.replicas)] if home.num_teams <= teams and home.tp == before.tp else []
-    grids = list(dict.fromkeys([*near, *_grids(config, before, teams, tuple(alive))]))
-    settled = {before.runs, *(runs for runs, _ in near)}
-    options = [_as_config(config, current, *grid) for grid in grids]
-    fitting = [p for p in options if _memory(config, p) <= config.cluster.device.memory_gib]
-    if not fitting:
-        options = [dataclasses.replace(p, recompute="full") for p in options]
-        fitting = [p for p in options if _memory(config, p) <= config.cluster.device.memory_gib]
-    if not fitting:
-        raise ValueError(_too_big(config, options, ranks))
     link = Topology.from_config(config.cluster, ranks).slowest(range(ranks))
+    home = Stages.of(config.model, config.parallel)
+    settled = (before.runs, home.runs) if _reachable(home, before, teams) else (before.runs,)
 
     def cost_s(parallel: ParallelConfig) -> float:
-        moved = moved_bytes(config, before, alive, Stages.of(config.model, parallel), parallel.zero)
+        after = Stages.of(config.model, parallel)
+        moved = moved_bytes(config, before, alive, after, parallel.zero)
         steps_s = predict(config, parallel, measured).step_s * HORIZON_STEPS
-        if Stages.of(config.model, parallel).runs not in settled:
-            steps_s *= 1 + MARGIN
+        steps_s *= 1 if after.runs in settled else 1 + MARGIN
         return steps_s + (link.transfer_s(moved) if link else 0.0)
 
-    return min(fitting, key=cost_s)  # the first of equals: the layout nearest to the current one
+    tried: list[ParallelConfig] = []
+    for cp in (d for d in range(min(home.cp, teams), 0, -1) if home.cp % d == 0):
+        options = _options(config, current, home, cp, teams, alive)
+        for recompute in dict.fromkeys((current.recompute, "full")):
+            tried += (again := [dataclasses.replace(p, recompute=recompute) for p in options])
+            fitting = [p for p in again if _memory(config, p) <= config.cluster.device.memory_gib]
+            if fitting:
+                return min(fitting, key=cost_s)  # the first of equals: the layout nearest to the current one
+    raise ValueError(_too_big(config, tried, ranks))
+
+
+def _reachable(home: Stages, before: Stages, teams: int) -> bool:
+    """Whether `teams` are enough for the configured layout."""
+    return home.num_teams <= teams and home.tp == before.tp
+
+
+def _options(
+    config: RunConfig, current: ParallelConfig, home: Stages, cp: int, teams: int, alive: Sequence[int]
+) -> list[ParallelConfig]:
+    """The layouts with replicas of `cp` teams, the ones nearest to the current one first."""
+    before = Stages.of(config.model, current)
+    near = [(home.runs, home.replicas)] if home.cp == cp and _reachable(home, before, teams) else []
+    grids = _grids(config, before, teams // cp, tuple(count // cp for count in alive))
+    return [_as_config(config, current, cp, *grid) for grid in dict.fromkeys([*near, *grids])]
 
 
 def _check_enough(config: RunConfig, teams: int, tp: int) -> None:
@@ -92,7 +107,7 @@ def _too_big(config: RunConfig, options: list[ParallelConfig], ranks: int) -> st
 
 
 def _grids(config: RunConfig, before: Stages, teams: int, alive: tuple[int, ...]) -> Iterator[Grid]:
-    """Candidates, the ones nearest to the current layout first."""
+    """Candidates, the ones nearest to the current layout first; `teams` and `alive` in units of a replica."""
     most = config.batch.global_size // config.batch.microbatch_size
     num_layers = config.model.num_layers
     if before.count <= teams:
@@ -147,7 +162,7 @@ def _by_replicas(num_layers: int, replicas: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _as_config(
-    config: RunConfig, current: ParallelConfig, runs: tuple[int, ...], replicas: tuple[int, ...]
+    config: RunConfig, current: ParallelConfig, cp: int, runs: tuple[int, ...], replicas: tuple[int, ...]
 ) -> ParallelConfig:
     """A grid as a config: the ragged fields only where dp and pp do not say it already."""
     vp = len(runs) // len(replicas)
@@ -158,6 +173,7 @@ def _as_config(
     after = dataclasses.replace(
         current,
         dp=max(replicas),
+        cp=cp,
         pp=len(replicas),
         vp=vp,
         schedule=schedule,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trainsys.comm.topology import Topology
 from trainsys.config import RunConfig
-from trainsys.planner.communication import send_s, tensor_cost
+from trainsys.planner.communication import exchange_costs, send_s
 from trainsys.planner.compute import compute_cost
 from trainsys.planner.device import rate
 from trainsys.planner.stages import Stages
@@ -46,11 +46,13 @@ def timeline(config: RunConfig) -> Timeline:
 
     def at(flops: float) -> Timeline:
         compute = compute_cost(config, stages, flops)
-        f_s = tuple(a + b for a, b in zip(compute.forward_s, tensor.forward_s, strict=True))
-        b_s = tuple(a + b for a, b in zip(compute.backward_s, tensor.backward_s, strict=True))
+        parts = (compute, *exchanges)
+        f_s = tuple(map(sum, zip(*(part.forward_s for part in parts), strict=True)))
+        b_s = tuple(map(sum, zip(*(part.backward_s for part in parts), strict=True)))
         return Timeline(schedule, simulate(schedule, Costs(f_s, b_s, send_s=message)), f_s, b_s)
 
-    measured, tensor = rate(config.cluster, stages.num_ranks), tensor_cost(config, stages, topology)
+    exchanges = exchange_costs(config, stages, topology)
+    measured = rate(config.cluster, stages.num_ranks)
     result = at(measured.sustained(1))
     if measured.cores:  # as in `predict`: ranks that share cores compute faster while others wait
         result = at(measured.sustained((1 - result.run.bubble) * stages.num_ranks))

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from trainsys.schedule.actions import Action, Kind
 from trainsys.schedule.schedule import Schedule, ScheduleError
+
+
+def together(groups: Iterable[Iterable[int]]) -> list[list[int]]:
+    """Groups of lanes as disjoint sets: what shares a lane runs together."""
+    merged: list[set[int]] = []
+    for group in map(set, groups):
+        touching = [other for other in merged if other & group]
+        merged = [other for other in merged if not other & group] + [group.union(*touching)]
+    return sorted(map(sorted, merged))
 
 
 def check_lockstep(schedule: Schedule, groups: Sequence[Sequence[int]]) -> None:
@@ -24,18 +33,18 @@ def check_lockstep(schedule: Schedule, groups: Sequence[Sequence[int]]) -> None:
         for lane, own in zip(group, kinds, strict=True):
             if own != kinds[0]:
                 raise ScheduleError(f"lanes {group[0]} and {lane} cannot run in lockstep: {_difference(kinds[0], own)}")
-    together = [list(group) for group in groups]
-    together += [[lane] for lane in range(len(lanes)) if not any(lane in group for group in groups)]
-    at, done = [0] * len(together), set[Action]()
+    sets = [list(group) for group in groups]
+    sets += [[lane] for lane in range(len(lanes)) if not any(lane in group for group in groups)]
+    at, done = [0] * len(sets), set[Action]()
     moved = True
     while moved:
         moved = False
-        for i, group in enumerate(together):
+        for i, group in enumerate(sets):
             while at[i] < len(lanes[group[0]]) and all(_ready(schedule, lanes[lane][at[i]], done) for lane in group):
                 done.update(lanes[lane][at[i]] for lane in group)
                 at[i] += 1
                 moved = True
-    for i, group in enumerate(together):
+    for i, group in enumerate(sets):
         if at[i] < len(lanes[group[0]]):
             raise ScheduleError(f"lanes {group} in lockstep wait for ever before {lanes[group[0]][at[i]]}")
 

@@ -96,6 +96,10 @@ class Layout:
         """(stage, team, tp index) of a rank. The team's number is the replica's where cp is 1."""
         return self._seat_of[rank]
 
+    def replica_of(self, rank: int) -> tuple[int, int]:
+        """(replica, cp index) of a rank within its stage."""
+        return divmod(self._seat_of[rank][1], self.cp)
+
     def __contains__(self, rank: int) -> bool:
         return rank in self._seat_of
 

@@ -1,0 +1,102 @@
+"""What is done with a step's gradients once they are summed over the replicas: the rest of the sum, norm, snapshot.
+
+flat = what one bucket reduced to; its owned region is valid, after a ``fast`` reduction all of it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainsys.comm.exchange import exchange
+from trainsys.comm.group import Group
+from trainsys.parallel.bucket import Bucket
+from trainsys.parallel.tensor import TensorParallel
+from trainsys.space.layout import Layout, Piece
+from trainsys.space.tensor import Space
+
+
+class Reduced:
+    """Reads the flats of one rank's buckets piece by piece.
+
+    Args:
+        mesh: contains every rank of the layout; None for a single one.
+    """
+
+    def __init__(
+        self, space: Space, layout: Layout, rank: int, buckets: Sequence[Bucket], tp: TensorParallel | None,
+        mesh: Group | None,
+    ) -> None:  # fmt: skip
+        self.space, self.layout, self.rank, self.buckets, self.tp, self.mesh = space, layout, rank, buckets, tp, mesh
+        self.at_flat: dict[Piece, tuple[int, int]] = {}  # piece -> (bucket, offset in what it reduces to)
+        for b, bucket in enumerate(buckets):
+            offset = -bucket.base
+            for piece in bucket.spec.pieces:
+                self.at_flat[piece] = (b, offset)
+                offset += piece.numel
+
+    def _valid_slices(self, flats: list[Tensor], owned: bool) -> list[tuple[Piece, Tensor]]:
+        """The pieces whose sum over replicas is known here: the `owned` ones, after a ``fast`` reduction all."""
+        result = []
+        for bucket, flat in zip(self.buckets, flats, strict=True):
+            at = 0
+            for piece in bucket.spec.pieces:
+                if (bucket.fast and not owned) or bucket.region.start <= at < bucket.region.stop:
+                    result.append((piece, flat[at - bucket.base :][: piece.numel]))
+                at += piece.numel
+        return result
+
+    def sum_partials_over_tp(self, flats: list[Tensor]) -> None:
+        """Finish the gradients of which each tp rank saw a part: its slice of the sequence, or its heads."""
+        if self.tp is None:
+            return
+        partial: dict[int, list[Tensor]] = {}  # number of tp ranks that hold copies -> their pieces
+        for piece, values in self._valid_slices(flats, owned=False):
+            tensor = self.space.tensors[piece.tensor]
+            if tensor.partial_over_tp(self.tp.size, self.tp.sequence_parallel):
+                partial.setdefault(tensor.copies(self.tp.size), []).append(values)
+        for copies, parts in partial.items():
+            summed = self.tp.neighbours(copies).all_reduce(torch.cat(parts))
+            for values, total in zip(parts, torch.split(summed, [v.numel() for v in parts]), strict=True):
+                values.copy_(total)
+
+    def squares(self, flats: list[Tensor]) -> dict[tuple[int, int, int], float]:
+        """Sum of squares per owned piece, in fp64; of copies within a team the first counts."""
+        shard = self.layout.where(self.rank)[2]
+        return {
+            (piece.tensor, piece.shard, piece.start): values.double().square().sum().item()
+            for piece, values in self._valid_slices(flats, owned=True)
+            if self.space.tensors[piece.tensor].first_copy(self.layout.tp, shard) == shard
+        }
+
+    def snapshot(self, flats: list[Tensor]) -> Tensor:
+        """The summed gradients of everything stored here: held pieces, and those mirrored for a peer.
+
+        A mirror is kept alive by replaying the optimizer on it: the owner sends the reduced gradient (a third of the
+        state's bytes), and from the commit on both sides compute the same bits.
+        """
+
+        def gather(pieces: tuple[Piece, ...], into: Tensor) -> Tensor:
+            parts = [flats[b][at : at + p.numel] for p in pieces for b, at in [self.at_flat[p]]]
+            return torch.cat(parts, out=into) if parts else into
+
+        numel = sum(p.numel for p in self.layout.storage(self.space, self.rank))
+        pieces, unique = self.layout.held(self.space, self.rank), self.layout.unique(self.space, self.rank)
+        grad = torch.empty(numel, dtype=flats[0].dtype, device=flats[0].device)
+        at = sum(p.numel for p in pieces)
+        held = gather(pieces, grad[:at])
+        sends, receives = [], []
+        mirror = self.layout.mirror_of.get(self.rank)
+        if mirror is not None and unique:
+            sends.append((mirror, held if unique == pieces else gather(unique, grad.new_empty(0)), 0))
+        for ward in self.layout.wards_of.get(self.rank, ()):
+            size = sum(p.numel for p in self.layout.unique(self.space, ward))
+            if size:
+                receives.append((ward, grad[at : at + size], 0))
+            at += size
+        if self.mesh is not None:
+            exchange(self.mesh, sends, receives)
+        assert at == grad.numel()
+        return grad
