@@ -1,0 +1,1 @@
+"""The performance model against measurements that others published."""
