@@ -45,6 +45,17 @@ def test_slowest_agrees_with_every_pair():
             assert topology.slowest(group) == worst
 
 
+def test_a_ring_through_whole_nodes_uses_every_link_of_them():
+    cluster = replace(CLUSTER, nodes=2, ranks_per_node=4)
+    topology = Topology.from_config(cluster)
+    one, inside = cluster.inter_node.gbps, cluster.intra_node.gbps
+    assert topology.ring((0, 4)).gbps == one
+    assert topology.ring((0, 1, 4, 5)).gbps == min(2 * one, inside)
+    assert topology.ring((0, 1, 4)).gbps == min(one, inside)
+    assert topology.ring((0, 1)) == topology.slowest((0, 1))
+    assert topology.ring((3,)) is None
+
+
 def test_fewer_ranks_than_the_cluster_has():
     topology = Topology.from_config(CLUSTER, 4)
     assert (topology.num_ranks, topology.nodes) == (4, 2)

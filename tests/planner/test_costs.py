@@ -1,6 +1,5 @@
 """The cost functions against arithmetic by hand, published figures, and torch's own bookkeeping."""
 
-import csv
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -305,33 +304,3 @@ def test_korthikanti_activations_per_layer():
     assert layer_bytes(config, 8) == pytest.approx(sbh * (10 + 24 / 8) + 2 * sbh + per_head)
     split = replace(config, parallel=ParallelConfig(tp=8, sequence_parallel=True))
     assert layer_bytes(split, 8) == pytest.approx(sbh * 34 / 8 + 2 * sbh / 8 + per_head)
-
-
-# Narayanan et al. 2021 (arXiv:2104.04473), table 1, A100: layers, hidden, heads, tp, pp, GPUs, microbatch, batch, and
-# teraFLOP/s per GPU by the paper's own FLOP formula.
-SC21 = """
-24,2304,24,1,1,32,16,512,137
-30,3072,32,2,1,64,16,512,138
-36,4096,32,4,1,128,16,512,142
-40,6144,48,8,1,256,8,1024,135
-48,8192,64,8,2,512,4,1536,138
-60,10240,80,8,4,1024,2,1792,140
-"""
-
-
-def test_step_times_of_megatron_on_a100():
-    """Each published row within 13 %, with the efficiency that the cluster file declares."""
-    config = load(["configs/cluster/dgx-a100-2.yaml", "train.dtype=bfloat16"])
-    seq, vocab = 2048, 51200
-    for row in csv.reader(SC21.split()):
-        layers, hidden, heads, tp, pp, gpus, micro, batch, tflops = map(int, row)
-        run = replace(
-            config,
-            model=ModelConfig("gpt2", vocab, hidden, layers, heads, max_seq_len=seq, tied=True),
-            batch=BatchConfig(batch, micro, seq),
-            cluster=replace(config.cluster, nodes=gpus // 8),
-        )
-        dp = gpus // tp // pp
-        plan = predict(run, ParallelConfig(dp=dp, tp=tp, pp=pp, recompute="full", reduction="fast"))
-        flops = 96 * batch * seq * layers * hidden**2 * (1 + seq / (6 * hidden) + vocab / (16 * layers * hidden))
-        assert plan.step_s == pytest.approx(flops / (gpus * tflops * 1e12), rel=0.13), plan.layout

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainsys.config import RunConfig
+from trainsys.planner.on_device import known_device
 from trainsys.planner.plan import Plan, PlanReport
 
 _WIDE = 96  # columns from which the ranking has room for bars
@@ -36,7 +37,9 @@ def _header(config: RunConfig, report: PlanReport) -> Table:
     microbatches = batch.global_size // batch.microbatch_size
     table = _grid()
     table.add_row("cluster", report.cluster)
-    table.add_row("device", f"{report.device}; a step reaches {config.cluster.device.efficiency:.0%} of it")
+    known = known_device(config)
+    reached = f"a step reaches {config.cluster.device.efficiency:.0%} of it"
+    table.add_row("device", f"{report.device}; {'costed kernel by kernel' if known else reached}")
     table.add_row("model", report.model)
     table.add_row(
         "batch",

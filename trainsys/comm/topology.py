@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -108,6 +109,20 @@ class Topology:
         if not self.same_node(members[0], members[-1]):
             kinds.append(self.inter_node)
         return Link(min(k.gbps for k in kinds), max(k.latency_s for k in kinds))
+
+    def ring(self, ranks: Iterable[int]) -> Link | None:
+        """What holds up a ring collective over `ranks`: as `slowest`, but between two nodes all of a node's members
+        send at once, each over its own share of the adapters. A pair uses one share, a ring through whole nodes all.
+        """
+        members = sorted(set(ranks))
+        slowest = self.slowest(members)
+        if slowest is None or self.same_node(members[0], members[-1]):
+            return slowest
+        per_node = Counter(map(self.node_of, members))
+        rates = [self.inter_node.gbps * min(per_node.values())]
+        if max(per_node.values()) > 1:
+            rates.append(self.intra_node.gbps)
+        return Link(min(rates), slowest.latency_s)
 
     def describe(self) -> str:
         """One line: ``dgx-h100-4: 4 nodes × 8 H100 (72 GiB), 450 GB/s within a node, 50 GB/s between``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainsys.perf.collective import gather_s, message_s
-from trainsys.perf.gemm import gemm_s
+from trainsys.perf.head import embedding_s, head_s
 from trainsys.perf.job import Job
 from trainsys.perf.layer import LayerCost, layer_cost
 from trainsys.perf.params import layer_params, rank_params
@@ -51,7 +51,7 @@ def step_cost(job: Job) -> StepCost:
     """
     d, layer, m = job.degrees, layer_cost(job), job.microbatches
     stage = (layer.forward_s + layer.backward_s + layer.again_s(job)) * job.shape.layers / d.pp
-    head = _head_s(job) + (0.0 if d.pp > 1 else _embedding_s(job, layer))
+    head = sum(head_s(job)) + (0.0 if d.pp > 1 else sum(embedding_s(job)) + 2 * layer.reduce_s)
     message = 2 * _message_s(job)
     fills = (d.pp - 1) * (stage / d.vp + message)
     return StepCost(
@@ -63,21 +63,6 @@ def step_cost(job: Job) -> StepCost:
         update_s=rank_params(job).owned(job) * job.software.update / _bytes_per_s(job),
         layer=layer,
     )
-
-
-def _head_s(job: Job) -> float:
-    """Logits in 16 bits forward and backward, and the loss."""
-    device, tokens, hidden = job.device, job.tokens, job.shape.hidden
-    vocab = job.shape.vocab // job.degrees.tp
-    half = "bf16"  # fp8 recipes leave the head in 16 bits
-    products = gemm_s(device, tokens, vocab, hidden, half) + gemm_s(device, tokens, hidden, vocab, half)
-    products += gemm_s(device, vocab, hidden, tokens, half, add_bytes=job.software.accumulate)
-    return products + device.stream_s(job.software.logits * tokens * vocab) + device.stream_s(14 * tokens * vocab)
-
-
-def _embedding_s(job: Job, layer: LayerCost) -> float:
-    """Rows looked up and, backward, added."""
-    return 2 * (job.device.stream_s(12 * job.tokens * job.shape.hidden) + layer.reduce_s)
 
 
 def _message_s(job: Job) -> float:

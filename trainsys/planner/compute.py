@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from trainsys.config import RunConfig
 from trainsys.models.geometry import forward_flops
+from trainsys.planner.on_device import known_device, run_seconds
 from trainsys.planner.precision import Precision
 from trainsys.planner.sizes import team_tokens
 from trainsys.planner.stages import Stages
@@ -24,8 +25,11 @@ def compute_cost(config: RunConfig, stages: Stages, flops: float) -> ComputeCost
 
     Narayanan et al. 2021 (arXiv:2104.04473), §5.1 and appendix. The embedding and the head load the first and the last
     stage, so that stages with equally many layers are not equally slow. Under cp a team has its part of the positions,
-    cut so that all look at equally many keys.
+    cut so that all look at equally many keys. Of a device in the catalogue, `on_device` knows better.
     """
+    device = known_device(config)
+    if device is not None:
+        return ComputeCost(*run_seconds(config, stages, device))
     batch, head, tokens = config.batch, config.model.num_layers, team_tokens(config)
     recomputes = config.parallel.recompute == "full"
     forward, backward = [], []

@@ -1,0 +1,77 @@
+"""Seconds of computing on a device of the catalogue (`trainsys.perf`): products, attention, kernels, layer by layer."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from trainsys.config import RunConfig
+from trainsys.models.geometry import FAMILIES, resolve
+from trainsys.perf.device import Device, catalogue
+from trainsys.perf.head import embedding_s, head_s
+from trainsys.perf.job import Degrees, Fabric, Job, Shape
+from trainsys.perf.layer import layer_cost
+from trainsys.perf.software import software
+from trainsys.planner.stages import Stages
+
+_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
+
+
+def known_device(config: RunConfig) -> Device | None:
+    """The catalogue's entry of ``cluster.device.name``; None where one declared or measured rate stands for it all."""
+    if config.train.dtype not in _PRECISIONS:
+        return None
+    return catalogue().get(config.cluster.device.name)
+
+
+def run_seconds(config: RunConfig, stages: Stages, device: Device) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Forward and backward seconds of one microbatch per run of layers; recomputation is in the backward."""
+    job = _job(config, stages.tp, stages.cp, stages.ep, device)
+    layer_f, layer_b = _layer(job)
+    first, last = embedding_s(job), head_s(job)
+    again = layer_f if job.recompute == "full" else 0.0
+    forward = [layers * layer_f for layers in stages.runs]
+    backward = [layers * (layer_b + again) for layers in stages.runs]
+    forward[0], backward[0] = forward[0] + first[0], backward[0] + first[1]
+    forward[-1], backward[-1] = forward[-1] + last[0], backward[-1] + last[1]
+    return tuple(forward), tuple(backward)
+
+
+@lru_cache(maxsize=4096)
+def _layer(job: Job) -> tuple[float, float]:
+    cost = layer_cost(job)
+    f, b = (cost.product_s[i] + cost.core_s[i] + cost.stream_s[i] for i in (0, 1))
+    return f, b
+
+
+def _job(config: RunConfig, tp: int, cp: int, ep: int, device: Device) -> Job:
+    """What one team computes of one microbatch, run by this project's own engine."""
+    model, batch = resolve(config.model), config.batch
+    shape = Shape(
+        layers=model.num_layers,
+        hidden=model.dim,
+        ffn=model.ffn_dim,
+        heads=model.num_heads,
+        kv_heads=max(model.num_kv_heads, tp),  # a head is repeated where tp ranks outnumber them
+        head_dim=model.head_dim or model.dim // model.num_heads,
+        vocab=model.vocab_size,
+        gated=model.family != "gpt2",
+        tied=model.tied,
+        experts=model.num_experts,
+        topk=model.experts_per_token if model.num_experts else 0,
+        expert_ffn=model.expert_ffn_dim if model.num_experts else 0,
+        shared_experts=model.shared_ffn_dim // model.expert_ffn_dim if model.num_experts else 0,
+    )
+    assert model.family in FAMILIES
+    return Job(
+        shape=shape,
+        degrees=Degrees(dp=ep, tp=tp, cp=cp, ep=ep),
+        device=device,
+        fabric=Fabric(config.cluster.ranks_per_node, config.cluster.inter_node.gbps * config.cluster.ranks_per_node),
+        software=software("trainsys"),
+        seq=batch.seq_len,
+        microbatch=batch.microbatch_size,
+        global_batch=ep * batch.microbatch_size,
+        precision=_PRECISIONS[config.train.dtype],
+        recompute="full" if config.parallel.recompute == "full" else "none",
+        sequence_parallel=config.parallel.sequence_parallel,
+    )
