@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemReader
 from values import LLAMA, MODELS, Values, assert_same, step_folder, targets, write
 
 from trainsys.cli.main import main
@@ -22,6 +23,7 @@ from trainsys.config import ModelConfig
 from trainsys.elastic.kinds import open_source
 from trainsys.interop.convert import convert
 from trainsys.interop.hf import HFTarget
+from trainsys.interop.megatron import MegatronTarget, open_megatron
 from trainsys.interop.naming import HF
 from trainsys.interop.torch_files import Inert, Mapped, load_lazily
 from trainsys.interop.universal import UniversalTarget
@@ -386,8 +388,27 @@ def test_names_of_the_module_that_loads(tmp_path: Path) -> None:
     assert "lm_head.weight" not in names
 
 
-def test_experts_do_not_fit_into_megatron(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_experts_to_megatron_and_back(tmp_path: Path) -> None:
+    """All values of a mixture, from and to a layout with two classes of experts."""
     folder = step_folder(Values(MODELS["moe"]), tmp_path / "step-00000007", dp=2, ep=2)
-    assert main(["reshard", str(folder), f"megatron:{tmp_path}/out"]) == 2
-    assert "experts are not converted from or to Megatron-Core, the model has 4" in capsys.readouterr().err
-    assert_same(open_source(str(folder)), Values(MODELS["moe"]))
+    model = [f"model.{key}={value}" for key, value in vars(MODELS["moe"]).items()]
+    for ep in (1, 2):
+        out, back = tmp_path / f"out{ep}", tmp_path / f"back{ep}" / "step-00000007"
+        assert main(["reshard", str(folder), f"megatron:{out}", f"parallel.ep={ep}", "parallel.dp=2"]) == 0
+        states = {
+            name.split("optimizer.")[0]
+            for name in FileSystemReader(out).read_metadata().state_dict_metadata
+            if "optimizer." in name
+        }
+        assert states == ({""} if ep == 1 else {"chained_0.", "chained_1."})
+        assert main(["reshard", f"megatron:{out}", str(back), *model, "parallel.dp=2", "parallel.ep=2"]) == 0
+        assert_same(open_source(str(back)), Values(MODELS["moe"]))
+
+
+def test_experts_lie_in_items_of_their_own(tmp_path: Path) -> None:
+    """Megatron reads an item whole, also for one expert of it."""
+    write(Values(MODELS["moe"]), MegatronTarget(MODELS["moe"], torch.float32, 7, True), tmp_path / "out")
+    table = open_megatron(tmp_path / "out").tables["master"]
+    parts = table["decoder.layers.mlp.experts.experts.linear_fc1.weight"].parts
+    assert {box.shape[:2] for box, _ in parts} == {(1, 1)}
+    assert len(parts) == MODELS["moe"].num_layers * MODELS["moe"].num_experts

@@ -74,7 +74,7 @@ class Conversion:
             target = made(model, naming, self._needed_step())
         elif self._kind == "megatron":
             step = 0 if bare and self.step is None else self._needed_step()
-            target = made(model, dtype, step, not bare, _optim(self._source, self._config))
+            target = made(model, dtype, step, not bare, _optim(self._source, self._config), self._config.parallel.ep)
         else:
             check_name(self._destination, self._needed_step())
             target = made(self._config, self._source, self._needed_step())
