@@ -23,7 +23,7 @@ def check_parallel(config: RunConfig, num_ranks: int) -> None:
         ValueError: one line with the numbers and the knob to turn.
     """
     check_batch(config)
-    _check_names(config.parallel)
+    check_names(config.parallel)
     check_product(config.parallel, num_ranks)
     check_layout(config)
     check_memory(config)
@@ -32,18 +32,18 @@ def check_parallel(config: RunConfig, num_ranks: int) -> None:
 def check_layout(config: RunConfig) -> None:
     """Everything about ``config.parallel`` but the number of ranks and their memory. Raises ValueError."""
     parallel = config.parallel
-    _check_names(parallel)
+    check_names(parallel)
     runs, num_layers = parallel.pp * parallel.vp, config.model.num_layers
     if parallel.vp > 1 and runs > num_layers:
         most = num_layers // parallel.pp
         knob = f"parallel.vp={most} or lower" if most > 1 else "parallel.vp=1 and parallel.schedule=1f1b"
-        raise ValueError(f"pp*vp={runs} runs of layers but num_layers={num_layers}; set {knob}")
+        raise ValueError(f"parallel.pp*vp={runs} runs of layers but model.num_layers={num_layers}; set {knob}")
     layers = parallel.stage_layers or split_layers(num_layers, runs)
     check_split(config.model, parallel.tp, layers)
     if parallel.sequence_parallel and (parallel.tp == 1 or config.batch.seq_len % parallel.tp):
         raise ValueError(
-            f"sequence_parallel needs tp > 1 that divides batch.seq_len={config.batch.seq_len}, got tp={parallel.tp}; "
-            "set parallel.sequence_parallel=false"
+            f"parallel.sequence_parallel needs tp > 1 that divides batch.seq_len={config.batch.seq_len}, got "
+            f"parallel.tp={parallel.tp}; set parallel.sequence_parallel=false"
         )
     _check_shares(config)
     check_experts(config)
@@ -71,7 +71,7 @@ def check_batch(config: RunConfig) -> None:
         )
     if batch.global_size % batch.microbatch_size:
         raise ValueError(
-            f"batch.global_size={batch.global_size} is not divisible by microbatch_size={batch.microbatch_size}; "
+            f"batch.global_size={batch.global_size} is not divisible by batch.microbatch_size={batch.microbatch_size}; "
             f"set batch.global_size={_nearest(batch.global_size, batch.microbatch_size)}"
         )
 
@@ -82,8 +82,8 @@ def check_product(parallel: ParallelConfig, num_ranks: int) -> None:
         needed = sum(parallel.stage_replicas) * parallel.tp
         if needed > num_ranks:
             raise ValueError(
-                f"tp={parallel.tp} × stage_replicas={list(parallel.stage_replicas)} needs {needed} ranks "
-                f"but the cluster has {num_ranks}; lower parallel.stage_replicas"
+                f"parallel.tp={parallel.tp} × parallel.stage_replicas={list(parallel.stage_replicas)} needs {needed} "
+                f"ranks but the cluster has {num_ranks}; lower parallel.stage_replicas"
             )
         return
     product = parallel.dp * parallel.tp * parallel.pp
@@ -95,7 +95,9 @@ def check_product(parallel: ParallelConfig, num_ranks: int) -> None:
         knob = f"parallel.dp={num_ranks // parallel.tp} parallel.pp=1"
     elif num_ranks % team:
         knob = f"parallel.dp={num_ranks} parallel.tp=1 parallel.pp=1"
-    raise ValueError(f"dp*tp*pp={product} but the cluster has {num_ranks} rank{'s'[: num_ranks != 1]}; set {knob}")
+    raise ValueError(
+        f"parallel.dp*tp*pp={product} but the cluster has {num_ranks} rank{'s'[: num_ranks != 1]}; set {knob}"
+    )
 
 
 def check_memory(config: RunConfig) -> None:
@@ -139,7 +141,7 @@ def check_degrees(parallel: ParallelConfig) -> None:
     _check_ragged(parallel)
 
 
-def _check_names(parallel: ParallelConfig) -> None:
+def check_names(parallel: ParallelConfig) -> None:
     """Whether a step can run on such a layout at all. Raises ValueError."""
     check_degrees(parallel)
     for name in _NOT_RUN:
@@ -148,13 +150,13 @@ def _check_names(parallel: ParallelConfig) -> None:
             raise ValueError(f"parallel.{name}={value}: no step runs on such a layout yet; set parallel.{name}=1")
     if (parallel.vp > 1) != (parallel.schedule == "interleaved") and parallel.schedule != "gpipe":
         raise ValueError(
-            f"parallel.vp={parallel.vp} with schedule={parallel.schedule}: interleaved has several runs of layers per "
-            f"stage, 1f1b has one; set parallel.schedule={'interleaved' if parallel.vp > 1 else '1f1b'}"
+            f"parallel.vp={parallel.vp} with parallel.schedule={parallel.schedule}: interleaved has several runs of "
+            f"layers per stage, 1f1b has one; set parallel.schedule={'interleaved' if parallel.vp > 1 else '1f1b'}"
         )
     if parallel.reduction == "fast" and parallel.zero >= 2:
         raise ValueError(
-            f"parallel.reduction=fast saves nothing under zero={parallel.zero}, which adds gradients in tree order as "
-            "they come; set parallel.reduction=canonical"
+            f"parallel.reduction=fast saves nothing under parallel.zero={parallel.zero}, which adds gradients in tree "
+            "order as they come; set parallel.reduction=canonical"
         )
 
 
@@ -163,7 +165,9 @@ def _check_ragged(parallel: ParallelConfig) -> None:
         values = list(getattr(parallel, name))
         if values and len(values) != parallel.pp * vp:
             knob = f"set parallel.pp={len(values)}" if vp == 1 else f"name {parallel.pp * vp} runs of layers"
-            names, has = ("stages", f"pp={parallel.pp}") if vp == 1 else ("runs", f"pp·vp={parallel.pp}·{vp}")
+            names, has = (
+                ("stages", f"parallel.pp={parallel.pp}") if vp == 1 else ("runs", f"parallel.pp·vp={parallel.pp}·{vp}")
+            )
             raise ValueError(f"parallel.{name}={values} names {len(values)} {names} but {has}; {knob}")
         if any(value < 1 for value in values):
             raise ValueError(f"parallel.{name}={values}: every stage needs at least 1")
@@ -175,15 +179,15 @@ def _check_shares(config: RunConfig) -> None:
     microbatches, most = batch.global_size // batch.microbatch_size, max(parallel.stage_replicas or (parallel.dp,))
     if most > microbatches:
         raise ValueError(
-            f"{microbatches} microbatches < {'stage_replicas' if parallel.stage_replicas else 'dp'}={most}; raise "
-            f"batch.global_size to {most * batch.microbatch_size} or lower batch.microbatch_size"
+            f"{microbatches} microbatches < parallel.{'stage_replicas' if parallel.stage_replicas else 'dp'}={most}; "
+            f"raise batch.global_size to {most * batch.microbatch_size} or lower batch.microbatch_size"
         )
     if not parallel.stage_replicas and microbatches % parallel.dp:
         divisors = [d for d in range(1, microbatches + 1) if microbatches % d == 0]
         nearest = sorted(sorted(divisors, key=lambda d: abs(d - parallel.dp))[:2])
         raise ValueError(
             f"batch.global_size={batch.global_size} is not divisible by "
-            f"microbatch_size·dp={batch.microbatch_size}·{parallel.dp}; set batch.global_size="
+            f"batch.microbatch_size·parallel.dp={batch.microbatch_size}·{parallel.dp}; set batch.global_size="
             f"{_nearest(batch.global_size, batch.microbatch_size * parallel.dp)}, "
             f"or parallel.dp={' or '.join(map(str, nearest))}"
         )
