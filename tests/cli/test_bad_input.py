@@ -89,7 +89,8 @@ CASES: list[tuple[tuple[str, ...], list[str], list[str]]] = [
      ["vocab_size=258", "tp=4", "256 or 260"]),
     (MESH, ["model.num_layers=3", "parallel.dp=1", "parallel.pp=4"], ["num_layers=3", "pp=4", "between 1 and 3"]),
     (MESH, ["parallel.stage_layers=[1,2]"], ["stage_layers=(1, 2)", "num_layers=4"]),
-    (MESH, ["parallel.dp=8", "parallel.pp=1", "cluster.nodes=4"], ["global_size=12", "batch.microbatch_size·parallel.dp=1·8"]),
+    (MESH, ["parallel.dp=8", "parallel.pp=1", "cluster.nodes=4"],
+     ["batch.global_size=12", "batch.microbatch_size·parallel.dp=1·8"]),
     (("train", "drill", "plan"), ["cluster.device.memory_gib=0.0001"], ["GiB", "cluster.device.memory_gib=0.0001"]),
     (RUN, ["elastic.min_ranks=5"], ["elastic.min_ranks=5", "4 ranks"]),
     # faults
