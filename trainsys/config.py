@@ -214,6 +214,26 @@ def load(args: Sequence[str]) -> RunConfig:
     return config
 
 
+def named(args: Sequence[str]) -> set[str]:
+    """The dotted keys to which the YAML files and overrides of `load` give a value, be it that of the default.
+
+    Raises:
+        ValueError: one line for an unreadable file.
+    """
+    from omegaconf import OmegaConf
+
+    nodes = [part for name in args if "=" not in name for part in _with_bases(Path(name))]
+    keys = {a.partition("=")[0] for a in args if "=" in a}
+    for node in nodes:
+        keys.update(_leaves(OmegaConf.to_container(node)))
+    return keys
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield from _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else (f"{prefix}{key}",)
+
+
 def save(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration as YAML; `load` reads it back to an equal object."""
     from omegaconf import OmegaConf

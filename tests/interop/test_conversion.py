@@ -15,13 +15,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemReader
 from values import LLAMA, MODELS, Values, assert_same, step_folder, targets, write
 
 from trainsys.cli.main import main
-from trainsys.config import ModelConfig
+from trainsys.config import ModelConfig, load
+from trainsys.elastic.conversion import _run_config
 from trainsys.elastic.kinds import open_source
 from trainsys.interop.convert import convert
 from trainsys.interop.hf import HFTarget
+from trainsys.interop.megatron import MegatronTarget, open_megatron
 from trainsys.interop.naming import HF
 from trainsys.interop.torch_files import Inert, Mapped, load_lazily
 from trainsys.interop.universal import UniversalTarget
@@ -34,6 +37,13 @@ MODEL = [f"model.{key}={getattr(LLAMA, key)}" for key in
 
 def left(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
+
+
+class Unnamed:
+    """A source that does not say what model it holds."""
+
+    def __init__(self) -> None:
+        self.path, self.config, self.manifest = Path("x"), None, {}
 
 
 class Interrupted(Values):
@@ -217,8 +227,11 @@ def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
         (["{step}", "{new}"], "DST {new} is not named after its step; write {new}/step-00000007"),
         (["{step}", "{new}/step-00000008"], "write {new}/step-00000007"),
         (["{step}", "{new}/step-00000007", "train.seed=3"], "train.seed cannot be changed"),
-        (["{step}", "{new}/step-00000007", "parallel.tp=3"], "num_heads=4 is not divisible by tp=3"),
+        (["{step}", "{new}/step-00000007", "parallel.tp=3"], "model.num_heads=4 is not divisible by parallel.tp=3"),
         (["{step}", "universal:{new}", "--dtype", "bfloat16"], "keeps fp32 state; --dtype bfloat16 is for hf"),
+        (["{step}", "megatron:{new}", "--names", "ours"], "--names ours is for universal: alone"),
+        (["{step}", "{new}/step-00000007", "--names", "hf"], "--names hf is for universal: alone"),
+        (["{step}", "universal:{new}", "--shard-mib", "64"], "--shard-mib 64 is for hf: alone"),
         (["{step}", "hf:{step}/new"], "lies inside SRC"),
         (["{step}", "hf:{new}", "--step", "9"], "--step 9, but"),
         (["{step}", "hf:/proc/new"], "/proc/new cannot be made"),
@@ -358,6 +371,20 @@ def test_gate_and_up_are_not_mixed_up(originals: Path) -> None:
     assert torch.equal(fused[0], torch.cat([q[:16], k[:8], v[:8], q[16:], k[8:], v[8:]]))
 
 
+def test_a_file_with_the_default_model_names_a_model(tmp_path: Path) -> None:
+    """Whoever writes the default's values down has named it; a file that says nothing of a model has not."""
+    (tmp_path / "model.yaml").write_text("model: {family: llama}\n")
+    (tmp_path / "other.yaml").write_text("parallel: {zero: 1}\n")
+    (tmp_path / "run.yaml").write_text("base: model.yaml\n")
+    assert load([str(tmp_path / "model.yaml")]).model == ModelConfig()
+    source = Unnamed()
+    for name in ("model.yaml", "run.yaml"):
+        assert _run_config(source, [str(tmp_path / name)]).model == ModelConfig()
+    assert _run_config(source, [f"model.dim={ModelConfig().dim}"]).model == ModelConfig()
+    with pytest.raises(ValueError, match="does not name its architecture"):
+        _run_config(source, [str(tmp_path / "other.yaml"), "parallel.tp=2"])
+
+
 def test_two_files_for_the_same_elements_are_refused(originals: Path) -> None:
     source = open_source(str(originals / "dcp" / "step-00000007"))
     source.check(LLAMA)
@@ -386,8 +413,27 @@ def test_names_of_the_module_that_loads(tmp_path: Path) -> None:
     assert "lm_head.weight" not in names
 
 
-def test_experts_do_not_fit_into_megatron(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_experts_to_megatron_and_back(tmp_path: Path) -> None:
+    """All values of a mixture, from and to a layout with two classes of experts."""
     folder = step_folder(Values(MODELS["moe"]), tmp_path / "step-00000007", dp=2, ep=2)
-    assert main(["reshard", str(folder), f"megatron:{tmp_path}/out"]) == 2
-    assert "experts are not converted from or to Megatron-Core, the model has 4" in capsys.readouterr().err
-    assert_same(open_source(str(folder)), Values(MODELS["moe"]))
+    model = [f"model.{key}={value}" for key, value in vars(MODELS["moe"]).items()]
+    for ep in (1, 2):
+        out, back = tmp_path / f"out{ep}", tmp_path / f"back{ep}" / "step-00000007"
+        assert main(["reshard", str(folder), f"megatron:{out}", f"parallel.ep={ep}", "parallel.dp=2"]) == 0
+        states = {
+            name.split("optimizer.")[0]
+            for name in FileSystemReader(out).read_metadata().state_dict_metadata
+            if "optimizer." in name
+        }
+        assert states == ({""} if ep == 1 else {"chained_0.", "chained_1."})
+        assert main(["reshard", f"megatron:{out}", str(back), *model, "parallel.dp=2", "parallel.ep=2"]) == 0
+        assert_same(open_source(str(back)), Values(MODELS["moe"]))
+
+
+def test_experts_lie_in_items_of_their_own(tmp_path: Path) -> None:
+    """Megatron reads an item whole, also for one expert of it."""
+    write(Values(MODELS["moe"]), MegatronTarget(MODELS["moe"], torch.float32, 7, True), tmp_path / "out")
+    table = open_megatron(tmp_path / "out").tables["master"]
+    parts = table["decoder.layers.mlp.experts.experts.linear_fc1.weight"].parts
+    assert {box.shape[:2] for box, _ in parts} == {(1, 1)}
+    assert len(parts) == MODELS["moe"].num_layers * MODELS["moe"].num_experts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -167,37 +168,67 @@ def check_against(held: dict[str, object], source: Source, config: ModelConfig) 
     torch.testing.assert_close(model.eval()(tokens), logits, atol=1e-4, rtol=1e-4)
 
 
+def all_held(folder: Path, config: ModelConfig, ranks: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Slots of their modules' parameters, those of an expert by its number in the layer."""
+    states = {}
+    for rank in range(ranks):
+        for name, slots in torch.load(folder / f"held{rank}.pt")["states"].items():
+            match = re.fullmatch(r"(.*\.local_experts\.)(\d+)(\..*)", name)
+            first = rank * config.num_experts // ranks
+            states[f"{match[1]}{first + int(match[2])}{match[3]}" if match else name] = slots
+    return states
+
+
+def check_values(held: dict[str, dict[str, torch.Tensor]], source: Source, config: ModelConfig) -> None:
+    """Every box of ours is where it belongs in a parameter of theirs, bit for bit, and none of theirs is left over."""
+    names = set()
+    for t in tensors(config):
+        for span in MEGATRON[0].spans(config, t):
+            name = span.name.replace("decoder.layers.", f"decoder.layers.{t.block}.")
+            name = name.replace("self_attention.linear_qkv.layer_norm_", "input_layernorm.")
+            name = name.replace("mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm.")
+            name = name.replace(".experts.experts.", f".experts.local_experts.{t.expert}.")
+            names.add(name)
+            at = span.theirs(span.box)
+            index = tuple(slice(a, b) for a, b in zip(at.start, at.stop, strict=True))[len(span.lead) :]
+            for slot in SLOTS:
+                assert torch.equal(source.read(slot, t, span.box), held[name][slot][index]), (slot, t.name, name)
+    assert names == set(held)
+
+
 @needs_megatron
-@pytest.mark.parametrize(("kind", "family"), [("stacked", "llama"), ("layers", "qwen3")])
-def test_what_megatron_saves_computes_the_same_here(kind: str, family: str, tmp_path: Path) -> None:
-    run_peer("write_megatron.py", tmp_path, kind, family)
-    held, config = torch.load(tmp_path / "held.pt"), resolve(write_megatron.CONFIGS[family])
+@pytest.mark.parametrize(
+    ("kind", "family", "ranks"),
+    [
+        ("stacked", "llama", 1),
+        ("layers", "qwen3", 1),
+        ("stacked", "mixtral", 1),
+        ("layers", "mixtral", 2),
+        ("stacked_te", "qwen3_moe", 2),
+        ("layers_te", "qwen3_moe", 1),
+    ],
+)
+def test_what_megatron_saves_computes_the_same_here(kind: str, family: str, ranks: int, tmp_path: Path) -> None:
+    """Experts also where they are dealt to two ranks, whose optimizers are then chained."""
+    run_peer("write_megatron.py", tmp_path, kind, family, ranks=ranks)
+    config = resolve(write_megatron.CONFIGS[family])
     source = open_source(f"megatron:{tmp_path}/iter_0000002")
     source.check(config)
     assert (source.step, source.slots) == (2, SLOTS)
-    check_against(held, source, config)
-    naming = MEGATRON[0]  # the fused matrices of theirs, by layer, from boxes of ours
-    for slot in SLOTS[1:]:
-        for t in tensors(config):
-            for span in naming.spans(config, t):
-                name = span.name.replace("decoder.layers.", f"decoder.layers.{t.block}.")
-                name = name.replace("self_attention.linear_qkv.layer_norm_", "input_layernorm.")
-                name = name.replace("mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm.")
-                theirs = held["states"][name][slot]
-                at = span.theirs(span.box)
-                part = theirs[tuple(slice(a, b) for a, b in zip(at.start, at.stop, strict=True))[len(span.lead) :]]
-                assert torch.equal(source.read(slot, t, span.box), part), (slot, t.name, name)
+    check_against(torch.load(tmp_path / "held0.pt"), source, config)
+    check_values(all_held(tmp_path, config, ranks), source, config)
 
 
 @needs_megatron
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_megatron_loads_what_we_write(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "family", "ranks"),
+    [("load", "llama", 1), ("load", "qwen3", 1), ("load", "mixtral", 1), ("load_te", "mixtral", 2),
+     ("load", "qwen3_moe", 2)],
+)  # fmt: skip
+def test_megatron_loads_what_we_write(kind: str, family: str, ranks: int, tmp_path: Path) -> None:
     values = Values(resolve(write_megatron.CONFIGS[family]))
-    write(values, MegatronTarget(values.config, torch.float32, 2, True), tmp_path / "iter_0000002")
-    run_peer("write_megatron.py", tmp_path, "load", family)
-    held = torch.load(tmp_path / "held.pt")
-    check_against(held, values, values.config)
-    table = {t.name: t for t in tensors(values.config)}
-    (span,) = MEGATRON[0].spans(values.config, table["layers.1.feed_forward.w3.weight"])
-    theirs = held["states"]["decoder.layers.1.mlp.linear_fc1.weight"]["exp_avg_sq"]
-    assert torch.equal(theirs[span.origin[0] :], values.values["exp_avg_sq"]["layers.1.feed_forward.w3.weight"])
+    target = MegatronTarget(values.config, torch.float32, 2, True, ep=ranks)
+    write(values, target, tmp_path / "iter_0000002")
+    run_peer("write_megatron.py", tmp_path, kind, family, ranks=ranks)
+    check_against(torch.load(tmp_path / "held0.pt"), values, values.config)
+    check_values(all_held(tmp_path, values.config, ranks), values, values.config)

@@ -94,17 +94,10 @@ def assert_same(source: Source, expected: Values, slots: tuple[str, ...] = SLOTS
 def targets(values: Values) -> dict[str, tuple[Target, tuple[str, ...]]]:
     """What can be written, by kind and variant, and the slots in it."""
     config = values.config
-    dense = {} if config.num_experts else _dense_only(config)
     return {
         "hf": (HFTarget(config, torch.float32, 20_000), ("master",)),
         "universal": (UniversalTarget(config, HF, 7), SLOTS),
         "universal of ours": (UniversalTarget(config, OURS, 7), SLOTS),
-        **dense,
-    }
-
-
-def _dense_only(config: ModelConfig) -> dict[str, tuple[Target, tuple[str, ...]]]:
-    return {
         "megatron": (MegatronTarget(config, torch.float32, 7, True), SLOTS),
         "megatron bf16": (MegatronTarget(config, torch.bfloat16, 7, True), SLOTS),
         "megatron weights": (MegatronTarget(config, torch.float32, 7, False), ("master",)),

@@ -36,31 +36,37 @@ def test_resolve_fills_the_derived_sizes_and_is_idempotent() -> None:
     ("sizes", "message"),
     [
         ({"family": "mamba"}, "unknown model.family='mamba'; known: gpt2, llama, mixtral, qwen3, qwen3_moe"),
-        ({"dim": 100, "num_heads": 6}, "dim=100 is not divisible by num_heads=6; set dim=96 or 102, or num_heads="),
+        (
+            {"dim": 100, "num_heads": 6},
+            "model.dim=100 is not divisible by model.num_heads=6; set model.dim=96 or 102, or model.num_heads=",
+        ),
         (
             {"num_heads": 4, "num_kv_heads": 3},
-            "num_heads=4 is not divisible by num_kv_heads=3; set num_kv_heads=1, 2 or 4",
+            "model.num_heads=4 is not divisible by model.num_kv_heads=3; set model.num_kv_heads=1, 2 or 4",
         ),
-        ({"dim": 12, "num_heads": 4}, "head_dim=3 .* is odd, .*; set dim=16"),
-        ({"dim": 12, "num_heads": 4, "head_dim": 5}, "^head_dim=5 is odd, .*; set head_dim=6$"),
+        ({"dim": 12, "num_heads": 4}, "model.head_dim=3 .* is odd, .*; set model.dim=16"),
+        ({"dim": 12, "num_heads": 4, "head_dim": 5}, "^model.head_dim=5 is odd, .*; set model.head_dim=6$"),
         ({"head_dim": -1}, "model.head_dim=-1 must be positive, or 0 to derive it"),
-        ({"family": "gpt2", "head_dim": 16}, "gpt2 divides dim=128 among num_heads=4, got head_dim=16; set head_dim=0"),
+        (
+            {"family": "gpt2", "head_dim": 16},
+            "gpt2 divides model.dim=128 among model.num_heads=4, got model.head_dim=16; set model.head_dim=0",
+        ),
         ({"dropout": 0.1}, "llama has no dropout"),
         ({"family": "qwen3", "dropout": 0.1}, "qwen3 has no dropout"),
-        ({"dropout": 1.0}, r"dropout=1 must lie in \[0, 1\)"),
-        ({"family": "gpt2", "num_kv_heads": 2}, "num_kv_heads=2 must be 0 or num_heads=4"),
+        ({"dropout": 1.0}, r"model.dropout=1 must lie in \[0, 1\)"),
+        ({"family": "gpt2", "num_kv_heads": 2}, "model.num_kv_heads=2 must be 0 or model.num_heads=4"),
         (
             {"num_experts": 4},
-            "got num_experts=4; set family=mixtral or qwen3_moe, or drop model.num_experts$",
+            "got model.num_experts=4; set model.family=mixtral or qwen3_moe, or drop model.num_experts$",
         ),
-        ({"family": "mixtral"}, "mixtral needs experts, got num_experts=0; set num_experts=8$"),
+        ({"family": "mixtral"}, "mixtral needs experts, got model.num_experts=0; set model.num_experts=8$"),
         (
             {"family": "qwen3_moe", "num_experts": 4, "experts_per_token": 5},
-            "experts_per_token=5 must lie between 1 and num_experts=4$",
+            "model.experts_per_token=5 must lie between 1 and model.num_experts=4$",
         ),
         (
             {"family": "mixtral", "num_experts": 4, "ffn_dim": 64, "expert_ffn_dim": 32},
-            "mixtral has no dense feed-forward: ffn_dim=64 must be 0 or expert_ffn_dim=32$",
+            "mixtral has no dense feed-forward: model.ffn_dim=64 must be 0 or model.expert_ffn_dim=32$",
         ),
         ({"num_layers": 0}, "model.num_layers=0 must be at least 1"),
         ({"ffn_dim": -1}, "model.ffn_dim=-1 must be positive"),
@@ -75,14 +81,26 @@ def test_resolve_rejects_impossible_sizes(sizes: dict[str, object], message: str
 @pytest.mark.parametrize(
     ("tp", "stages", "message"),
     [
-        (8, (4,), "num_heads=12 is not divisible by tp=8; set tp=1, 2, 4 or 12$"),
-        (6, (4,), "num_kv_heads=4 and tp=6: neither is divisible by the other; set tp=1, 2, 4 or 12$"),
-        (3, (4,), "num_kv_heads=4 and tp=3: neither is divisible by the other; set tp=1, 2, 4 or 12$"),
+        (8, (4,), "model.num_heads=12 is not divisible by parallel.tp=8; set parallel.tp=1, 2, 4 or 12$"),
+        (
+            6,
+            (4,),
+            "model.num_kv_heads=4 and parallel.tp=6: neither is divisible by the other; set parallel.tp=1, 2, 4 or 12$",
+        ),
+        (
+            3,
+            (4,),
+            "model.num_kv_heads=4 and parallel.tp=3: neither is divisible by the other; set parallel.tp=1, 2, 4 or 12$",
+        ),
         (0, (4,), "tp=0 must be at least 1"),
-        (1, (0, 4), r"stage 0 of stage_layers=\(0, 4\) has no layer; an even split of num_layers=4 is \(2, 2\)"),
-        (1, (1, 2), "adds up to 3, but the model has num_layers=4"),
-        (1, (1, 1, 1, 1, 1), "has pp=5 stages for num_layers=4; set pp between 1 and 4"),
-        (1, (), "has pp=0 stages"),
+        (
+            1,
+            (0, 4),
+            r"stage 0 of parallel.stage_layers=\(0, 4\) has no layer; an even split of model.num_layers=4 is \(2, 2\)",
+        ),
+        (1, (1, 2), "adds up to 3, but model.num_layers=4"),
+        (1, (1, 1, 1, 1, 1), "has 5 stages for model.num_layers=4; set parallel.pp between 1 and 4"),
+        (1, (), "has 0 stages"),
     ],
 )
 def test_check_split_names_the_legal_values(tp: int, stages: tuple[int, ...], message: str) -> None:
@@ -96,7 +114,8 @@ def test_check_split_names_the_legal_values(tp: int, stages: tuple[int, ...], me
 def test_check_split_offers_a_padded_vocabulary() -> None:
     gpt2 = ModelConfig(family="gpt2", vocab_size=50257, dim=768, num_heads=12)
     with pytest.raises(
-        ValueError, match="vocab_size=50257 is not divisible by tp=4; set tp=1, or vocab_size=50256 or 50260"
+        ValueError,
+        match=r"=50257 is not divisible by parallel\.tp=4; set parallel\.tp=1, or model\.vocab_size=50256 or 50260",
     ):
         geometry.check_split(gpt2, 4, (4,))
 
@@ -119,7 +138,9 @@ def test_split_layers() -> None:
     assert geometry.split_layers(8, 4) == (2, 2, 2, 2)
     assert geometry.split_layers(7, 3) == (2, 2, 3)
     assert geometry.split_layers(6, 4) == (1, 1, 2, 2)
-    with pytest.raises(ValueError, match="num_layers=2 cannot fill pp=3 stages; set pp between 1 and 2"):
+    with pytest.raises(
+        ValueError, match=r"model\.num_layers=2 cannot fill parallel\.pp=3 stages; set parallel\.pp between 1 and 2"
+    ):
         geometry.split_layers(2, 3)
 
 

@@ -12,31 +12,31 @@ BAD_LAYOUTS = [
     ({"dp": 1, "tp": 2, "pp": 3}, 4, r"dp\*tp\*pp=6 but the cluster has 4 ranks; set parallel.dp=2 parallel.pp=1"),
     ({"dp": 2}, 1, r"dp\*tp\*pp=2 but the cluster has 1 rank; set parallel.dp=1"),
     ({"dp": 0}, 4, "parallel.dp=0 must be at least 1"),
-    ({"dp": 4, "schedule": "zigzag"}, 4, "schedule=zigzag is unknown; set one of .*gpipe"),
-    ({"dp": 4, "zero": 5}, 4, "zero=5 is unknown; set one of 0, 1"),
+    ({"dp": 4, "schedule": "zigzag"}, 4, "parallel.schedule=zigzag is unknown; set one of .*gpipe"),
+    ({"dp": 4, "zero": 5}, 4, "parallel.zero=5 is unknown; set one of 0, 1"),
     (
         {"dp": 3},
         3,
-        r"global_size=16 is not divisible by microbatch_size·dp=2·3; set batch.global_size=12 or 18.*dp=2 or 4",
+        r"by batch.microbatch_size·parallel.dp=2·3; set batch.global_size=12 or 18, or parallel.dp=2 or 4",
     ),
-    ({"dp": 16}, 16, "8 microbatches < dp=16; raise batch.global_size to 32"),
-    ({"tp": 4}, 4, "num_heads=6 is not divisible by tp=4; set tp="),
-    ({"pp": 8}, 8, "num_layers=6 cannot fill pp=8 stages"),
-    ({"pp": 2, "stage_layers": (1, 2, 3)}, 2, r"stage_layers=\[1, 2, 3\] names 3 stages but pp=2"),
+    ({"dp": 16}, 16, "8 microbatches < parallel.dp=16; raise batch.global_size to 32"),
+    ({"tp": 4}, 4, "model.num_heads=6 is not divisible by parallel.tp=4; set parallel.tp="),
+    ({"pp": 8}, 8, "model.num_layers=6 cannot fill parallel.pp=8 stages"),
+    ({"pp": 2, "stage_layers": (1, 2, 3)}, 2, r"stage_layers=\[1, 2, 3\] names 3 stages but parallel.pp=2"),
     ({"pp": 2, "stage_layers": (1, 2)}, 2, "adds up to 3"),
     ({"pp": 2, "stage_replicas": (2, 0)}, 2, "every stage needs at least 1"),
     ({"pp": 2, "stage_replicas": (2, 2)}, 3, "needs 4 ranks but the cluster has 3"),
     ({"dp": 1, "sequence_parallel": True}, 1, "sequence_parallel needs tp > 1"),
     ({"dp": 2, "cp": 3}, 4, r"dp\*cp\*tp\*pp=6 but the cluster has 4 ranks; set parallel.dp=4 .* parallel.cp=1$"),
     ({"dp": 3, "cp": 2}, 4, r"dp\*cp\*tp\*pp=6 but the cluster has 4 ranks; set parallel.dp=2$"),
-    ({"cp": 128}, 128, "batch.seq_len=128 is too short for cp=128, .* 256 chunks; set parallel.cp=64$"),
+    ({"cp": 128}, 128, "batch.seq_len=128 is too short for parallel.cp=128, .* 256 chunks; set parallel.cp=64$"),
     (
         {"cp": 3, "tp": 2, "sequence_parallel": True},
         6,
-        "tp > 1 whose product with cp divides batch.seq_len=128, got cp·tp=3·2; set parallel.sequence_parallel=false$",
+        "tp > 1 whose product with cp divides batch.seq_len=128, got parallel.cp·tp=3·2; set",
     ),
-    ({"cp": 2, "pp": 2, "stage_replicas": (1, 2)}, 4, r"cp\*tp=2\*1 × stage_replicas=\[1, 2\] needs 6 ranks"),
-    ({"dp": 4, "ep": 2}, 4, "ep=2 exceeds model.num_experts=0; set parallel.ep=1$"),
+    ({"cp": 2, "pp": 2, "stage_replicas": (1, 2)}, 4, r"cp\*tp=2\*1 × parallel.stage_replicas=\[1, 2\] needs 6 ranks"),
+    ({"dp": 4, "ep": 2}, 4, "parallel.ep=2 exceeds model.num_experts=0; set parallel.ep=1$"),
 ]
 BAD_EXPERTS = [
     ({"dp": 8, "ep": 8}, 8, "parallel.ep=8 exceeds model.num_experts=6; set parallel.ep=4$"),
@@ -51,7 +51,7 @@ BAD_EXPERTS = [
         6,
         r"the 6 teams \(replicas·cp\) of stage 0; set parallel.ep=1 or 2",
     ),
-    ({"pp": 2, "stage_replicas": (2, 3), "ep": 2}, 5, "ep=2 does not divide the 3 replicas of stage 1; set"),
+    ({"pp": 2, "stage_replicas": (2, 3), "ep": 2}, 5, "parallel.ep=2 does not divide the 3 replicas of stage 1; set"),
 ]
 
 
@@ -80,7 +80,7 @@ def test_good_expert_layouts(small):
 def test_expert_layout_out_of_step(small):
     config = replace(mixture(small, stage_replicas=(4, 6), ep=2, pp=2), batch=BatchConfig(global_size=48))
     with pytest.raises(
-        ValueError, match=r"stage_replicas=\[4, 6\]: lanes 0 and 1 cannot run .*; set parallel.ep=1 or "
+        ValueError, match=r"parallel.stage_replicas=\[4, 6\]: lanes 0 and 1 cannot run .*; set parallel.ep=1 or "
     ):
         check_parallel(config, 10)
 
@@ -97,9 +97,9 @@ def test_bad_layouts(small, layout, ranks, message):
     [
         (
             BatchConfig(16, 3, 128),
-            "global_size=16 is not divisible by microbatch_size=3; set batch.global_size=15 or 18",
+            "batch.global_size=16 is not divisible by batch.microbatch_size=3; set batch.global_size=15 or 18",
         ),
-        (BatchConfig(16, 2, 512), "seq_len=512 is longer than model.max_seq_len=256; set batch.seq_len=256"),
+        (BatchConfig(16, 2, 512), "batch.seq_len=512 is longer than model.max_seq_len=256; set batch.seq_len=256"),
         (BatchConfig(16, 0, 128), "microbatch_size=0 must be at least 1"),
     ],
 )

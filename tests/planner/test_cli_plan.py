@@ -24,7 +24,7 @@ def test_it_writes_the_winner_as_a_config_that_trains(tmp_path, capsys):
     assert plan.train.steps == 7
     check_parallel(plan, 4)
     assert f"trainsys train {out}" in screen
-    assert "ffn_dim=350 is not divisible by tp=4" in screen
+    assert "model.ffn_dim=350 is not divisible by parallel.tp=4" in screen
 
 
 def test_json_is_the_only_thing_on_stdout(tmp_path, capsys):
@@ -34,6 +34,18 @@ def test_json_is_the_only_thing_on_stdout(tmp_path, capsys):
     assert {"layout", "step_s", "tokens_per_s", "mfu", "peak_gib", "limit_gib", "bubble"} <= set(report["plans"][0])
     assert load([str(tmp_path / "p.yaml")]).parallel.dp == report["plans"][0]["parallel"]["dp"]
     assert sum(report["rejected"].values()) == 4
+
+
+def test_an_override_fixes_its_key_and_a_file_does_not(tmp_path, capsys):
+    """What the planner wrote can be planned again; only the command line holds it to a value."""
+    out = str(tmp_path / "p.yaml")
+    assert main(["plan", *CONFIGS, "parallel.zero=3", "parallel.reduction=canonical", "--json", "--out", out]) == 0
+    fixed = json.loads(capsys.readouterr().out)["plans"]
+    assert {plan["parallel"]["zero"] for plan in fixed} == {3}
+    assert main(["plan", out, "--json", "--out", out]) == 0
+    assert {plan["parallel"]["zero"] for plan in json.loads(capsys.readouterr().out)["plans"]} == {0, 1, 2, 3}
+    assert main(["plan", *CONFIGS, "parallel.order=tp,pp", "--out", out]) == 2
+    assert "parallel.order=tp,pp must name each of" in capsys.readouterr().err
 
 
 def test_top_limits_the_table(tmp_path, capsys):
@@ -60,7 +72,7 @@ def test_the_screen_keeps_within_its_columns_and_has_no_colour_in_a_pipe(tmp_pat
         (["configs/nowhere.yaml"], "configs/nowhere.yaml does not exist"),
         ([*CONFIGS, "model.heads=3"], "heads"),
         ([*CONFIGS, "batch.seq_len=4096"], "longer than model.max_seq_len=128"),
-        ([*CONFIGS, "batch.microbatch_size=3"], "not divisible by microbatch_size=3"),
+        ([*CONFIGS, "batch.microbatch_size=3"], "not divisible by batch.microbatch_size=3"),
         ([*CONFIGS, "cluster.device.memory_gib=0.001"], "no layout fits on 4 ranks"),
         ([*CONFIGS, "--top", "0"], "--top 0 must be at least 1"),
         ([*CONFIGS, "--fast"], "--fast"),

@@ -36,7 +36,7 @@ def test_enumeration_finds_exactly_the_legal_layouts(small):
 
     assert set(legal) == {parallel for parallel in every if passes(parallel)}
     assert len(legal) + rejected.total() == len(every)
-    assert rejected["num_heads=6 is not divisible by tp=4"] == 4
+    assert rejected["model.num_heads=6 is not divisible by parallel.tp=4"] == 4
 
 
 def test_long_sequences_are_cut_and_short_ones_where_the_config_says(small, large):
@@ -55,7 +55,7 @@ def test_long_sequences_are_cut_and_short_ones_where_the_config_says(small, larg
 
 def test_too_few_microbatches_are_counted_as_a_reason(small):
     _, rejected = candidates(replace(small, batch=BatchConfig(4, 2, 128)), 4)
-    assert rejected["2 microbatches < dp=4"] == 8  # zero 0 to 3, with and without recomputation
+    assert rejected["2 microbatches < parallel.dp=4"] == 8  # zero 0 to 3, with and without recomputation
 
 
 def test_the_ranking_is_by_step_time_and_repeatable(small):
@@ -128,3 +128,43 @@ def test_a_ragged_layout_waits_for_its_thinnest_stage(small):
     assert whole.step_s < predict(small, ParallelConfig(pp=2, stage_replicas=(1, 2))).step_s < single.step_s
     balanced = predict(small, ParallelConfig(dp=2, pp=2, stage_replicas=(2, 1), stage_layers=(4, 2)))
     assert balanced.step_s < ragged.step_s
+
+
+@pytest.mark.parametrize(
+    "given", [{"zero": 1}, {"tp": 2, "recompute": "none"}, {"pp": 2, "schedule": "gpipe"}, {"sequence_parallel": True}]
+)
+def test_what_is_fixed_stays(small, given):
+    """The layouts are those of the whole search that have the values, and no others."""
+    config = replace(small, parallel=replace(small.parallel, **given))
+    kept = [p for p in candidates(small, 4)[0] if all(getattr(p, key) == value for key, value in given.items())]
+    assert kept
+    assert candidates(config, 4, tuple(given))[0] == kept
+    assert {p.parallel for p in search(config, fixed=tuple(given)).plans} == set(kept)
+
+
+def test_a_fixed_number_of_runs_is_searched(small):
+    config = replace(small, parallel=replace(small.parallel, vp=3))
+    assert {(p.parallel.vp, p.parallel.schedule) for p in search(config, fixed=("vp",)).plans} == {(3, "interleaved")}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tp": 3}, r"^no legal layout on 4 ranks has parallel\.tp=3; nearest is dp2·tp2.*, with parallel\.tp=2$"),
+        ({"tp": 4}, r"has parallel\.tp=4: model\.num_heads=6 is not divisible by parallel\.tp=4; nearest is .*tp=2$"),
+        ({"tp": 1, "sequence_parallel": True}, r"tp=1 parallel\.sequence_parallel=true; nearest is .*, with .*tp=2$"),
+        ({"zero": 7}, r"^parallel\.zero=7 is unknown; set one of 0, 1, 2, 3$"),
+        ({"stage_layers": (1, 5)}, r"^parallel\.stage_layers cannot be kept: only even layouts are searched"),
+    ],
+)  # fmt: skip
+def test_nothing_has_what_is_fixed(small, given, message):
+    with pytest.raises(ValueError, match=message):
+        search(replace(small, parallel=replace(small.parallel, **given)), fixed=tuple(given))
+
+
+@pytest.mark.parametrize("given", [{"order": "tp,pp"}, {"cp": 0}, {"reduction": "quick"}])
+def test_a_wrong_value_of_what_is_not_searched_is_named(small, given):
+    (key,) = given
+    with pytest.raises(ValueError, match=rf"^parallel\.{key}=") as error:
+        search(replace(small, parallel=replace(small.parallel, **given)))
+    assert "\n" not in str(error.value)

@@ -106,7 +106,7 @@ def test_recomputation_is_the_last_resort(small):
 def test_too_few_ranks(small):
     with pytest.raises(ValueError, match="needs ≥ 1 ranks, 0 alive"):
         successor(small, 0, ParallelConfig(dp=2), (0,))
-    with pytest.raises(ValueError, match="needs ≥ 2 ranks, 0 in whole tp=2 teams"):
+    with pytest.raises(ValueError, match=r"needs ≥ 2 ranks, 0 in whole teams of parallel\.tp=2"):
         successor(small, 0, ParallelConfig(dp=2, tp=2), (0,))
     strict = replace(small, elastic=ElasticConfig(min_ranks=3))
     with pytest.raises(ValueError, match=r"needs ≥ 3 ranks, 2 alive; lower elastic\.min_ranks"):

@@ -65,5 +65,7 @@ def test_any_number_of_microbatches_is_as_fast_as_gpipe(m: int) -> None:
 
 
 def test_1f1b_has_one_run_per_stage() -> None:
-    with pytest.raises(ValueError, match=r"1f1b has one run of layers per stage, not vp=2; set parallel\.schedule"):
+    with pytest.raises(
+        ValueError, match=r"1f1b has one run of layers per stage, not parallel.vp=2; set parallel\.schedule"
+    ):
         build("1f1b", Routes.balanced(4, [1, 1], 2), 2)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainsys.cli.arguments import Parser
 from trainsys.config import RunConfig, load, save
+from trainsys.planner.enumerate import TAKEN
 from trainsys.planner.search import search
 
 _TOP = 5
@@ -15,11 +16,16 @@ _TOP = 5
 EXAMPLES = """\
   trainsys plan configs/run/demo.yaml --out runs/demo/plan.yaml
   trainsys plan configs/model/llama-8b.yaml configs/cluster/dgx-h100-4.yaml train.dtype=bfloat16 batch.global_size=128
+  trainsys plan configs/run/tiny.yaml parallel.zero=1 parallel.tp=2        the best of those
   trainsys plan configs/run/tiny.yaml cluster.ranks_per_node=3 --json      every layout, for a program"""
 
 ABOUT = """\
 Search all layouts of a model on a cluster, rank them by predicted step time, say why the others were rejected, and
-write the best as a run config. Needs neither the cluster nor a GPU."""
+write the best as a run config. Needs neither the cluster nor a GPU.
+
+Searched are dp, tp, pp, ep, vp, zero, sequence_parallel, schedule and recompute. An override parallel.KEY=value on the
+command line fixes that key: only layouts with the value are ranked. What YAML files say of these keys does not, as a
+plan is itself such a file. parallel.order, parallel.reduction and parallel.cp are taken as they are."""
 
 
 def run(argv: list[str]) -> int:
@@ -37,7 +43,7 @@ def run(argv: list[str]) -> int:
     if args.top is not None and args.top < 1:
         raise ValueError(f"--top {args.top} must be at least 1")
     config = load(args.config)
-    report = search(config)
+    report = search(config, fixed=_fixed(args.config))
     _write(dataclasses.replace(config, parallel=report.plans[0].parallel), args.out)
     if args.json:
         print(json.dumps(report.to_json(args.top), indent=2, ensure_ascii=False))
@@ -46,6 +52,12 @@ def run(argv: list[str]) -> int:
 
         show(config, report, args.top or _TOP, args.out)
     return 0
+
+
+def _fixed(args: list[str]) -> list[str]:
+    """The keys that overrides fix, of those that are searched or cannot be."""
+    keys = [a.partition("=")[0].removeprefix("parallel.") for a in args if a.startswith("parallel.") and "=" in a]
+    return [key for key in dict.fromkeys(keys) if key not in TAKEN]
 
 
 def _write(config: RunConfig, path: Path) -> None:

@@ -33,9 +33,10 @@ def run(argv: list[str]) -> int:
     args = _parsed(argv)
     from trainsys.elastic.conversion import Conversion
 
+    _check_options(args)
     conversion = Conversion(
-        args.source, args.target, args.config, args.dtype, args.names, args.shard_mib << 20, args.step,
-        args.weights_only, args.zero_moments,
+        args.source, args.target, args.config, args.dtype, args.names or "hf", (args.shard_mib or 1024) << 20,
+        args.step, args.weights_only, args.zero_moments,
     )  # fmt: skip
     return _run(conversion, args)
 
@@ -48,18 +49,26 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
         "config", nargs="*", metavar="CONFIG|key=value", help="architecture, layout, settings of the run"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of hf weights")
-    parser.add_argument("--shard-mib", type=int, default=1024, help="hf: a new file begins above this (1024)")
-    parser.add_argument(
-        "--names", choices=("hf", "ours"), default="hf", help="universal: of the module to load it (hf)"
-    )
+    parser.add_argument("--shard-mib", type=int, help="hf: a new file begins above this (1024)")
+    parser.add_argument("--names", choices=("hf", "ours"), help="universal: of the module to load it (hf)")
     parser.add_argument("--step", type=int, default=-1, help="optimizer steps in SRC, where it does not say")
     parser.add_argument("--weights-only", action="store_true", help="megatron: without the optimizer's state")
     parser.add_argument("--zero-moments", action="store_true", help="Adam moments of zero, where SRC has none or not")
     parser.add_json("the outcome")
     args = parser.parse_intermixed_args(argv)
-    if args.shard_mib < 1:
+    if args.shard_mib is not None and args.shard_mib < 1:
         raise ValueError(f"--shard-mib {args.shard_mib} must be at least 1")
     return args
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Whether each option has an effect on the kind that is written. Raises ValueError."""
+    from trainsys.elastic.kinds import parse_address
+
+    kind, _ = parse_address(args.target, "DST")
+    for option, value, owner in (("--names", args.names, "universal"), ("--shard-mib", args.shard_mib, "hf")):
+        if value is not None and kind != owner:
+            raise ValueError(f"{option} {value} is for {owner}: alone and changes nothing in {kind}:; leave it out")
 
 
 def _run(conversion: Conversion, args: argparse.Namespace) -> int:

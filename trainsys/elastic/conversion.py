@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trainsys.config import ModelConfig, OptimConfig, RunConfig, load
+from trainsys.config import OptimConfig, RunConfig, load, named
 from trainsys.elastic.kinds import KINDS, check_model, parse_address, target_class
 from trainsys.elastic.step_folder import check_name
 from trainsys.interop.convert import Done, ZeroMoments, check_destination, check_slots, convert
@@ -74,7 +74,7 @@ class Conversion:
             target = made(model, naming, self._needed_step())
         elif self._kind == "megatron":
             step = 0 if bare and self.step is None else self._needed_step()
-            target = made(model, dtype, step, not bare, _optim(self._source, self._config))
+            target = made(model, dtype, step, not bare, _optim(self._source, self._config), self._config.parallel.ep)
         else:
             check_name(self._destination, self._needed_step())
             target = made(self._config, self._source, self._needed_step())
@@ -95,14 +95,14 @@ class Conversion:
 def _run_config(source: Source, overrides: list[str]) -> RunConfig:
     """The overrides over the defaults, with the architecture of the source where it has one."""
     config = load(overrides)
-    named = config.model != ModelConfig() or any(a.startswith("model.") for a in overrides)
+    model_named = any(key.startswith("model.") for key in named(overrides))
     if source.manifest:
         for key in (a.partition("=")[0] for a in overrides if "=" in a):
             if not key.startswith("parallel."):
                 raise ValueError(f"{key} cannot be changed: {source.path} says it itself; only parallel.KEY can be set")
-    if source.config is None and not named:
+    if source.config is None and not model_named:
         raise ValueError(f"{source.path} does not name its architecture; add a YAML file or model.KEY=value")
-    return config if source.config is None or named else dataclasses.replace(config, model=source.config)
+    return config if source.config is None or model_named else dataclasses.replace(config, model=source.config)
 
 
 def _optim(source: Source, config: RunConfig) -> OptimConfig:

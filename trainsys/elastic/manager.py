@@ -123,7 +123,7 @@ class Manager:
         self._joins = sorted(joins)
         self._respawns: list[tuple[float, int]] = []
         self._save_due = False
-        self._fresh: set[int] = set()  # ranks that joined since the last change
+        self._fresh: set[int] = set()  # ranks that joined since the layout was last chosen
         self._saved_step = start_step
         self._rate = rate(config.cluster, world_size)  # measured once, before ranks load the machine
         self._standing = Standing(self.space, self.config)
@@ -366,7 +366,7 @@ class Manager:
         every, stop = self.config.checkpoint.every, self._stopping()
         self._save_due = self._save_due or stop or (every > 0 and self.step % every == 0)
         verdict = Verdict(decision, self._save_due, stop)
-        grow = not stop and bool(self._fresh)
+        grow = not stop and self._grows()
         if grow:
             verdict = replace(verdict, change=self.epoch + 1)
         self._broadcast(self.layout.ranks, verdict)
@@ -378,6 +378,18 @@ class Manager:
             self.phase = Phase.STOPPING
         elif grow:
             self._begin_change("a rank joins", informed=self.layout.ranks)
+
+    def _grows(self) -> bool:
+        """Whether ranks have joined that the best layout has a use for; others stand by until the next change."""
+        if self._fresh:
+            try:
+                nodes = {r: m.node for r, m in self.members.items()}
+                best = choose(self.config, self.layout, self.parallel, nodes, self._rate)
+            except ValueError:
+                return True  # what is wrong is said where the layout is chosen
+            if best == (self.parallel, self.layout):
+                self._fresh = set()
+        return bool(self._fresh)
 
     def _stopping(self) -> bool:
         return self.stop_requested or self.step >= self.config.train.steps

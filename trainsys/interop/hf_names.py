@@ -126,8 +126,8 @@ def check(config: ModelConfig) -> None:
     """Raises ValueError for a model that theirs cannot be."""
     if config.shared_ffn_dim:
         raise ValueError(
-            f"a Hugging Face {config.family} has no shared expert, ours has shared_ffn_dim={config.shared_ffn_dim}; "
-            "set model.shared_ffn_dim=0"
+            f"a Hugging Face {config.family} has no shared expert, ours has "
+            f"model.shared_ffn_dim={config.shared_ffn_dim}; set model.shared_ffn_dim=0"
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trainsys.interop.dcp import Saved, read_dcp, write_metadata
 from trainsys.interop.deepspeed import agreed_step
 from trainsys.interop.formats import NamedSource, Read, Shard, Written
 from trainsys.interop.fragments import Fragments
-from trainsys.interop.naming import MEGATRON, megatron
+from trainsys.interop.naming import MEGATRON, megatron_to_write
 from trainsys.interop.sums import Sums
 from trainsys.interop.torch_files import StoredTensor, load_lazily
 from trainsys.interop.torch_stream import Coming, save_streamed
@@ -31,10 +32,13 @@ _STATE = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(exp_avg|exp_avg_sq|fp
 _SLOT = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "fp32_param": "master", "param": "master"}
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch",
            "common_backend_version": 1}  # fmt: skip
-_MODULES = ("self_attention.linear_qkv", "self_attention.core_attention", "self_attention.linear_proj",
-            "mlp.linear_fc1", "mlp.linear_fc2")  # fmt: skip
 _STATELESS = "__extra_0.distcp"
 _GROUP = {"wd_mult": 1.0, "lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False}  # how they tell groups
+
+
+def _of_experts(name: str) -> bool:
+    """Whether a tensor of theirs stacks the experts of a layer."""
+    return ".mlp.experts." in name
 
 
 # -- read ------------------------------------------------------------------------------------------------------------
@@ -102,24 +106,26 @@ class MegatronTarget:
         dtype: of the weights.
         step: optimizer steps; ``iteration`` in ``common.pt``.
         optim: of the run; every parameter is in one group, as here.
+        ep: above 1, what loads it has the experts in an optimizer of their own, chained to that of the rest.
     """
 
     def __init__(
-        self, config: ModelConfig, dtype: torch.dtype, step: int, moments: bool, optim: OptimConfig | None = None
-    ) -> None:
+        self, config: ModelConfig, dtype: torch.dtype, step: int, moments: bool, optim: OptimConfig | None = None,
+        ep: int = 1,
+    ) -> None:  # fmt: skip
         self._config, self._dtype, self._step, self._optim = config, dtype, step, optim or OptimConfig()
+        self._chained = ep > 1 and config.num_experts > 0
         self.slots = ("master", "exp_avg", "exp_avg_sq") if moments else ("master",)
-        self._assembly = Assembly(megatron(True, True), config)
+        self._assembly = Assembly(megatron_to_write(config), config)
 
     def shards(self) -> Sequence[Shard]:
         """One file for each layer, one for the rest."""
         groups: dict[int, list[tuple[str, Box]]] = {}
         for name, shape in self._assembly.shapes.items():
-            stacked = name.startswith("decoder.layers.")
-            for layer in range(shape[0]) if stacked else [-1]:
-                start = (layer, *(0 for _ in shape[1:])) if stacked else (0,) * len(shape)
-                stop = (layer + 1, *shape[1:]) if stacked else shape
-                groups.setdefault(layer, []).append((name, Box(start, stop)))
+            axes = 0 if not name.startswith("decoder.layers.") else 2 if _of_experts(name) else 1
+            for at in product(*map(range, shape[:axes])):  # an item per layer and expert, since items are read whole
+                box = Box((*at, *(0 for _ in shape[axes:])), (*(n + 1 for n in at), *shape[axes:]))
+                groups.setdefault(at[0] if at else -1, []).append((name, box))
         shards = []
         for index, boxes in enumerate(groups.values()):
             items = [(key, slot, name, box, dtype) for name, box in boxes for key, slot, dtype in self._states(name)]
@@ -146,29 +152,42 @@ class MegatronTarget:
         write_metadata(folder, [*items, *self._stateless(folder / _STATELESS)])
         common: dict[str, Any] = {"iteration": self._step, "checkpoint_version": 3.0}
         if len(self.slots) > 1:
-            group = {key: getattr(self._optim, key) for key in ("lr", "betas", "eps", "weight_decay")}
-            state = {"common_step": torch.tensor(float(self._step))}
-            common["optimizer"] = {"state": state, "param_groups": [group | _GROUP]}
+            states = [self._common_state(experts) for experts in (False, True)]
+            common["optimizer"] = dict(enumerate(states)) if self._chained else states[0]
         torch.save(common, folder / "common.pt")
         (folder / "metadata.json").write_text(json.dumps(_FORMAT))
 
+    def _common_state(self, experts: bool) -> dict[str, Any]:
+        """What one optimizer keeps beside its tensors."""
+        group = {key: getattr(self._optim, key) for key in ("lr", "betas", "eps", "weight_decay")}
+        marks = {**_GROUP, "is_expert_parallel": experts}
+        return {"state": {"common_step": torch.tensor(float(self._step))}, "param_groups": [group | marks]}
+
     def _stateless(self, path: Path) -> Iterator[Saved]:
         """Their modules ask for a state of their own even where they have none, without FP8."""
-        layers = self._config.num_layers
+        layers, experts = self._config.num_layers, self._config.num_experts
+        owned = {
+            ".".join(name.split(".")[2:-1]): _of_experts(name)
+            for name in self._assembly.shapes
+            if ".linear_" in name and name.endswith(".weight")
+        }
         with path.open("wb") as stream:
-            for module in _MODULES:
-                for layer in range(layers):
+            for module, stacked in {**owned, "self_attention.core_attention": False}.items():
+                grid = (layers, experts) if stacked else (layers,)
+                for at in product(*map(range, grid)):
                     start = stream.tell()
                     torch.save([None], stream)
-                    name = f"decoder.layers.{module}._extra_state/shard_{layer}_{layers}"
+                    number, count = (".".join(map(str, n)) for n in (at, grid))
+                    name = f"decoder.layers.{module}._extra_state/shard_{number}_{count}"
                     yield Saved(name, path.name, start, stream.tell() - start)
 
     def _states(self, name: str) -> list[tuple[str, str, torch.dtype]]:
         states = [(name, "master", self._dtype)]
         if len(self.slots) > 1:
-            states += [(f"optimizer.state.{s}.{name}", s, torch.float32) for s in ("exp_avg", "exp_avg_sq")]
-            if self._dtype != torch.float32:
-                states.append((f"optimizer.state.fp32_param.{name}", "master", torch.float32))
+            prefix = f"chained_{int(_of_experts(name))}." if self._chained else ""
+            keys = [("exp_avg", "exp_avg"), ("exp_avg_sq", "exp_avg_sq")]
+            keys += [("fp32_param", "master")] if self._dtype != torch.float32 else []
+            states += [(f"{prefix}optimizer.state.{key}.{name}", slot, torch.float32) for key, slot in keys]
         return states
 
     def _pieces(

@@ -116,24 +116,34 @@ _MEGATRON = {
     "feed_forward.w2": "mlp.linear_fc2.",
     "feed_forward.c_fc": "mlp.linear_fc1.",
     "feed_forward.c_proj": "mlp.linear_fc2.",
+    "feed_forward.router": "mlp.router.",
+    "feed_forward.experts.w2": "mlp.experts.experts.linear_fc2.",
+    "feed_forward.shared.w2": "mlp.shared_experts.linear_fc2.",
+    "feed_forward.shared_gate": "mlp.shared_experts.gate_",
 }
-_QKV, _GATE_UP = ("attention.wq", "attention.wk", "attention.wv"), ("feed_forward.w1", "feed_forward.w3")
-_FUSED = {  # ours -> theirs, its parts in order, whether they alternate
-    **dict.fromkeys(_QKV, ("self_attention.linear_qkv", _QKV, True)),
-    **dict.fromkeys(_GATE_UP, ("mlp.linear_fc1", _GATE_UP, False)),
+_QKV = ("attention.wq", "attention.wk", "attention.wv")
+_FUSED = {"attention.wq": "self_attention.linear_qkv", "attention.wk": "self_attention.linear_qkv",
+          "attention.wv": "self_attention.linear_qkv", "feed_forward.w1": "mlp.linear_fc1",
+          "feed_forward.w3": "mlp.linear_fc1", "feed_forward.experts.w1": "mlp.experts.experts.linear_fc1",
+          "feed_forward.experts.w3": "mlp.experts.experts.linear_fc1",
+          "feed_forward.shared.w1": "mlp.shared_experts.linear_fc1",
+          "feed_forward.shared.w3": "mlp.shared_experts.linear_fc1"}  # fmt: skip
+_NORMS = {  # ours -> theirs on its own, or with the matrix after it
+    **dict.fromkeys(("attention_norm", "ln_1"), ("input_layernorm.", "self_attention.linear_qkv.layer_norm_")),
+    **dict.fromkeys(("ffn_norm", "ln_2"), ("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_")),
 }
-_NORMS = {  # fused into the matrix after them, or on their own
-    True: ("self_attention.linear_qkv.layer_norm_", "mlp.linear_fc1.layer_norm_"),
-    False: ("input_layernorm.", "pre_mlp_layernorm."),
-}
-_FIRST_NORMS, _SECOND_NORMS = ("attention_norm", "ln_1"), ("ffn_norm", "ln_2")
 _STATELESS = re.compile(r"(.*\.)?(_extra_state(/.*)?|rotary_pos_emb\.inv_freq)|rng_state.*|.*\._extra_state/.*")
 
 
-def megatron(stacked: bool, fused_norms: bool) -> Naming:
+def megatron(stacked: bool, norms: tuple[tuple[bool, ...], tuple[bool, ...]]) -> Naming:
     """Megatron-Core's GPT model (``models/gpt``, ``transformer/``): one tensor for all layers, or one for each.
 
-    Queries, keys and values are one matrix, interleaved by key/value group; gate and up are the halves of another.
+    Queries, keys and values are one matrix, interleaved by key/value group; gate and up are the halves of another. The
+    experts of a layer are stacked (``transformer/moe/experts.py``).
+
+    Args:
+        norms: whether those before attention and before the feed-forward are named after the matrix that follows; to
+            write, either may be both.
     """
 
     def spans(config: ModelConfig, tensor: LogicalTensor) -> tuple[Span, ...]:
@@ -141,40 +151,58 @@ def megatron(stacked: bool, fused_norms: bool) -> Naming:
         whole, zeros = Box.whole(tensor.shape), (0,) * len(tensor.shape)
         if match is None:
             return (Span(whole, _MEGATRON[tensor.name], zeros),)
-        layer, module, kind = int(match[1]), match[2], match[3]
+        layer, path, kind = int(match[1]), match[2], match[3]
+        module = path if tensor.expert is None else path.replace(f".experts.{tensor.expert}.", ".experts.")
         prefix, lead = ("decoder.layers.", (layer,)) if stacked else (f"decoder.layers.{layer}.", ())
+        lead = lead if tensor.expert is None else (*lead, tensor.expert)
         if module in _FUSED:
-            into, parts, alternate = _FUSED[module]
-            fused = _fused(resolve(config), layer, parts, kind, alternate)
-            number = parts.index(module)
+            fused, number = _fused(resolve(config), layer, path, kind)
             return tuple(
-                Span(own.box, f"{prefix}{into}.{kind}", own.origin, lead=lead)
+                Span(own.box, f"{prefix}{_FUSED[module]}.{kind}", own.origin, lead=lead)
                 for own in fused.spans()
                 if own.part == number
             )
-        norms = (_FIRST_NORMS, _SECOND_NORMS)
-        name = next((n for names, n in zip(norms, _NORMS[fused_norms], strict=True) if module in names), "")
-        return (Span(whole, f"{prefix}{name or _MEGATRON[module]}{kind}", zeros, lead=lead),)
+        named: tuple[str, ...] = () if module in _NORMS else (_MEGATRON[module],)
+        if module in _NORMS:
+            named = tuple(_NORMS[module][after] for after in norms[module in ("ffn_norm", "ln_2")])
+        return tuple(Span(whole, f"{prefix}{name}{kind}", zeros, lead=lead) for name in named)
 
     def plain(config: ModelConfig, name: str) -> bool:
-        return bool(_STATELESS.fullmatch(name)) or (config.tied and name == "output_layer.weight")
+        twice = config.num_experts and name.removesuffix("weight").endswith(_NORMS["ffn_norm"])
+        return bool(_STATELESS.fullmatch(name) or twice) or (config.tied and name == "output_layer.weight")
 
-    def check(config: ModelConfig) -> None:
-        if config.num_experts:
-            raise ValueError(f"experts are not converted from or to Megatron-Core, the model has {config.num_experts}")
-
-    return Naming("Megatron's", spans, plain, check)
+    return Naming("Megatron's", spans, plain)
 
 
-MEGATRON = tuple(megatron(stacked, fused) for stacked in (True, False) for fused in (True, False))
+_EITHER = ((True,), (False,))
+MEGATRON = tuple(megatron(s, (a, b)) for s in (True, False) for a in _EITHER for b in reversed(_EITHER))
+
+
+def megatron_to_write(config: ModelConfig) -> Naming:
+    """Stacked. Before experts, their layers from Transformer Engine and their own ask for the norm by either name."""
+    return megatron(True, ((True,), (True, False) if config.num_experts else (True,)))
 
 
 @lru_cache(maxsize=1024)
-def _fused(config: ModelConfig, layer: int, modules: tuple[str, ...], kind: str, alternate: bool) -> Fused:
-    """Some matrices (or their biases) of a layer as one; `alternate`: key/value group by group."""
+def _fused(config: ModelConfig, layer: int, path: str, kind: str) -> tuple[Fused, int]:
+    """The matrices (or their biases) of a layer that lie in one with `path`, and its number among them.
+
+    Queries, keys and values alternate by key/value group.
+    """
+    alternate, above = path in _QKV, path.rpartition(".")[0]
+    modules = _QKV if alternate else (f"{above}.w1", f"{above}.w3")
     names = [f"layers.{layer}.{module}.{kind}" for module in modules]
-    parts = {t.name: t for t in tensors(config) if t.block == layer}
-    return Fused(tuple(parts[name] for name in names), groups=config.num_kv_heads if alternate else 1)
+    parts = {t.name: t for t in _of_layer(config)[layer]}
+    fused = Fused(tuple(parts[name] for name in names), groups=config.num_kv_heads if alternate else 1)
+    return fused, modules.index(path)
+
+
+@lru_cache(maxsize=4)
+def _of_layer(config: ModelConfig) -> dict[int, list[LogicalTensor]]:
+    layers: dict[int, list[LogicalTensor]] = {}
+    for tensor in tensors(config):
+        layers.setdefault(tensor.block, []).append(tensor)
+    return layers
 
 
 def vocabulary(config: ModelConfig) -> tuple[str, ...]:

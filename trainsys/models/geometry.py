@@ -51,13 +51,13 @@ def resolve(config: ModelConfig) -> ModelConfig:
     heads, kv_heads = config.num_heads, config.num_kv_heads or config.num_heads
     if not config.head_dim and config.dim % heads:
         raise ValueError(
-            f"dim={config.dim} is not divisible by num_heads={heads}; "
-            f"set dim={_or(_near_multiples(config.dim, heads))}, or num_heads={_or(_near_divisors(config.dim, heads))}"
+            f"model.dim={config.dim} is not divisible by model.num_heads={heads}; set model.dim="
+            f"{_or(_near_multiples(config.dim, heads))}, or model.num_heads={_or(_near_divisors(config.dim, heads))}"
         )
     if heads % kv_heads:
         raise ValueError(
-            f"num_heads={heads} is not divisible by num_kv_heads={kv_heads}; "
-            f"set num_kv_heads={_or(_near_divisors(heads, kv_heads))}"
+            f"model.num_heads={heads} is not divisible by model.num_kv_heads={kv_heads}; "
+            f"set model.num_kv_heads={_or(_near_divisors(heads, kv_heads))}"
         )
     config = dataclasses.replace(
         config,
@@ -80,7 +80,8 @@ def _refuse_experts(config: ModelConfig) -> None:
         value = getattr(config, name)
         if value != getattr(ModelConfig(), name):
             raise ValueError(
-                f"family {config.family} has no experts, got {name}={value}; set family={moe}, or drop model.{name}"
+                f"family {config.family} has no experts, got model.{name}={value}; "
+                f"set model.family={moe}, or drop model.{name}"
             )
 
 
@@ -144,7 +145,10 @@ def split_layers(num_layers: int, pp: int) -> tuple[int, ...]:
         ValueError: when a stage would stay empty.
     """
     if not 1 <= pp <= num_layers:
-        raise ValueError(f"num_layers={num_layers} cannot fill pp={pp} stages; set pp between 1 and {num_layers}")
+        raise ValueError(
+            f"model.num_layers={num_layers} cannot fill parallel.pp={pp} stages; "
+            f"set parallel.pp between 1 and {num_layers}"
+        )
     each, rest = divmod(num_layers, pp)
     return (each,) * (pp - rest) + (each + 1,) * rest
 
@@ -159,7 +163,7 @@ def check_split(config: ModelConfig, tp: int, stage_layers: Sequence[int]) -> No
     """
     config = resolve(config)
     if tp < 1:
-        raise ValueError(f"tp={tp} must be at least 1")
+        raise ValueError(f"parallel.tp={tp} must be at least 1")
     widths = ("expert_ffn_dim", "shared_ffn_dim") if config.num_experts else ("ffn_dim",)
     names, kv_heads = ("num_heads", *widths, "vocab_size"), config.num_kv_heads
     whole = [t for t in _divisors(gcd(*(getattr(config, n) for n in names))) if not (kv_heads % t and t % kv_heads)]
@@ -167,10 +171,15 @@ def check_split(config: ModelConfig, tp: int, stage_layers: Sequence[int]) -> No
     for name in names:
         size = getattr(config, name)
         if size % tp:
-            resize = f", or {name}={_or(_near_multiples(size, tp))}" if name != "num_heads" else ""
-            raise ValueError(f"{name}={size} is not divisible by tp={tp}; set tp={legal}{resize}")
+            resize = f", or model.{name}={_or(_near_multiples(size, tp))}" if name != "num_heads" else ""
+            raise ValueError(
+                f"model.{name}={size} is not divisible by parallel.tp={tp}; set parallel.tp={legal}{resize}"
+            )
     if kv_heads % tp and tp % kv_heads:
-        raise ValueError(f"num_kv_heads={kv_heads} and tp={tp}: neither is divisible by the other; set tp={legal}")
+        raise ValueError(
+            f"model.num_kv_heads={kv_heads} and parallel.tp={tp}: neither is divisible by the other; "
+            f"set parallel.tp={legal}"
+        )
     _check_stages(config.num_layers, tuple(stage_layers))
 
 
@@ -178,18 +187,18 @@ def _check_stages(num_layers: int, stage_layers: tuple[int, ...]) -> None:
     pp = len(stage_layers)
     if not 1 <= pp <= num_layers:
         raise ValueError(
-            f"stage_layers={stage_layers} has pp={pp} stages for num_layers={num_layers}; "
-            f"set pp between 1 and {num_layers}"
+            f"parallel.stage_layers={stage_layers} has {pp} stages for model.num_layers={num_layers}; "
+            f"set parallel.pp between 1 and {num_layers}"
         )
     for stage, layers in enumerate(stage_layers):
         if layers < 1:
             raise ValueError(
-                f"stage {stage} of stage_layers={stage_layers} has no layer; "
-                f"an even split of num_layers={num_layers} is {split_layers(num_layers, pp)}"
+                f"stage {stage} of parallel.stage_layers={stage_layers} has no layer; "
+                f"an even split of model.num_layers={num_layers} is {split_layers(num_layers, pp)}"
             )
     if sum(stage_layers) != num_layers:
         raise ValueError(
-            f"stage_layers={stage_layers} adds up to {sum(stage_layers)}, but the model has num_layers={num_layers}; "
+            f"parallel.stage_layers={stage_layers} adds up to {sum(stage_layers)}, but model.num_layers={num_layers}; "
             f"an even split is {split_layers(num_layers, pp)}"
         )
 

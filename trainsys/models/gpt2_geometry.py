@@ -13,13 +13,13 @@ from trainsys.space.tensor import EMBED, LogicalTensor
 def _check(config: ModelConfig) -> None:
     if config.num_kv_heads != config.num_heads:
         raise ValueError(
-            f"family gpt2 has one key/value head per head: num_kv_heads={config.num_kv_heads} must be 0 or "
-            f"num_heads={config.num_heads}; family=llama groups them"
+            f"family gpt2 has one key/value head per head: model.num_kv_heads={config.num_kv_heads} must be 0 or "
+            f"model.num_heads={config.num_heads}; model.family=llama groups them"
         )
     if config.num_heads * head_dim(config) != config.dim:
         raise ValueError(
-            f"family gpt2 divides dim={config.dim} among num_heads={config.num_heads}, got head_dim={config.head_dim}; "
-            "set head_dim=0 or family=llama"
+            f"family gpt2 divides model.dim={config.dim} among model.num_heads={config.num_heads}, got "
+            f"model.head_dim={config.head_dim}; set model.head_dim=0 or model.family=llama"
         )
 
 

@@ -19,14 +19,16 @@ def _check(config: ModelConfig) -> None:
     size, heads, family = head_dim(config), config.num_heads, config.family
     if size % 2:
         derived = size * heads == config.dim
-        origin = f" (dim={config.dim} / num_heads={heads})" if derived else ""
-        resize = f"dim={heads * (size + 1)}, or " if derived else ""
+        origin = f" (model.dim={config.dim} / model.num_heads={heads})" if derived else ""
+        resize = f"model.dim={heads * (size + 1)}, or " if derived else ""
         raise ValueError(
-            f"head_dim={size}{origin} is odd, but rotary positions turn pairs; set {resize}head_dim={size + 1}"
+            f"model.head_dim={size}{origin} is odd, but rotary positions turn pairs; "
+            f"set {resize}model.head_dim={size + 1}"
         )
     if config.dropout:
         raise ValueError(
-            f"family {family} has no dropout, got dropout={config.dropout:g}; set dropout=0 or family=gpt2"
+            f"family {family} has no dropout, got model.dropout={config.dropout:g}; "
+            "set model.dropout=0 or model.family=gpt2"
         )
 
 

@@ -19,7 +19,8 @@ def fill(config: ModelConfig) -> ModelConfig:
     expert, dense = config.expert_ffn_dim, config.ffn_dim
     if expert and dense and expert != dense:
         raise ValueError(
-            f"family {config.family} has no dense feed-forward: ffn_dim={dense} must be 0 or expert_ffn_dim={expert}"
+            f"family {config.family} has no dense feed-forward: model.ffn_dim={dense} must be 0 or "
+            f"model.expert_ffn_dim={expert}"
         )
     width = expert or dense
     return dataclasses.replace(config, expert_ffn_dim=width, ffn_dim=width)
@@ -30,10 +31,13 @@ def check(config: ModelConfig) -> None:
     LLAMA.check(config)
     family = config.family
     if config.num_experts < 1:
-        raise ValueError(f"family {family} needs experts, got num_experts={config.num_experts}; set num_experts=8")
+        raise ValueError(
+            f"family {family} needs experts, got model.num_experts={config.num_experts}; set model.num_experts=8"
+        )
     if not 1 <= config.experts_per_token <= config.num_experts:
         raise ValueError(
-            f"experts_per_token={config.experts_per_token} must lie between 1 and num_experts={config.num_experts}"
+            f"model.experts_per_token={config.experts_per_token} must lie between 1 and "
+            f"model.num_experts={config.num_experts}"
         )
     for name in ("expert_ffn_dim", "shared_ffn_dim"):
         if getattr(config, name) < 0:

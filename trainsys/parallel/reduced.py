@@ -91,7 +91,7 @@ class Reduced:
         mirror = self.layout.mirror_of.get(self.rank)
         if mirror is not None and unique:
             sends.append((mirror, held if unique == pieces else gather(unique, grad.new_empty(0)), 0))
-        for ward in self.layout.wards_of.get(self.rank, ()):
+        for ward in self.layout.wards_of(self.rank):
             size = sum(p.numel for p in self.layout.unique(self.space, ward))
             if size:
                 receives.append((ward, grad[at : at + size], 0))

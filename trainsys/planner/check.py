@@ -22,7 +22,7 @@ def check_parallel(config: RunConfig, num_ranks: int) -> None:
         ValueError: one line with the numbers and the knob to turn.
     """
     check_batch(config)
-    _check_names(config.parallel)
+    check_names(config.parallel)
     check_product(config.parallel, num_ranks)
     check_layout(config)
     check_memory(config)
@@ -31,12 +31,12 @@ def check_parallel(config: RunConfig, num_ranks: int) -> None:
 def check_layout(config: RunConfig) -> None:
     """Everything about ``config.parallel`` but the number of ranks and their memory. Raises ValueError."""
     parallel = config.parallel
-    _check_names(parallel)
+    check_names(parallel)
     runs, num_layers = parallel.pp * parallel.vp, config.model.num_layers
     if parallel.vp > 1 and runs > num_layers:
         most = num_layers // parallel.pp
         knob = f"parallel.vp={most} or lower" if most > 1 else "parallel.vp=1 and parallel.schedule=1f1b"
-        raise ValueError(f"pp*vp={runs} runs of layers but num_layers={num_layers}; set {knob}")
+        raise ValueError(f"parallel.pp*vp={runs} runs of layers but model.num_layers={num_layers}; set {knob}")
     layers = parallel.stage_layers or split_layers(num_layers, runs)
     check_split(config.model, parallel.tp, layers)
     _check_sequence(config)
@@ -49,21 +49,21 @@ def _check_sequence(config: RunConfig) -> None:
     parallel, seq_len = config.parallel, config.batch.seq_len
     if parallel.cp > 1 and seq_len < 2 * parallel.cp:
         raise ValueError(
-            f"batch.seq_len={seq_len} is too short for cp={parallel.cp}, which cuts it into {2 * parallel.cp} chunks; "
-            f"set parallel.cp={max(1, seq_len // 2)}"
+            f"batch.seq_len={seq_len} is too short for parallel.cp={parallel.cp}, which cuts it into "
+            f"{2 * parallel.cp} chunks; set parallel.cp={max(1, seq_len // 2)}"
         )
-    shares = f"cp·tp={parallel.cp}·{parallel.tp}" if parallel.cp > 1 else f"tp={parallel.tp}"
+    shares = f"parallel.cp·tp={parallel.cp}·{parallel.tp}" if parallel.cp > 1 else f"parallel.tp={parallel.tp}"
     if parallel.sequence_parallel and (parallel.tp == 1 or seq_len % (parallel.cp * parallel.tp)):
         raise ValueError(
-            f"sequence_parallel needs tp > 1 {'whose product with cp' if parallel.cp > 1 else 'that'} divides "
+            f"parallel.sequence_parallel needs tp > 1 {'whose product with cp' if parallel.cp > 1 else 'that'} divides "
             f"batch.seq_len={seq_len}, got {shares}; set parallel.sequence_parallel=false"
         )
     microbatches = config.batch.global_size // config.batch.microbatch_size
     leaves = 1 << (microbatches - 1).bit_length()  # of the summation tree, per part of a sequence
     if leaves * parallel.cp > MOST_MICROBATCHES:
         raise ValueError(
-            f"cp={parallel.cp} parts of {microbatches} microbatches (rounded up to a power of two) are more than "
-            f"{MOST_MICROBATCHES}; set parallel.cp={MOST_MICROBATCHES // leaves} or raise batch.microbatch_size"
+            f"parallel.cp={parallel.cp} parts of {microbatches} microbatches (rounded up to a power of two) are more "
+            f"than {MOST_MICROBATCHES}; set parallel.cp={MOST_MICROBATCHES // leaves} or raise batch.microbatch_size"
         )
 
 
@@ -89,20 +89,21 @@ def check_batch(config: RunConfig) -> None:
         )
     if batch.global_size % batch.microbatch_size:
         raise ValueError(
-            f"batch.global_size={batch.global_size} is not divisible by microbatch_size={batch.microbatch_size}; "
+            f"batch.global_size={batch.global_size} is not divisible by batch.microbatch_size={batch.microbatch_size}; "
             f"set batch.global_size={_nearest(batch.global_size, batch.microbatch_size)}"
         )
 
 
 def check_product(parallel: ParallelConfig, num_ranks: int) -> None:
     """Whether the layout's degrees use `num_ranks` ranks; a ragged one may leave some idle. Raises ValueError."""
-    cp, each = parallel.cp, f"cp*tp={parallel.cp}*{parallel.tp}" if parallel.cp > 1 else f"tp={parallel.tp}"
+    cp = parallel.cp
     if parallel.stage_replicas:
         needed = sum(parallel.stage_replicas) * cp * parallel.tp
         if needed > num_ranks:
+            each = f"parallel.cp*tp={cp}*{parallel.tp}" if cp > 1 else f"parallel.tp={parallel.tp}"
             raise ValueError(
-                f"{each} × stage_replicas={list(parallel.stage_replicas)} needs {needed} ranks "
-                f"but the cluster has {num_ranks}; lower parallel.stage_replicas"
+                f"{each} × parallel.stage_replicas={list(parallel.stage_replicas)} needs {needed} ranks but the cluster "
+                f"has {num_ranks}; lower parallel.stage_replicas"
             )
         return
     product = parallel.dp * cp * parallel.tp * parallel.pp
@@ -116,7 +117,7 @@ def check_product(parallel: ParallelConfig, num_ranks: int) -> None:
     elif num_ranks % pipeline:
         knob = f"parallel.dp={num_ranks} parallel.tp=1 parallel.pp=1{' parallel.cp=1' if cp > 1 else ''}"
     degrees, plural = f"dp*{'cp*' if cp > 1 else ''}tp*pp", "s"[: num_ranks != 1]
-    raise ValueError(f"{degrees}={product} but the cluster has {num_ranks} rank{plural}; set {knob}")
+    raise ValueError(f"parallel.{degrees}={product} but the cluster has {num_ranks} rank{plural}; set {knob}")
 
 
 def check_memory(config: RunConfig) -> None:
@@ -160,18 +161,18 @@ def check_degrees(parallel: ParallelConfig) -> None:
     _check_ragged(parallel)
 
 
-def _check_names(parallel: ParallelConfig) -> None:
+def check_names(parallel: ParallelConfig) -> None:
     """Whether a step can run on such a layout at all. Raises ValueError."""
     check_degrees(parallel)
     if (parallel.vp > 1) != (parallel.schedule == "interleaved") and parallel.schedule != "gpipe":
         raise ValueError(
-            f"parallel.vp={parallel.vp} with schedule={parallel.schedule}: interleaved has several runs of layers per "
-            f"stage, 1f1b has one; set parallel.schedule={'interleaved' if parallel.vp > 1 else '1f1b'}"
+            f"parallel.vp={parallel.vp} with parallel.schedule={parallel.schedule}: interleaved has several runs of "
+            f"layers per stage, 1f1b has one; set parallel.schedule={'interleaved' if parallel.vp > 1 else '1f1b'}"
         )
     if parallel.reduction == "fast" and parallel.zero >= 2:
         raise ValueError(
-            f"parallel.reduction=fast saves nothing under zero={parallel.zero}, which adds gradients in tree order as "
-            "they come; set parallel.reduction=canonical"
+            f"parallel.reduction=fast saves nothing under parallel.zero={parallel.zero}, which adds gradients in tree "
+            "order as they come; set parallel.reduction=canonical"
         )
 
 
@@ -180,7 +181,9 @@ def _check_ragged(parallel: ParallelConfig) -> None:
         values = list(getattr(parallel, name))
         if values and len(values) != parallel.pp * vp:
             knob = f"set parallel.pp={len(values)}" if vp == 1 else f"name {parallel.pp * vp} runs of layers"
-            names, has = ("stages", f"pp={parallel.pp}") if vp == 1 else ("runs", f"pp·vp={parallel.pp}·{vp}")
+            names, has = (
+                ("stages", f"parallel.pp={parallel.pp}") if vp == 1 else ("runs", f"parallel.pp·vp={parallel.pp}·{vp}")
+            )
             raise ValueError(f"parallel.{name}={values} names {len(values)} {names} but {has}; {knob}")
         if any(value < 1 for value in values):
             raise ValueError(f"parallel.{name}={values}: every stage needs at least 1")
@@ -192,15 +195,15 @@ def _check_shares(config: RunConfig) -> None:
     microbatches, most = batch.global_size // batch.microbatch_size, max(parallel.stage_replicas or (parallel.dp,))
     if most > microbatches:
         raise ValueError(
-            f"{microbatches} microbatches < {'stage_replicas' if parallel.stage_replicas else 'dp'}={most}; raise "
-            f"batch.global_size to {most * batch.microbatch_size} or lower batch.microbatch_size"
+            f"{microbatches} microbatches < parallel.{'stage_replicas' if parallel.stage_replicas else 'dp'}={most}; "
+            f"raise batch.global_size to {most * batch.microbatch_size} or lower batch.microbatch_size"
         )
     if not parallel.stage_replicas and microbatches % parallel.dp:
         divisors = [d for d in range(1, microbatches + 1) if microbatches % d == 0]
         nearest = sorted(sorted(divisors, key=lambda d: abs(d - parallel.dp))[:2])
         raise ValueError(
             f"batch.global_size={batch.global_size} is not divisible by "
-            f"microbatch_size·dp={batch.microbatch_size}·{parallel.dp}; set batch.global_size="
+            f"batch.microbatch_size·parallel.dp={batch.microbatch_size}·{parallel.dp}; set batch.global_size="
             f"{_nearest(batch.global_size, batch.microbatch_size * parallel.dp)}, "
             f"or parallel.dp={' or '.join(map(str, nearest))}"
         )

@@ -57,8 +57,8 @@ def _check_ragged(parallel: ParallelConfig, routes: Routes) -> None:
         check_lockstep(schedule, together(groups))
     except ScheduleError as error:
         raise ValueError(
-            f"parallel.ep={parallel.ep} with stage_replicas={list(routes.replicas)}: {error}; set parallel.ep=1 or "
-            "parallel.schedule=gpipe"
+            f"parallel.ep={parallel.ep} with parallel.stage_replicas={list(routes.replicas)}: {error}; set "
+            "parallel.ep=1 or parallel.schedule=gpipe"
         ) from None
 
 

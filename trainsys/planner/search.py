@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Collection
 from math import log
 from time import perf_counter
 
@@ -12,7 +13,7 @@ from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import num_params, resolve
 from trainsys.planner.check import check_batch
 from trainsys.planner.device import rate
-from trainsys.planner.enumerate import candidates
+from trainsys.planner.enumerate import candidates, check_fixed
 from trainsys.planner.plan import Miss, Plan, PlanReport
 from trainsys.planner.predict import predict, worst_memory
 from trainsys.planner.stages import Stages, notation
@@ -20,8 +21,11 @@ from trainsys.planner.stages import Stages, notation
 _EQUAL = 0.002  # step times this close (relative) count as a tie; memory within 5 %
 
 
-def search(config: RunConfig, num_ranks: int | None = None) -> PlanReport:
+def search(config: RunConfig, num_ranks: int | None = None, fixed: Collection[str] = ()) -> PlanReport:
     """Rank all layouts of ``config`` on `num_ranks` ranks (default: the whole cluster) by predicted step time.
+
+    Args:
+        fixed: keys of ``config.parallel``, of those in `SEARCHED`, that stay as they are.
 
     Raises:
         ValueError: for a batch that the model cannot take, or when no layout is legal and fits: names the nearest one
@@ -29,9 +33,12 @@ def search(config: RunConfig, num_ranks: int | None = None) -> PlanReport:
     """
     start = perf_counter()
     check_batch(config)
+    check_fixed(config, fixed)
     topology = Topology.from_config(config.cluster, num_ranks)
     measured = rate(config.cluster, topology.num_ranks)
-    legal, rejected = candidates(config, topology.num_ranks)
+    legal, rejected = candidates(config, topology.num_ranks, fixed)
+    if fixed and not legal:
+        raise ValueError(_nothing_with(config, topology.num_ranks, fixed, rejected))
     fitting, misses = _split_by_memory(config, legal)
     nearest = min(misses, key=lambda miss: miss.over_gib, default=None)
     if nearest is not None:
@@ -96,6 +103,33 @@ def _order(plan: Plan) -> tuple[object, ...]:
         parallel.pp,
         plan.layout,
     )
+
+
+def _nothing_with(config: RunConfig, num_ranks: int, fixed: Collection[str], rejected: Counter[str]) -> str:
+    """That no layout has what is fixed, and which one comes nearest."""
+    wanted = {key: getattr(config.parallel, key) for key in fixed}
+
+    def far(parallel: ParallelConfig) -> tuple[float, float]:
+        """How many keys differ, and by what factor in all."""
+        pairs = [(value, getattr(parallel, key)) for key, value in wanted.items() if getattr(parallel, key) != value]
+        factors = [abs(log((a + 1) / (b + 1))) for a, b in pairs if isinstance(a, int) and isinstance(b, int)]
+        return len(pairs), sum(factors)
+
+    legal, every = candidates(config, num_ranks)
+    said = "no legal layout on {} rank{} has {}".format(
+        num_ranks, "s"[: num_ranks != 1], " ".join(f"parallel.{key}={_text(value)}" for key, value in wanted.items())
+    )
+    said += "".join(f": {reason}" for reason, _ in rejected.most_common(1))
+    if not legal:
+        return said + "".join(f"; nor any other: {reason}" for reason, _ in every.most_common(1) if not rejected)
+    nearest = min(legal, key=far)
+    other = [key for key, value in wanted.items() if getattr(nearest, key) != value]
+    knobs = " ".join(f"parallel.{key}={_text(getattr(nearest, key))}" for key in other)
+    return f"{said}; nearest is {notation(nearest)}, with {knobs}"
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _nothing(topology: Topology, rejected: Counter[str], nearest: Miss | None, canonical: bool) -> str:

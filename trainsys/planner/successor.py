@@ -86,7 +86,7 @@ def _options(
 def _check_enough(config: RunConfig, teams: int, tp: int) -> None:
     needed = max(config.elastic.min_ranks, tp)
     if teams * tp < needed:
-        whole = f"{teams * tp} in whole tp={tp} teams" if tp > 1 else f"{teams} alive"
+        whole = f"{teams * tp} in whole teams of parallel.tp={tp}" if tp > 1 else f"{teams} alive"
         knob = "lower elastic.min_ranks" if needed > tp else "restart from a checkpoint with a smaller parallel.tp"
         raise ValueError(f"needs ≥ {needed} ranks, {whole}; {knob}")
 

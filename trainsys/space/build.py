@@ -99,7 +99,9 @@ def expert_seats(classes: Sequence[int], ep: int) -> tuple[tuple[int, ...], ...]
     if ep == 1:
         return ()
     if len(set(classes)) < ep:
-        raise ValueError(f"ep={ep} needs {ep} replicas of every stage, one has {len(classes)}; set parallel.ep lower")
+        raise ValueError(
+            f"parallel.ep={ep} needs {ep} replicas of every stage, one has {len(classes)}; set parallel.ep lower"
+        )
     return tuple(tuple(i for i, e in enumerate(classes) if e == own) for own in range(ep))
 
 

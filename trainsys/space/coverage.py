@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from trainsys.space.box import Box
-from trainsys.space.deal import Deal, Deals, Shelf, TeamTensors
+from trainsys.space.deal import Deal, Deals, Kind, Shelf, TeamTensors
 from trainsys.space.layout import Layout, Piece
 from trainsys.space.places import piece_places
 from trainsys.space.stage import Team
@@ -31,13 +31,14 @@ def check_covered(space: Space, layout: Layout, alive: Collection[int]) -> None:
         return
     deals = Deals(space, layout)
     stages = [s for s, stage in enumerate(layout.stages) if any(not dead.isdisjoint(team) for team in stage.teams)]
-    touched = {d.tensor: d for s in stages for d in deals.of_team(s, None)}
+    touched = sorted({number for s in stages for number in deals.of_team(s, None)})
     gone: dict[tuple[object, ...], list[tuple[int, int, int]]] = {}
     shelves: dict[tuple[int, int], Shelf] = {}
-    for _, deal in sorted(touched.items()):
-        key = (deal.stages, deal.expert_class, deal.copies, deal.shared)
+    for deal in map(deals.__getitem__, touched):
+        kind = deal.kind
+        key = (kind.stages, kind.expert_class, kind.copies, kind.shared)
         if key not in gone:
-            gone[key] = _gone(layout, deal, dead)
+            gone[key] = _gone(layout, kind, dead)
         cells = []
         for stage, team, shard in gone[key]:
             if (stage, team) not in shelves:
@@ -51,12 +52,12 @@ def check_covered(space: Space, layout: Layout, alive: Collection[int]) -> None:
             raise LostError(f"{space.tensors[deal.tensor].name}{box}: no living rank holds it")
 
 
-def _gone(layout: Layout, deal: Deal, dead: set[int]) -> list[tuple[int, int, int]]:
+def _gone(layout: Layout, kind: Kind, dead: set[int]) -> list[tuple[int, int, int]]:
     """The (stage, team, shard) whose cells of such a tensor nobody keeps any more; of equal shards the first."""
-    shards = [range(t, t + deal.copies) for t in range(0, layout.tp, deal.copies)]
-    holding = [(s, i) for s in deal.stages for i in layout.stages[s].members(deal.expert_class)]
+    shards = [range(t, t + kind.copies) for t in range(0, layout.tp, kind.copies)]
+    holding = [(s, i) for s in kind.stages for i in layout.stages[s].members(kind.expert_class)]
     teams = [layout.stages[s].teams[i] for s, i in holding]
-    if deal.shared:
+    if kind.shared:
         return [(*holding[0], equal[0]) for equal in shards if all(team[t] in dead for team in teams for t in equal)]
     return [
         (*where, equal[0])

@@ -8,9 +8,9 @@ never with pieces.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,24 +21,22 @@ from trainsys.space.tensor import LogicalTensor, Space, class_experts
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Deal:
-    """How one tensor is dealt: in cells of `grain` elements per shard, to `stages` in turn.
+@dataclass(frozen=True, slots=True, eq=False)
+class Kind:
+    """How all tensors are dealt that have one form and the same holders: in cells of `grain` elements per shard.
 
     A tensor that every one of its holders has in full, end to end, is a single cell; else a cell is a piece.
 
     Attributes:
-        tensor: its number in the space.
         copies: neighbouring tp ranks with equal shards: 1 where tp cuts it for each, tp where it is replicated.
         numel: elements of one shard.
         grain: elements of a cell; the last of a shard may be smaller.
-        stages: those that hold it.
+        stages: those that hold it, and take its cells in turn.
         expert_class: of the teams that hold it in each stage; None: all do.
         whole: one cell per shard.
         shared: all of several teams keep it (ZeRO-0), so that no mirror has to.
     """
 
-    tensor: int
     copies: int
     numel: int
     grain: int
@@ -51,18 +49,29 @@ class Deal:
     def num_cells(self) -> int:
         return -(-self.numel // self.grain)
 
-    def turns(self, at: int) -> range:
-        """The turns that the `at`-th of the stages takes of this tensor's cells."""
-        k = len(self.stages)
-        return range(-((at - self.tensor) // k), -((at - self.tensor - self.num_cells) // k))
+
+class Deal(NamedTuple):
+    """How one tensor is dealt: as its kind is, beginning with the turn that its number in the space says."""
+
+    tensor: int
+    kind: Kind
+
+    @property
+    def numel(self) -> int:
+        return self.kind.numel
+
+    @property
+    def grain(self) -> int:
+        return self.kind.grain
 
     def turn(self, cell: int) -> tuple[int, int]:
-        """(turn, at) of a cell: see `Layout.pieces`."""
-        return divmod(self.tensor + cell, len(self.stages))
+        """(turn, at) of a cell, which the `at`-th of the stages takes: see `Layout.pieces`."""
+        return divmod(self.tensor + cell, len(self.kind.stages))
 
-    def cell(self, turn: int, at: int) -> int:
-        """The inverse of `turn`."""
-        return turn * len(self.stages) + at - self.tensor
+    def cell(self, turn: int, stage: int) -> int:
+        """The cell that a stage takes at one of its turns."""
+        stages = self.kind.stages
+        return turn * len(stages) + stages.index(stage) - self.tensor
 
 
 class Deals:
@@ -70,20 +79,22 @@ class Deals:
 
     def __init__(self, space: Space, layout: Layout) -> None:
         self.space, self.layout = space, layout
-        self._made: dict[int, Deal] = {}
-        self._kinds: dict[tuple[object, ...], tuple[int, int, int, tuple[int, ...], int | None, bool, bool]] = {}
+        self._kinds: dict[tuple[int, tuple[int, ...], int | None], Kind] = {}
         self._ep = layout.ep
 
     def __getitem__(self, number: int) -> Deal:
-        if number not in self._made:
-            self._made[number] = self._make(number)
-        return self._made[number]
+        tensor = self.space.tensors[number]
+        expert_class = tensor.expert_class(self._ep) if self._ep > 1 else None
+        key = (self.space.alike[number], self.layout.stages_of(tensor), expert_class)
+        if key not in self._kinds:
+            self._kinds[key] = self._kind(tensor, *key[1:])
+        return Deal(number, self._kinds[key])
 
     def __iter__(self) -> Iterator[Deal]:
         return (self[number] for number in range(len(self.space.tensors)))
 
-    def of_team(self, stage: int, expert_class: int | None) -> list[Deal]:
-        """Those of a team of a stage, in order; with None for a class, of all teams together."""
+    def of_team(self, stage: int, expert_class: int | None) -> list[int]:
+        """The tensors of a team of a stage, in order; with None for a class, of all teams together."""
         by_block, experts, ep = self.space.by_block, self.space.num_experts, self._ep
         numbers: set[int] = set()
         for first, stop in self.layout.stages[stage].spans:
@@ -94,74 +105,61 @@ class Deals:
                     own = class_experts(count, ep, expert_class)
                 for expert in own:
                     numbers.update(by_block.get((block, expert), ()))
-        return [self[n] for n in sorted(numbers)]
+        return sorted(numbers)
 
-    def _make(self, number: int) -> Deal:
-        tensor = self.space.tensors[number]
-        expert_class = tensor.expert_class(self._ep) if self._ep > 1 else None
-        stages = self.layout.stages_of(tensor)
-        kind = (tensor.shape, tensor.split, tensor.max_shards, tensor.cuts, stages, expert_class)
-        if kind not in self._kinds:
-            self._kinds[kind] = self._deal_of(tensor, stages, expert_class)
-        return Deal(number, *self._kinds[kind])
-
-    def _deal_of(
-        self, tensor: LogicalTensor, stages: tuple[int, ...], expert_class: int | None
-    ) -> tuple[int, int, int, tuple[int, ...], int | None, bool, bool]:
-        """All of a deal but the tensor's number."""
+    def _kind(self, tensor: LogicalTensor, stages: tuple[int, ...], expert_class: int | None) -> Kind:
         layout = self.layout
         numel = tensor.numel // tensor.shards(layout.tp)
         alone = len(stages) == 1 and len(layout.stages[stages[0]].members(expert_class)) == 1
         whole = alone or layout.zero == 0
         grain = numel if whole else layout.chunk
-        return tensor.copies(layout.tp), numel, grain, stages, expert_class, whole, layout.zero == 0 and not alone
+        return Kind(tensor.copies(layout.tp), numel, grain, stages, expert_class, whole, layout.zero == 0 and not alone)
 
 
 class TeamTensors:
-    """The tensors of the teams of a stage that hold the same, as arrays, one entry each, in storage order."""
+    """The tensors of the teams of a stage that hold the same, as arrays, one entry each, in storage order.
+
+    Ownership goes by two seat tables, that of what all teams hold and that of the class's experts. They lie end to end
+    here, each with a place more for its end; a turn is so many cycles of its table and a place.
+
+    Attributes:
+        tables: the two; `table` says which one a tensor goes by.
+        begins: the place at which each of them begins.
+        first, stop: the turns that the stage takes of the tensor's cells, each as (cycles, place).
+        last: the place of the last cell's turn.
+        lacking: elements that the last cell is short of, where this stage takes it.
+    """
 
     def __init__(self, layout: Layout, deals: Deals, stage: int, expert_class: int) -> None:
-        self.deals = deals.of_team(stage, expert_class)
-        self.slot = {d.tensor: i for i, d in enumerate(self.deals)}
+        numbers, alike = deals.of_team(stage, expert_class), deals.space.alike
+        forms = np.array([alike[n] for n in numbers], dtype=np.int64)
+        _, examples, which = np.unique(forms, return_index=True, return_inverse=True)
+        kinds = [deals[numbers[i]].kind for i in examples.tolist()]
+
+        def of(values: list[int]) -> Ints:
+            """A value per kind to a value per tensor."""
+            return np.array(values, dtype=np.int64)[which]
+
+        self.deals = [Deal(n, kinds[i]) for n, i in zip(numbers, which.tolist(), strict=True)]
+        self.slot = {n: i for i, n in enumerate(numbers)}
+        self.numel, self.grain = of([k.numel for k in kinds]), of([k.grain for k in kinds])
+        self.whole, self.shared = of([k.whole for k in kinds]) > 0, of([k.shared for k in kinds]) > 0
         own = layout.stages[stage]
-        tables = [own.seats_of(None), own.seats_of(expert_class)]
-        self.seats: list[Ints] = [np.array(t) for t in tables]  # of what all teams hold, and of the class's experts
-        self.table: list[int] = [int(d.expert_class is not None) for d in self.deals]
-        at = [d.stages.index(stage) for d in self.deals]
-        turns = [d.turns(a) for d, a in zip(self.deals, at, strict=True)]
-        ends = [d.turn(d.num_cells - 1) for d in self.deals]
-        self.at = at
-        self.numel: Ints = np.array([d.numel for d in self.deals], dtype=np.int64)
-        self.grain: Ints = np.array([d.grain for d in self.deals], dtype=np.int64)
-        self.whole = np.array([d.whole for d in self.deals], dtype=bool)
-        self.shared = np.array([d.shared for d in self.deals], dtype=bool)
-        self.first: Ints = np.array([t.start for t in turns], dtype=np.int64)
-        self.stop: Ints = np.array([t.stop for t in turns], dtype=np.int64)
-        # the turn of the last cell, which may be short, where this stage takes it
-        self.last: Ints = np.array([t if a == b else -1 for (t, a), b in zip(ends, at, strict=True)], dtype=np.int64)
+        self.tables: list[Ints] = [np.array(own.seats_of(c), dtype=np.int64) for c in (None, expert_class)]
+        self.begins = [0, len(self.tables[0]) + 1]
+        self.table = of([k.expert_class is not None for k in kinds])
+        period, begin = (np.array(v)[self.table] for v in ([len(t) for t in self.tables], self.begins))
 
+        def split(turns: Ints) -> tuple[Ints, Ints]:
+            return turns // period, turns % period + begin
 
-class Seating:
-    """One team's places in a seat table."""
-
-    def __init__(self, seats: Ints, team: int) -> None:
-        self.seats, self.team, self.period = seats, team, len(seats)
-        self.mine: list[int] = np.flatnonzero(seats == team).tolist()
-
-    def owned(self, turns: Ints) -> Ints:
-        """How many of the turns before each of `turns` are the team's."""
-        return turns // self.period * len(self.mine) + np.searchsorted(self.mine, turns % self.period)
-
-    def owned_before(self, turn: int) -> int:
-        """The same for one turn."""
-        cycles, rest = divmod(turn, self.period)
-        return cycles * len(self.mine) + bisect_left(self.mine, rest)
-
-    def sizes(self, tensors: TeamTensors) -> Ints:
-        """Elements that the team owns of each tensor, if all of them went by this table."""
-        short = (tensors.last >= 0) & (self.seats[tensors.last % self.period] == self.team)
-        missing = np.where(short, -tensors.numel % tensors.grain, 0)
-        return tensors.grain * (self.owned(tensors.stop) - self.owned(tensors.first)) - missing
+        stages, at = of([len(k.stages) for k in kinds]), of([k.stages.index(stage) for k in kinds])
+        start = np.array(numbers, dtype=np.int64)
+        stop = start + of([k.num_cells for k in kinds])
+        self.first, self.stop = split(-((at - start) // stages)), split(-((at - stop) // stages))
+        self.last = split((stop - 1) // stages)[1]
+        self.lacking: Ints = np.where((stop - 1) % stages == at, -self.numel % self.grain, 0)
+        self.stage = stage
 
 
 class Shelf:
@@ -173,49 +171,56 @@ class Shelf:
 
     def __init__(self, tensors: TeamTensors, team: int, unique: bool) -> None:
         """`unique`: only what no other team keeps, the part that a mirror stores."""
-        self._tensors, self._unique = tensors, unique
-        self._seatings = [Seating(seats, team) for seats in tensors.seats]
-        dealt = np.where(np.array(tensors.table, dtype=bool), *(s.sizes(tensors) for s in reversed(self._seatings)))
-        sizes = np.where(tensors.whole, tensors.numel, dealt)
+        self._tensors = tensors
+        mine = [table == team for table in tensors.tables]
+        before = np.concatenate([np.concatenate(([0], np.cumsum(own))) for own in mine])  # its seats before each place
+        self._seats = [np.flatnonzero(own).tolist() for own in mine]
+        per_cycle = np.array([len(seats) for seats in self._seats])[tensors.table]
+        first, stop = (cycles * per_cycle + before[places] for cycles, places in (tensors.first, tensors.stop))
+        missing = tensors.lacking * (before[tensors.last + 1] - before[tensors.last])
+        sizes = np.where(tensors.whole, tensors.numel, tensors.grain * (stop - first) - missing)
+        counts = np.where(tensors.whole, 1, stop - first)
         if unique:
-            sizes = np.where(tensors.shared, 0, sizes)
+            sizes, counts = (np.where(tensors.shared, 0, a) for a in (sizes, counts))
         ends = np.cumsum(sizes)
         self.total = int(ends[-1]) if len(ends) else 0
-        self._offsets: list[int] = (ends - sizes).tolist()
+        self._first, self._counts, self._offsets = first, counts, ends - sizes
+        origins = np.where(tensors.whole, self._offsets, self._offsets - tensors.grain * first)
+        self._origins: list[int] = origins.tolist()  # of each tensor, where its cells would begin if turns began at 0
+        self._before: list[int] = before.tolist()
 
     def offset(self, tensor: int, cell: int) -> int:
         """Where one of its cells begins."""
         slot = self._tensors.slot[tensor]
-        deal = self._tensors.deals[slot]
-        if deal.whole:
-            return self._offsets[slot]
-        seating = self._seating(slot)
-        before = seating.owned_before(deal.turn(cell)[0]) - seating.owned_before(int(self._tensors.first[slot]))
-        return self._offsets[slot] + deal.grain * before
+        origin, deal = self._origins[slot], self._tensors.deals[slot]
+        if deal.kind.whole:
+            return origin
+        table = deal.kind.expert_class is not None
+        cycles, seat = divmod(deal.turn(cell)[0], len(self._tensors.tables[table]))
+        owned = cycles * len(self._seats[table]) + self._before[self._tensors.begins[table] + seat]
+        return origin + deal.kind.grain * owned
 
     def cells(self) -> Iterator[tuple[Deal, int, int]]:
         """(deal, cell, offset) of all that it has, in storage order."""
-        for slot, deal in enumerate(self._tensors.deals):
-            for cell, offset in self._cells(slot, deal):
-                yield deal, cell, offset
+        slots = np.flatnonzero(self._counts)
+        found = (slots, self._offsets[slots], self._first[slots], self._counts[slots])
+        for slot, offset, first, count in zip(*(a.tolist() for a in found), strict=True):
+            deal = self._tensors.deals[slot]
+            for n in range(count):
+                yield deal, 0 if deal.kind.whole else self._cell(deal, first + n), offset
+                offset += deal.kind.grain
 
     def first_cell(self, tensor: int) -> int | None:
         """The first cell of a tensor that it has, None for none."""
         slot = self._tensors.slot[tensor]
-        return next((cell for cell, _ in self._cells(slot, self._tensors.deals[slot])), None)
+        if not self._counts[slot]:
+            return None
+        deal = self._tensors.deals[slot]
+        return 0 if deal.kind.whole else self._cell(deal, int(self._first[slot]))
 
-    def _cells(self, slot: int, deal: Deal) -> Iterator[tuple[int, int]]:
-        offset = self._offsets[slot]
-        if deal.whole:
-            if not (self._unique and deal.shared):
-                yield 0, offset
-            return
-        seating = self._seating(slot)
-        first, stop = (seating.owned_before(int(t[slot])) for t in (self._tensors.first, self._tensors.stop))
-        for n in range(first, stop):
-            cycle, seat = divmod(n, len(seating.mine))
-            yield deal.cell(cycle * seating.period + seating.mine[seat], self._tensors.at[slot]), offset
-            offset += deal.grain
-
-    def _seating(self, slot: int) -> Seating:
-        return self._seatings[self._tensors.table[slot]]
+    def _cell(self, deal: Deal, n: int) -> int:
+        """The cell at the `n`-th of the turns that are the team's."""
+        table = deal.kind.expert_class is not None
+        cycles, seat = divmod(n, len(self._seats[table]))
+        turn = cycles * len(self._tensors.tables[table]) + self._seats[table][seat]
+        return deal.cell(turn, self._tensors.stage)

@@ -7,16 +7,15 @@ touched, the living holders once per group of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 from trainsys.space.box import Box
-from trainsys.space.deal import Deal, Deals, Shelf, TeamTensors
+from trainsys.space.deal import Deal, Deals, Kind, Shelf, TeamTensors
 from trainsys.space.layout import Layout, Piece
 from trainsys.space.places import Place, piece_places
-from trainsys.space.stage import Team
-from trainsys.space.tensor import Space
+from trainsys.space.tensor import LogicalTensor, Space
 
 Copy = tuple[int, int]  # (rank, ward): the rank stores what is the ward's; its own, or as a mirror
 
@@ -52,21 +51,19 @@ class Holders:
         return self.by_node.get(node, self.ranks)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A part of the box that was asked for.
 
     Attributes:
         box: the part.
-        cell: of the tensor.
+        shard: that has it, and which of its cells.
         run: the run of the cell that contains the part; its offset counts from the cell's begin.
-        holders: who keeps the cell.
     """
 
     box: Box
+    shard: int
     cell: int
     run: Place
-    holders: Holders
 
 
 class Index:
@@ -86,29 +83,36 @@ class Index:
         self._teams: dict[tuple[int, int], TeamTensors] = {}  # by stage and class of experts
         self._shelves: dict[tuple[int, int, bool], Shelf] = {}
         self._bases: dict[int, dict[int, int]] = {}
-        self._holders: dict[tuple[object, ...], Holders] = {}
-        self._runs: dict[tuple[int, int, int], list[Place]] = {}
+        self._holders: dict[tuple[Kind, int, int, int], Holders] = {}
+        self._groups: dict[tuple[object, ...], Holders] = {}
+        self._runs: dict[tuple[Kind, int, int], list[Place]] = {}
 
     # -- one rank's storage --------------------------------------------------------------------------------------
 
     def stored(self, rank: int) -> Iterator[tuple[int, Deal, int, int]]:
         """(ward, deal, cell, offset) of the rank's storage, in order."""
-        for ward, base in self._base(rank).items():
-            for deal, cell, offset in self._shelf(ward, ward != rank).cells():
+        for ward in self._base(rank):
+            shelf, base = self.shelf(rank, ward)
+            for deal, cell, offset in shelf.cells():
                 yield ward, deal, cell, base + offset
 
     def offset(self, rank: int, ward: int, tensor: int, cell: int) -> int:
         """Where in the storage of `rank` a cell of `ward` begins."""
-        return self._base(rank)[ward] + self._shelf(ward, ward != rank).offset(tensor, cell)
+        shelf, base = self.shelf(rank, ward)
+        return base + shelf.offset(tensor, cell)
+
+    def shelf(self, rank: int, ward: int) -> tuple[Shelf, int]:
+        """How the cells of `ward` lie in the storage of `rank`, and from where on."""
+        return self._shelf(ward, ward != rank), 0 if ward == rank else self._base(rank)[ward]
 
     def numel(self, rank: int) -> int:
         """Elements that the rank stores."""
-        wards = self.layout.wards_of.get(rank, ())
+        wards = self.layout.wards_of(rank)
         return self._shelf(rank, False).total + sum(self._shelf(ward, True).total for ward in wards)
 
     def runs(self, deal: Deal, shard: int, cell: int) -> list[Place]:
-        """The boxes of a cell, at offsets from its begin."""
-        key = (deal.tensor, shard, cell)
+        """The boxes of a cell, at offsets from its begin: the same for all tensors of a kind."""
+        key = (deal.kind, shard, cell)
         if key not in self._runs:
             start = cell * deal.grain
             piece = Piece(deal.tensor, shard, start, min(start + deal.grain, deal.numel))
@@ -119,7 +123,7 @@ class Index:
         """Whose cells the rank stores, itself first, and where each one's begin."""
         if rank not in self._bases:
             bases, at = {rank: 0}, self._shelf(rank, False).total
-            for ward in self.layout.wards_of.get(rank, ()):
+            for ward in self.layout.wards_of(rank):
                 bases[ward] = at
                 at += self._shelf(ward, True).total
             self._bases[rank] = bases
@@ -129,53 +133,64 @@ class Index:
         stage, team, _ = self.layout.where(rank)
         key = (stage, team, unique)
         if key not in self._shelves:
-            kind = (stage, self.layout.stages[stage].classes[team])
-            if kind not in self._teams:
-                self._teams[kind] = TeamTensors(self.layout, self.deals, *kind)
-            self._shelves[key] = Shelf(self._teams[kind], team, unique)
+            self._shelves[key] = self._made_shelf(stage, team, unique)
         return self._shelves[key]
+
+    def _made_shelf(self, stage: int, team: int, unique: bool) -> Shelf:
+        """Where all that a team keeps is whole, every team like it has the same."""
+        own = self.layout.stages[stage]
+        kind = (stage, own.classes[team])
+        if kind not in self._teams:
+            self._teams[kind] = TeamTensors(self.layout, self.deals, *kind)
+        first = own.members(own.classes[team])[0]
+        if team != first and self._teams[kind].whole.all():
+            return self._shelf(own.teams[first][0], unique)
+        return Shelf(self._teams[kind], team, unique)
 
     # -- everybody's ---------------------------------------------------------------------------------------------
 
-    def find(self, tensor: int, box: Box) -> Iterator[Found]:
-        """Cut `box` at the borders of the layout's cells; each part comes with its holders."""
-        logical, deal, tp = self.space.tensors[tensor], self.deals[tensor], self.layout.tp
-        for shard in self._shards(tensor, box):
+    def find(self, deal: Deal, box: Box) -> Iterator[Found]:
+        """Cut `box` at the borders of the layout's cells: the same for all tensors of a kind."""
+        logical, tp = self.space.tensors[deal.tensor], self.layout.tp
+        for shard in self._shards(logical, box):
             part = box.intersect(logical.local_box(tp, shard))
             assert part is not None
-            for cell in range(1) if deal.whole else self._cells(deal, shard, part):
+            for cell in range(1) if deal.kind.whole else self._cells(deal, shard, part):
                 for run in self.runs(deal, shard, cell):
                     common = part.intersect(run.box)
                     if common is not None:
-                        yield Found(common, cell, run, self.holders(deal, shard, cell))
+                        yield Found(common, shard, cell, run)
 
     def holders(self, deal: Deal, shard: int, cell: int) -> Holders:
         """Who keeps a cell: any rank with any of its equal shards."""
-        first = shard - shard % deal.copies
-        key: tuple[object, ...] = (deal.stages, deal.expert_class, first, deal.copies)
-        teams: tuple[Team, ...] = ()
-        if not deal.shared:
-            turn, at = deal.turn(cell)
-            stage = self.layout.stages[deal.stages[at]]
-            seats = stage.seats_of(deal.expert_class)
-            team = seats[turn % len(seats)]
-            key, teams = (deal.stages[at], team, first, deal.copies), (stage.teams[team],)
+        kind = deal.kind
+        turn, at = (0, 0) if kind.shared else deal.turn(cell)
+        seats = self.layout.stages[kind.stages[at]].seats_of(kind.expert_class)
+        seat = 0 if kind.shared else turn % len(seats)
+        key = (kind, shard - shard % kind.copies, at, seat)
         if key not in self._holders:
-            stages = [self.layout.stages[s] for s in deal.stages]
-            teams = teams or tuple(stage.teams[i] for stage in stages for i in stage.members(deal.expert_class))
-            owners = [rank for team in teams for rank in team[first : first + deal.copies]]
+            self._holders[key] = self._holding(kind, key[1], None if kind.shared else (kind.stages[at], seats[seat]))
+        return self._holders[key]
+
+    def _holding(self, kind: Kind, first: int, owner: tuple[int, int] | None) -> Holders:
+        """Who keeps the cells of the shards from `first` on of one team of a stage; None: of all teams, alike."""
+        key = (kind.stages, kind.expert_class, first, kind.copies) if owner is None else (owner, first, kind.copies)
+        if key not in self._groups:
+            owning = [(s, i) for s in kind.stages for i in self.layout.stages[s].members(kind.expert_class)]
+            teams = [self.layout.stages[s].teams[i] for s, i in ([owner] if owner else owning)]
+            owners = [rank for team in teams for rank in team[first : first + kind.copies]]
             copies = [(rank, rank) for rank in owners]
-            if not deal.shared:
+            if owner is not None:
                 peers = self.layout.mirror_of
                 copies += [(peers[rank], rank) for rank in owners if rank in peers]
             if self._alive is not None:
                 copies = [(rank, ward) for rank, ward in copies if rank in self._alive]
-            self._holders[key] = Holders(copies, self._node_of)
-        return self._holders[key]
+            self._groups[key] = Holders(copies, self._node_of)
+        return self._groups[key]
 
-    def _shards(self, tensor: int, box: Box) -> range:
+    def _shards(self, logical: LogicalTensor, box: Box) -> range:
         """The shards that `box` touches, each by the first of the tp ranks that hold it."""
-        logical, tp = self.space.tensors[tensor], self.layout.tp
+        tp = self.layout.tp
         if logical.split is None:
             return range(1)
         size, copies = logical.shape[logical.split] // logical.shards(tp), logical.copies(tp)

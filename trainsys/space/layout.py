@@ -16,6 +16,9 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trainsys.space.stage import Stage, Team
 from trainsys.space.tensor import LogicalTensor, Space
 
@@ -78,19 +81,27 @@ class Layout:
 
     def stages_of(self, tensor: LogicalTensor) -> tuple[int, ...]:
         """The stages that hold `tensor`, in order."""
-        return tuple(sorted({self._stage_of[block] for block in tensor.blocks}))
+        if not tensor.uses:
+            return (self._stage_of[tensor.block],)
+        return tuple(sorted({self._stage_of[block] for block in tensor.uses}))
 
     @cached_property
     def mirror_of(self) -> dict[int, int]:
         return dict(self.mirrors)
 
-    @cached_property
-    def wards_of(self) -> dict[int, list[int]]:
-        """The ranks that each peer mirrors, in the order in which it stores them."""
-        wards: dict[int, list[int]] = {}
-        for rank, peer in sorted(self.mirrors):
-            wards.setdefault(peer, []).append(rank)
+    def wards_of(self, peer: int) -> list[int]:
+        """The ranks that `peer` mirrors, in the order in which it stores them."""
+        ranks, peers = self._by_peer
+        first, stop = np.searchsorted(peers, (peer, peer + 1)).tolist()
+        wards: list[int] = ranks[first:stop].tolist()
         return wards
+
+    @cached_property
+    def _by_peer(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The mirrors as (ranks, peers), in order of peers, then ranks."""
+        ranks, peers = np.array(self.mirrors, dtype=np.int64).reshape(-1, 2).T
+        order = np.lexsort((ranks, peers))
+        return ranks[order], peers[order]
 
     def where(self, rank: int) -> tuple[int, int, int]:
         """(stage, team, tp index) of a rank. The team's number is the replica's where cp is 1."""
@@ -163,7 +174,7 @@ class Layout:
 
     def mirrored(self, space: Space, rank: int) -> tuple[Piece, ...]:
         """Pieces kept only so that the death of their single holder loses nothing."""
-        return tuple(p for ward in self.wards_of.get(rank, ()) for p in self.unique(space, ward))
+        return tuple(p for ward in self.wards_of(rank) for p in self.unique(space, ward))
 
     def unique(self, space: Space, rank: int) -> tuple[Piece, ...]:
         """Held pieces that no other rank holds."""

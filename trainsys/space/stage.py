@@ -64,7 +64,8 @@ class Stage:
         if len(set(sizes)) > 1:
             count = len(self.teams)
             raise ValueError(
-                f"ep={self.ep} does not divide a stage's {count} replicas; set parallel.ep={gcd(self.ep, count)}"
+                f"parallel.ep={self.ep} does not divide a stage's {count} replicas; "
+                f"set parallel.ep={gcd(self.ep, count)}"
             )
         place = classes[self.classes[team]].index(team)
         return tuple(teams[place] for teams in classes)

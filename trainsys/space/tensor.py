@@ -125,6 +125,15 @@ class Space:
         """Experts of each block that has some."""
         return {t.block: t.num_experts for t in self.tensors if t.expert is not None}
 
+    @cached_property
+    def alike(self) -> list[int]:
+        """Of each tensor, the first that differs from it at most in its name, its layer and the expert's number."""
+        first: dict[tuple[object, ...], int] = {}
+        return [
+            first.setdefault((t.shape, t.split, t.uses, t.max_shards, t.cuts, t.expert is None, t.num_experts), i)
+            for i, t in enumerate(self.tensors)
+        ]
+
     @property
     def numel(self) -> int:
         return sum(t.numel for t in self.tensors)

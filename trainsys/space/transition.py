@@ -10,13 +10,16 @@ small and the sources share the load.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from trainsys.space.box import Box, cut
+from trainsys.space.box import Box
 from trainsys.space.coverage import LostError
-from trainsys.space.index import Holders, Index, flat_index
+from trainsys.space.deal import Shelf
+from trainsys.space.index import Holders, Index
 from trainsys.space.layout import Layout
+from trainsys.space.overlap import Overlap, Overlaps
 from trainsys.space.places import Place
 from trainsys.space.tensor import Space
 
@@ -65,73 +68,100 @@ def _incoming(
     sources: Index, targets: Index, rank: int, node_of: Callable[[int], int]
 ) -> tuple[list[Move], list[Move]]:
     """Every move that fills the new storage of `rank`: local copies, and those from others."""
-    space, dst, node = targets.space, targets.layout, node_of(rank)
+    dst, node, overlaps = targets.layout, node_of(rank), Overlaps(targets, sources, targets.layout.chunk, False)
     local, receives = [], []
     for ward, deal, cell, offset in targets.stored(rank):
         tensor = deal.tensor
-        for run in targets.runs(deal, dst.where(ward)[2], cell):
-            place = Place(offset + run.offset, run.box)
-            for found in sources.find(tensor, run.box):
-                holders = found.holders
-                if not holders.ranks:
-                    raise LostError(f"{space.tensors[tensor].name}{found.box}: no living rank holds it")
-                if rank in holders.ward:
-                    src_at = _place(sources, tensor, found.cell, found.run, holders, rank)
-                    local.append(Move(tensor, found.box, rank, rank, src_at, place))
-                    continue
-                near = holders.near(node)
-                turn = _turn(place, found.box, dst.chunk) + rank
-                for k, part in enumerate(cut(found.box, dst.chunk)):
-                    src = near[(turn + k) % len(near)]
-                    src_at = _place(sources, tensor, found.cell, found.run, holders, src)
-                    receives.append(Move(tensor, part, src, rank, src_at, place))
+        dealt, found = overlaps.of(deal, dst.where(ward)[2], cell)
+        for o in found:
+            place = Place(offset + o.own.offset, o.own.box)
+            holders = sources.holders(dealt, o.shard, o.cell)
+            if not holders.ranks:
+                raise LostError(f"{sources.space.tensors[tensor].name}{o.box}: no living rank holds it")
+            if rank in holders.ward:
+                local.append(Move(tensor, o.box, rank, rank, _source(sources, tensor, o, holders, rank), place))
+                continue
+            near, turn = holders.near(node), (offset + o.lead) // dst.chunk + rank
+            for k, part in enumerate(o.parts):
+                src = near[(turn + k) % len(near)]
+                receives.append(Move(tensor, part, src, rank, _source(sources, tensor, o, holders, src), place))
     return local, receives
 
 
 def _outgoing(sources: Index, targets: Index, rank: int, node_of: Callable[[int], int]) -> list[Move]:
     """Every move in which others choose `rank` as their source: the same choices, seen from the other end."""
-    chunk, src, node, moves = targets.layout.chunk, sources.layout, node_of(rank), []
-    asking: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+    src, node, moves = sources.layout, node_of(rank), []
+    chunk, overlaps = targets.layout.chunk, Overlaps(sources, targets, targets.layout.chunk, True)
+    asking: dict[tuple[int, int], list[Askers]] = {}
     for ward, deal, cell, offset in sources.stored(rank):
         tensor, shard = deal.tensor, src.where(ward)[2]
         holders = sources.holders(deal, shard, cell)
         if holders.ward[rank] != ward:
             continue  # it has another copy of the same, and serves from that one
-        for run in sources.runs(deal, shard, cell):
-            place = Place(offset + run.offset, run.box)
-            for found in targets.find(tensor, run.box):
-                key = (id(holders), id(found.holders))
-                if key not in asking:
-                    asking[key] = _asking(holders, found.holders, rank, node)
-                if not asking[key]:
-                    continue
-                parts = cut(found.box, chunk)
-                for dst, of, number, among in asking[key]:
-                    dst_at = Place(targets.offset(dst, of, tensor, found.cell) + found.run.offset, found.run.box)
-                    first = (number - _turn(dst_at, found.box, chunk) - dst) % among
-                    moves += [Move(tensor, part, rank, dst, place, dst_at) for part in parts[first::among]]
+        dealt, found = overlaps.of(deal, shard, cell)
+        for o in found:
+            wanting = targets.holders(dealt, o.shard, o.cell)
+            key = (id(holders), id(wanting))
+            if key not in asking:
+                asking[key] = _asking(holders, wanting, rank, node, targets)
+            place, chosen = Place(offset + o.own.offset, o.own.box), []
+            for askers in asking[key]:
+                begin = askers.base + askers.shelf.offset(tensor, o.cell)
+                dst_at = Place(begin + o.run.offset, o.run.box)
+                turn = (begin + o.lead) // chunk
+                chosen += [(*who, dst_at, askers.among) for who in askers.choosing(turn, len(o.parts))]
+            for _, dst, first, dst_at, among in sorted(chosen, key=lambda c: c[0]):
+                moves += [Move(tensor, part, rank, dst, place, dst_at) for part in o.parts[first::among]]
     return moves
 
 
-def _asking(holders: Holders, wanting: Holders, rank: int, node: int) -> list[tuple[int, int, int, int]]:
-    """Who may choose `rank`: (destination, its ward, the number of `rank` among its sources, how many those are)."""
-    result = []
+class Askers:
+    """Ranks that store the same cells at the same offset and choose among equally many sources.
+
+    Attributes:
+        shelf, base: how and from where on they store the cells.
+        number: of the rank that is asked among the sources.
+        among: how many sources there are.
+    """
+
+    def __init__(self, shelf: Shelf, base: int, number: int, among: int) -> None:
+        self.shelf, self.base, self.number, self.among = shelf, base, number, among
+        self._by_rest: dict[int, list[tuple[int, int]]] = {}
+
+    def add(self, place: int, rank: int) -> None:
+        """`place`: among all who may ask."""
+        self._by_rest.setdefault(rank % self.among, []).append((place, rank))
+
+    def choosing(self, turn: int, num_parts: int) -> Iterator[tuple[int, int, int]]:
+        """(place, rank, first part) of those whose turns (see `_incoming`) fall on the rank that is asked."""
+        for first in range(min(num_parts, self.among)):
+            for place, rank in self._by_rest.get((self.number - turn - first) % self.among, ()):
+                yield place, rank, first
+
+
+def _asking(holders: Holders, wanting: Holders, rank: int, node: int, targets: Index) -> list[Askers]:
+    """Who may choose `rank`."""
+    groups: dict[tuple[int, int, int, int], Askers] = {}
+    place = 0
     for where, copies in wanting.copies_by_node.items():
-        if where == node or where not in holders.by_node:
-            near = holders.near(where)
-            number = near.index(rank)
-            result += [(dst, ward, number, len(near)) for dst, ward in copies if dst not in holders.ward]
-    return result
+        if where != node and where in holders.by_node:
+            continue
+        near = holders.near(where)
+        number = bisect_left(near, rank)
+        for dst, ward in copies:
+            if dst not in holders.ward:
+                shelf, base = targets.shelf(dst, ward)
+                key = (id(shelf), base, number, len(near))
+                if key not in groups:
+                    groups[key] = Askers(shelf, base, number, len(near))
+                groups[key].add(place, dst)
+                place += 1
+    return list(groups.values())
 
 
-def _turn(dst_at: Place, box: Box, chunk: int) -> int:
-    """Which of equal sources the first slab of `box` comes from, counted in chunks along the destination's storage."""
-    return (dst_at.offset + flat_index(dst_at.box, box.start)) // chunk
-
-
-def _place(index: Index, tensor: int, cell: int, run: Place, holders: Holders, rank: int) -> Place:
-    """A run of a cell in the storage of one of its holders."""
-    return Place(index.offset(rank, holders.ward[rank], tensor, cell) + run.offset, run.box)
+def _source(sources: Index, tensor: int, found: Overlap, holders: Holders, rank: int) -> Place:
+    """The run with an overlap in the storage of one of its holders."""
+    return Place(sources.offset(rank, holders.ward[rank], tensor, found.cell) + found.run.offset, found.run.box)
 
 
 def _order(move: Move) -> tuple[int, tuple[int, ...], int]:

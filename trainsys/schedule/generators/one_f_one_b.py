@@ -23,7 +23,7 @@ def generate(routes: Routes, vp: int = 1) -> Schedule:
         ValueError: for vp > 1, whose 1F1B has another name.
     """
     if vp > 1:
-        raise ValueError(f"parallel.schedule=1f1b has one run of layers per stage, not vp={vp}; {KNOB}")
+        raise ValueError(f"parallel.schedule=1f1b has one run of layers per stage, not parallel.vp={vp}; {KNOB}")
     placement = stage_major(routes.replicas)
     limits = [in_flight_limit(routes.replicas, stage) for stage, _ in placement]
     stages = range(routes.num_stages)

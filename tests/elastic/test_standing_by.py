@@ -1,0 +1,73 @@
+"""A rank that joins where the best layout is the present one stands by; nobody pauses for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from tiny import tiny
+
+from trainsys.config import load
+from trainsys.elastic.choose import choose
+from trainsys.elastic.manager import Manager, Member, Phase
+from trainsys.elastic.messages import Fault, Proposal, Verdict
+from trainsys.parallel.step import Report
+
+
+class Told:
+    """A link that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    def send(self, message: Any) -> None:
+        self.messages.append(message)
+
+
+class Nobody:
+    """An observer and a launcher without any effect."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
+
+
+def running(folder: Path, *overrides: str, ranks: int) -> tuple[Manager, dict[int, Told]]:
+    """A manager in the middle of a run on its first layout."""
+    config = load(tiny(folder, *overrides))
+    manager = Manager(config, ranks, cast(Any, Nobody()), cast(Any, Nobody()), cast(Any, Nobody()))
+    told = {rank: Told() for rank in range(ranks)}
+    for rank in told:
+        manager.members[rank] = Member(rank, rank // 2, 0, cast(Any, told[rank]))
+    nodes = {rank: rank // 2 for rank in told}
+    manager.parallel, manager.layout = choose(config, None, manager.parallel, nodes, manager._rate)
+    manager.epoch, manager.phase = 0, Phase.RUNNING
+    return manager, told
+
+
+def join_and_step(manager: Manager, told: dict[int, Told], rank: int) -> Verdict:
+    """A fresh rank says hello, and a step is proposed by all of the layout."""
+    told[rank] = Told()
+    manager._joined(Member(rank, rank // 2, 0, cast(Any, told[rank])))
+    assert manager.layout is not None
+    for member in manager.layout.ranks:
+        manager._handle(member, Proposal(manager.epoch, Report(manager.step)))
+    return next(m for m in reversed(told[manager.layout.ranks[0]].messages) if isinstance(m, Verdict))
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_half_a_team_stands_by_until_the_other_half_comes(zero: int, tmp_path: Path) -> None:
+    overrides = ("parallel.dp=1", "parallel.tp=2", "parallel.pp=1", f"parallel.zero={zero}")
+    manager, told = running(tmp_path, *overrides, ranks=2)
+    assert join_and_step(manager, told, 2).change == -1
+    assert (manager.phase, manager.epoch, manager.step) == (Phase.RUNNING, 0, 1)
+    assert not told[2].messages
+    assert join_and_step(manager, told, 3).change == 1  # with the one that stands by it is a team
+    assert manager.phase is Phase.QUIESCING
+    assert [type(m) for m in told[2].messages] == [Fault]
+
+
+def test_a_rank_that_is_of_use_is_taken_in(tmp_path: Path) -> None:
+    manager, told = running(tmp_path, "parallel.dp=2", "parallel.pp=1", "cluster.shared_cores=false", ranks=2)
+    assert join_and_step(manager, told, 2).change == 1
+    assert manager.phase is Phase.QUIESCING
