@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.forkserver import ensure_running
 
+from trainsys.comm.lookups import retry_soon
 from trainsys.config import RunConfig
 from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.faults import FaultEvent
@@ -28,6 +29,7 @@ def forkserver() -> mp.context.ForkServerContext:
     """Start method of rank processes: a thread-free parent that has imported torch once."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are here; spares gloo a look-up of the host's name
+    retry_soon()
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     resource_tracker.ensure_running()  # would unblock both signals again

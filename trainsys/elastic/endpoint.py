@@ -14,6 +14,7 @@ from multiprocessing.connection import Client, Connection, Listener, answer_chal
 
 from torch._C._distributed_c10d import TCPStore
 
+from trainsys.comm.lookups import retry_soon
 from trainsys.elastic.control import Address
 
 _AGAIN_S = 0.05
@@ -40,6 +41,7 @@ class Endpoint:
     """
 
     def __init__(self, host: str, port: int) -> None:
+        retry_soon()
         try:
             self._store = TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
         except RuntimeError:

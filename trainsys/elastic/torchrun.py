@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 
 from torch._C._distributed_c10d import Store, TCPStore
 
+from trainsys.comm.lookups import retry_soon
 from trainsys.config import RunConfig
 from trainsys.elastic.agent import forkserver
 from trainsys.elastic.claim import claimed
@@ -57,6 +58,7 @@ class Place:
 
     def store(self) -> Store:
         """torchrun's store; where its agent hosts none (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1), rank 0 does."""
+        retry_soon()
         hosts = self.rank == 0 and not self.agent_hosts_store
         return TCPStore(*self.master, is_master=hosts, wait_for_workers=False, timeout=timedelta(seconds=120))
 

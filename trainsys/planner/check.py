@@ -102,8 +102,8 @@ def check_product(parallel: ParallelConfig, num_ranks: int) -> None:
         if needed > num_ranks:
             each = f"parallel.cp*tp={cp}*{parallel.tp}" if cp > 1 else f"parallel.tp={parallel.tp}"
             raise ValueError(
-                f"{each} × parallel.stage_replicas={list(parallel.stage_replicas)} needs {needed} ranks but the cluster "
-                f"has {num_ranks}; lower parallel.stage_replicas"
+                f"{each} × parallel.stage_replicas={list(parallel.stage_replicas)} needs {needed} ranks but the "
+                f"cluster has {num_ranks}; lower parallel.stage_replicas"
             )
         return
     product = parallel.dp * cp * parallel.tp * parallel.pp
