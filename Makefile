@@ -47,8 +47,8 @@ types: venv  ## types, strict (mypy)
 contracts: venv  ## imports run downwards only (import-linter)
 	$(BIN)/lint-imports
 
-# packages whose tests look at the clock: one after the other
-ALONE := $(addprefix tests/,comm elastic faults launch)
+# tests that look at the clock: one after the other
+ALONE := $(addprefix tests/,comm faults launch $(addprefix elastic/test_,claim.py known_traps.py links.py signals.py))
 
 tests: venv  ## the tests alone; parts of them: .venv/bin/pytest tests/space -k transition
 	$(BIN)/pytest --numprocesses 2 tests $(ALONE:%=--ignore=%)
