@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from trainsys.validate.metrics import Prediction, Score
 
 EXAMPLES = """\
-  trainsys validate published/*.csv
+  trainsys validate benchmarks/published
   trainsys validate bloom.csv --rows
-  trainsys validate published/*.csv --picture validate.png --json | jq .overall"""
+  trainsys validate benchmarks/published --picture validate.png --json | jq .overall"""
 
 ABOUT = """\
 Predict step time and peak memory of every row of published measurements and say how far off the model is: per set, and
@@ -25,7 +25,9 @@ files are explained in docs/validate.md."""
 def run(argv: list[str]) -> int:
     """Validate. Raises ValueError for bad input."""
     parser = Parser("validate", ABOUT, EXAMPLES)
-    parser.add_argument("files", nargs="+", metavar="ROWS.csv", help="files of the published schema")
+    parser.add_argument(
+        "files", nargs="+", metavar="ROWS.csv|FOLDER", help="files of the published schema, or folders of them"
+    )
     parser.add_argument("--rows", action="store_true", help="also every row, predicted beside measured")
     parser.add_argument("--cases", action="store_true", help="also every model and number of devices")
     parser.add_argument("--picture", metavar="FILE.png", help="a scatter plot, predicted over measured")
@@ -34,15 +36,9 @@ def run(argv: list[str]) -> int:
     from pathlib import Path
 
     from trainsys.validate.metrics import by_case, predict, score
-    from trainsys.validate.rows import groups, read
+    from trainsys.validate.rows import groups, read_all
 
-    rows, left_out = [], []
-    for name in args.files:
-        more, without = read(Path(name))
-        rows += more
-        left_out += without
-    if not rows:
-        raise ValueError(f"{', '.join(args.files)}: no row to judge")
+    rows, left_out = read_all([Path(name) for name in args.files])
     predictions = [predict(row) for row in rows]
     by_row = {id(p.row): p for p in predictions}
     sets = {name: [by_row[id(row)] for row in members] for name, members in groups(rows)}

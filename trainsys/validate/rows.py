@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -200,6 +200,31 @@ def _fabric(cells: _Cells) -> Fabric:
         name = cells.text["device"].split("-")[0]
         nics = _sets()["nic_gbps_per_node"].get(name, 400)
     return Fabric(cells.count("devices_per_node", 8), nics / 8)
+
+
+def read_all(paths: Sequence[Path]) -> tuple[list[Row], list[str]]:
+    """The rows of files, and of the files of folders that have the schema; and why others were left out.
+
+    Raises:
+        ValueError: for a file or row that cannot be read, or no row at all.
+    """
+    rows, left_out = [], []
+    for path in paths:
+        for file in sorted(path.glob("*.csv")) if path.is_dir() else [path]:
+            if path.is_dir() and not _has_schema(file):
+                left_out.append(f"{file}: columns of its own")
+                continue
+            more, without = read(file)
+            rows += more
+            left_out += without
+    if not rows:
+        raise ValueError(f"{', '.join(map(str, paths))}: no row to judge")
+    return rows, left_out
+
+
+def _has_schema(file: Path) -> bool:
+    with file.open(newline="") as lines:
+        return set(COLUMNS) <= set(next(csv.reader(lines), ()))
 
 
 def groups(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
