@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,19 @@ def run_peer(script: str, *args: object, ranks: int = 0, **environment: str) -> 
             process.kill()
 
 
+def once(factory: pytest.TempPathFactory, name: str, write_into: Callable[[Path], None]) -> Path:
+    """A folder that one of the processes that share a run of the tests fills, for all of them."""
+    shared = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    folder = shared / name
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            folder.mkdir()
+            write_into(folder)
+            (folder / "done").touch()
+    return folder
+
+
 def whole(source: Source, config: ModelConfig, slot: str) -> dict[str, torch.Tensor]:
     return {t.name: source.read(slot, t, Box.whole(t.shape)) for t in tensors(config)}
 
@@ -75,9 +90,11 @@ def whole(source: Source, config: ModelConfig, slot: str) -> dict[str, torch.Ten
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     """What DeepSpeed saved after two steps: (ZeRO stage, folder)."""
     stage, dtype, ranks = request.param
-    folder = tmp_path_factory.mktemp("deepspeed")
-    run_peer("write_deepspeed.py", folder, stage, dtype, ranks=ranks)
-    return stage, folder
+
+    def save(folder: Path) -> None:
+        run_peer("write_deepspeed.py", folder, stage, dtype, ranks=ranks)
+
+    return stage, once(tmp_path_factory, f"deepspeed{stage}", save)
 
 
 @needs_deepspeed
@@ -196,39 +213,59 @@ def check_values(held: dict[str, dict[str, torch.Tensor]], source: Source, confi
     assert names == set(held)
 
 
+Case = tuple[str, str, int]  # how it is saved, model, ranks
+SAVED: list[Case] = [
+    ("stacked", "llama", 1),
+    ("layers", "qwen3", 1),
+    ("stacked", "mixtral", 1),
+    ("layers", "mixtral", 2),
+    ("stacked_te", "qwen3_moe", 2),
+    ("layers_te", "qwen3_moe", 1),
+]
+LOADED: list[Case] = [
+    ("load", "llama", 1),
+    ("load", "qwen3", 1),
+    ("load", "mixtral", 1),
+    ("load_te", "mixtral", 2),
+    ("load", "qwen3_moe", 2),
+]
+
+
+@pytest.fixture(scope="module")
+def megatron(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, Path]:
+    """Where Megatron saved each of `SAVED`, and what it made of our checkpoint of each of `LOADED`."""
+
+    def save(folder: Path) -> None:
+        folders = {case: folder / "-".join(map(str, case)) for case in (*SAVED, *LOADED)}
+        for case in folders:
+            folders[case].mkdir()
+        for case in LOADED:
+            values = Values(resolve(write_megatron.CONFIGS[case[1]]))
+            target = MegatronTarget(values.config, torch.float32, 2, True, ep=case[2])
+            write(values, target, folders[case] / "iter_0000002")
+        for ranks in (1, 2):  # Megatron takes seconds to import: all of them in one process
+            jobs = [part for case in folders if case[2] == ranks for part in (folders[case], *case[:2])]
+            run_peer("write_megatron.py", *jobs, ranks=ranks)
+
+    folder = once(tmp_path_factory, "megatron", save)
+    return {case: folder / "-".join(map(str, case)) for case in (*SAVED, *LOADED)}
+
+
 @needs_megatron
-@pytest.mark.parametrize(
-    ("kind", "family", "ranks"),
-    [
-        ("stacked", "llama", 1),
-        ("layers", "qwen3", 1),
-        ("stacked", "mixtral", 1),
-        ("layers", "mixtral", 2),
-        ("stacked_te", "qwen3_moe", 2),
-        ("layers_te", "qwen3_moe", 1),
-    ],
-)
-def test_what_megatron_saves_computes_the_same_here(kind: str, family: str, ranks: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", SAVED, ids=str)
+def test_what_megatron_saves_computes_the_same_here(megatron: dict[Case, Path], case: Case) -> None:
     """Experts also where they are dealt to two ranks, whose optimizers are then chained."""
-    run_peer("write_megatron.py", tmp_path, kind, family, ranks=ranks)
-    config = resolve(write_megatron.CONFIGS[family])
-    source = open_source(f"megatron:{tmp_path}/iter_0000002")
+    config, folder = resolve(write_megatron.CONFIGS[case[1]]), megatron[case]
+    source = open_source(f"megatron:{folder}/iter_0000002")
     source.check(config)
     assert (source.step, source.slots) == (2, SLOTS)
-    check_against(torch.load(tmp_path / "held0.pt"), source, config)
-    check_values(all_held(tmp_path, config, ranks), source, config)
+    check_against(torch.load(folder / "held0.pt"), source, config)
+    check_values(all_held(folder, config, case[2]), source, config)
 
 
 @needs_megatron
-@pytest.mark.parametrize(
-    ("kind", "family", "ranks"),
-    [("load", "llama", 1), ("load", "qwen3", 1), ("load", "mixtral", 1), ("load_te", "mixtral", 2),
-     ("load", "qwen3_moe", 2)],
-)  # fmt: skip
-def test_megatron_loads_what_we_write(kind: str, family: str, ranks: int, tmp_path: Path) -> None:
-    values = Values(resolve(write_megatron.CONFIGS[family]))
-    target = MegatronTarget(values.config, torch.float32, 2, True, ep=ranks)
-    write(values, target, tmp_path / "iter_0000002")
-    run_peer("write_megatron.py", tmp_path, kind, family, ranks=ranks)
-    check_against(torch.load(tmp_path / "held0.pt"), values, values.config)
-    check_values(all_held(tmp_path, values.config, ranks), values, values.config)
+@pytest.mark.parametrize("case", LOADED, ids=str)
+def test_megatron_loads_what_we_write(megatron: dict[Case, Path], case: Case) -> None:
+    values, folder = Values(resolve(write_megatron.CONFIGS[case[1]])), megatron[case]
+    check_against(torch.load(folder / "held0.pt"), values, values.config)
+    check_values(all_held(folder, values.config, case[2]), values, values.config)

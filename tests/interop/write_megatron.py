@@ -1,8 +1,8 @@
-"""Save a small GPT model of Megatron-Core and its optimizer as Megatron saves them, and beside it what they compute.
+"""Save small GPT models of Megatron-Core and their optimizers as Megatron saves them, and beside it what they compute.
 
-``python write_megatron.py FOLDER stacked|layers|load FAMILY RANK RANKS PORT``; gloo, without a GPU; as many classes of
-experts as ranks. `load` reads FOLDER/iter_0000002 instead. With ``_te`` behind it the norm before experts has the name
-that Transformer Engine's layers give it (``get_gpt_layer_with_transformer_engine_spec``).
+``python write_megatron.py [FOLDER stacked|layers|load FAMILY]... RANK RANKS PORT``; gloo, without a GPU; as many
+classes of experts as ranks. `load` reads FOLDER/iter_0000002 instead. With ``_te`` behind it the norm before experts
+has the name that Transformer Engine's layers give it (``get_gpt_layer_with_transformer_engine_spec``).
 """
 
 from __future__ import annotations
@@ -27,19 +27,25 @@ CONFIGS = {"llama": LLAMA, "qwen3": QWEN3, "mixtral": MIXTRAL, "qwen3_moe": QWEN
 STEPS = 2
 
 
-def main(folder: Path, kind: str, ours: ModelConfig, rank: int, ranks: int, port: int) -> None:
-    """Make, take two optimizer steps, save; or make and load."""
+def begin(rank: int, ranks: int, port: int) -> None:
+    """Megatron's groups over gloo, and its asking for GPUs answered."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ["LOCAL_RANK"] = "0"
     torch.cuda.synchronize = lambda *device: None  # called without asking whether there is a GPU
     torch.cuda.current_device = lambda: "cpu"
     torch.distributed.init_process_group("gloo")
-    from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+    from megatron.core import parallel_state, tensor_parallel
     from megatron.core.transformer.moe import moe_utils
 
     tensor_parallel.get_cuda_rng_tracker = lambda: SimpleNamespace(fork=nullcontext)  # there is no dropout
     moe_utils.te_general_gemm = None  # asked for without asking whether Transformer Engine is there
     parallel_state.initialize_model_parallel(expert_model_parallel_size=ranks)
+
+
+def make(folder: Path, kind: str, ours: ModelConfig, rank: int) -> None:
+    """Make, take two optimizer steps, save; or make and load."""
+    from megatron.core import dist_checkpointing
+
     torch.manual_seed(0)
     model = build(ours, kind.endswith("_te"))
     kind = kind.removesuffix("_te")
@@ -122,5 +128,7 @@ def stepped(model: Any) -> Any:
 
 
 if __name__ == "__main__":
-    path, kind, family, *numbers = sys.argv[1:]
-    main(Path(path), kind, CONFIGS[family], *map(int, numbers))
+    *jobs, place, ranks, port = sys.argv[1:]
+    begin(int(place), int(ranks), int(port))
+    for path, kind, family in zip(jobs[::3], jobs[1::3], jobs[2::3], strict=True):
+        make(Path(path), kind, CONFIGS[family], int(place))
