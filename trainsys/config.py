@@ -50,10 +50,10 @@ class ModelConfig:
 class DeviceConfig:
     """One accelerator (or CPU rank). Rates are peaks; ``efficiency`` is the share a real step reaches (fitted)."""
 
-    name: str = "cpu"  # shown in plans
+    name: str = "cpu"  # an entry of trainsys/perf/devices.yaml is costed by it (bfloat16); else shown in plans
     tflops: float = 0.0  # dense peak at the training dtype; 0: measured with one GEMM on this machine
     memory_gib: float = 2.0  # what a layout may use of one device, GiB
-    efficiency: float = 0.5  # share of the peak that a training step reaches, in (0, 1]; fitted
+    efficiency: float = 0.5  # share of the peak that a step reaches, in (0, 1]; of no effect on a known device
     memory_gbps: float = 10.0  # device memory bandwidth, GB/s
     backend: str = "gloo"  # of the process groups: gloo or nccl
 

@@ -62,3 +62,19 @@ def test_small_matrices_cost_more_per_flop(llama: RunConfig) -> None:
     """One declared rate cannot say it: tp 8 cuts the same FLOPs into shorter products."""
     per_flop = [predict(llama, ParallelConfig(dp=16 // tp, tp=tp, reduction="fast")).compute_s for tp in (1, 8)]
     assert per_flop[1] > 1.05 * per_flop[0]
+
+
+def test_tp_cuts_experts_too() -> None:
+    """As many FLOPs per rank, in shorter products, and the passes over whole tokens: slower, never twice."""
+    files = ["configs/model/mixtral-8x7b.yaml", "configs/cluster/dgx-h100-4.yaml", "train.dtype=bfloat16"]
+    config = replace(load(files), batch=BatchConfig(64, 1, 4096))
+    one, eight = (
+        predict(config, ParallelConfig(dp=32 // tp, tp=tp, zero=1, reduction="fast")).compute_s for tp in (1, 8)
+    )
+    assert one < eight < 2 * one
+
+
+@pytest.mark.parametrize("name", ["v100-32gb", "t4", "b200", "gb300", "mi300x"])
+def test_every_device_of_the_catalogue_can_be_planned_for(llama: RunConfig, name: str) -> None:
+    cluster = replace(llama.cluster, device=replace(llama.cluster.device, name=name))
+    assert predict(replace(llama, cluster=cluster), ParallelConfig(dp=16, reduction="fast")).compute_s > 0

@@ -26,6 +26,10 @@ def altered(tmp_path: Path, **cells: str) -> Path:
 
 BAD = [
     ({"tp": "two"}, "line 2, column tp: 'two' is not a number"),
+    ({"tp": "inf"}, "line 2, column tp: inf is not finite"),
+    ({"step_s": "0"}, "line 2, column step_s: 0 must be positive"),
+    ({"devices_per_node": "0"}, "line 2, column devices_per_node: 0 must be at least 1"),
+    ({"mlp": "SwiGLU"}, "line 2, column mlp: 'SwiGLU' is none of gelu, swiglu"),
     ({"layers": "1.5"}, "line 2, column layers: 1.5 is not a whole number"),
     ({"device": "a900"}, "line 2: device 'a900' is unknown; known: a100-80gb-sxm, .*add it to .*devices.yaml"),
     ({"dp": "31"}, "line 2: dp·tp·pp·cp=31 but devices=32"),

@@ -23,9 +23,9 @@ ABOUT = """\
 Search all layouts of a model on a cluster, rank them by predicted step time, say why the others were rejected, and
 write the best as a run config. Needs neither the cluster nor a GPU.
 
-Searched are dp, tp, pp, ep, vp, zero, sequence_parallel, schedule and recompute. An override parallel.KEY=value on the
-command line fixes that key: only layouts with the value are ranked. What YAML files say of these keys does not, as a
-plan is itself such a file. parallel.order, parallel.reduction and parallel.cp are taken as they are."""
+Searched are dp, tp, pp, cp, ep, vp, zero, sequence_parallel, schedule and recompute. An override parallel.KEY=value
+on the command line fixes that key: only layouts with the value are ranked. What YAML files say of these keys does not,
+as a plan is itself such a file. parallel.order and parallel.reduction are taken as they are."""
 
 
 def run(argv: list[str]) -> int:

@@ -15,13 +15,14 @@ _SWAP = 0.8  # of a ring's bandwidth that an all-to-all of the same bytes reache
 
 
 def expert_products(job: Job) -> tuple[float, float]:
-    """Router, experts and shared experts, forward and backward."""
+    """Router, experts and shared experts, forward and backward; tp cuts each expert's inner width."""
     shape, device, add = job.shape, job.device, job.software.accumulate
+    width = -(-shape.expert_ffn // job.degrees.tp)
     here = max(1, shape.experts // job.degrees.ep)
     rows = max(1, round(job.tokens * shape.topk / here))
     up = 2 if shape.gated else 1
     matrices = [(job.tokens, shape.experts, shape.hidden, 1)]
-    for count, m, inner in ((here, rows, shape.expert_ffn), (1, job.tokens, shape.shared_experts * shape.expert_ffn)):
+    for count, m, inner in ((here, rows, width), (1, job.tokens, shape.shared_experts * width)):
         if inner:
             matrices += [(m, up * inner, shape.hidden, count), (m, shape.hidden, inner, count)]
     forward = backward = 0.0
@@ -37,7 +38,11 @@ def expert_streams(job: Job) -> list[float]:
     shape = job.shape
     copies = job.tokens * shape.topk
     inner = copies * shape.expert_ffn + job.tokens * shape.shared_experts * shape.expert_ffn
-    return [job.software.activation * inner, _PERMUTE * copies * shape.hidden, _PERMUTE * copies * shape.hidden]
+    return [
+        job.software.activation * inner / job.degrees.tp,
+        _PERMUTE * copies * shape.hidden,
+        _PERMUTE * copies * shape.hidden,
+    ]
 
 
 def exchange_s(job: Job) -> float:

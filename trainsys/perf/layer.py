@@ -54,7 +54,7 @@ class LayerCost:
 
 
 def layer_cost(job: Job) -> LayerCost:
-    """The parts of one layer: with experts where the model has them, but for its leading dense layers."""
+    """The parts of one layer: with experts where the model has them; leading dense layers count as the others."""
     shape, tp = job.shape, job.degrees.tp
     keys = 2 * job.tokens * shape.kv_heads * shape.head_dim / tp * 2
     context = gather_s(job, keys * job.degrees.cp, job.degrees.cp, tp)

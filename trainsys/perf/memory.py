@@ -127,7 +127,7 @@ def _inner(job: Job) -> float:
     if not shape.experts:
         return 2 * widths * job.tokens * shape.ffn / job.degrees.tp
     copies = job.tokens * shape.topk
-    return 2 * widths * copies * shape.expert_ffn + 2 * 2 * copies * shape.hidden
+    return 2 * widths * copies * shape.expert_ffn / job.degrees.tp + 2 * 2 * copies * shape.hidden
 
 
 def _scores(job: Job) -> float:

@@ -38,7 +38,7 @@ def layer_params(job: Job) -> Params:
     shape, d = job.shape, job.degrees
     if not shape.experts:
         return Params((shape.attention_params + shape.mlp_params) / d.tp)
-    one = (3 if shape.gated else 2) * shape.hidden * shape.expert_ffn
+    one = (3 if shape.gated else 2) * shape.hidden * shape.expert_ffn / d.tp
     shared = shape.attention_params / d.tp + shape.hidden * shape.experts + one * shape.shared_experts
     return Params(shared, one * max(1, shape.experts // d.ep))
 

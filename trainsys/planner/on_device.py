@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 
 from trainsys.config import RunConfig
-from trainsys.models.geometry import FAMILIES, resolve
+from trainsys.models.geometry import resolve
 from trainsys.perf.device import Device, catalogue
 from trainsys.perf.head import embedding_s, head_s
 from trainsys.perf.job import Degrees, Fabric, Job, Shape
 from trainsys.perf.layer import layer_cost
-from trainsys.perf.software import software
+from trainsys.perf.software import Software, software
 from trainsys.planner.stages import Stages
 
-_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
+_PRECISIONS = {"bfloat16": "bf16"}
 
 
 def known_device(config: RunConfig) -> Device | None:
@@ -59,15 +60,14 @@ def _job(config: RunConfig, tp: int, cp: int, ep: int, device: Device) -> Job:
         experts=model.num_experts,
         topk=model.experts_per_token if model.num_experts else 0,
         expert_ffn=model.expert_ffn_dim if model.num_experts else 0,
-        shared_experts=model.shared_ffn_dim // model.expert_ffn_dim if model.num_experts else 0,
+        shared_experts=-(-model.shared_ffn_dim // model.expert_ffn_dim) if model.num_experts else 0,
     )
-    assert model.family in FAMILIES
     return Job(
         shape=shape,
         degrees=Degrees(dp=ep, tp=tp, cp=cp, ep=ep),
         device=device,
         fabric=Fabric(config.cluster.ranks_per_node, config.cluster.inter_node.gbps * config.cluster.ranks_per_node),
-        software=software("trainsys"),
+        software=_software(device),
         seq=batch.seq_len,
         microbatch=batch.microbatch_size,
         global_batch=ep * batch.microbatch_size,
@@ -75,3 +75,12 @@ def _job(config: RunConfig, tp: int, cp: int, ep: int, device: Device) -> Job:
         recompute="full" if config.parallel.recompute == "full" else "none",
         sequence_parallel=config.parallel.sequence_parallel,
     )
+
+
+@lru_cache(maxsize=64)
+def _software(device: Device) -> Software:
+    """Ours, with the attention kernel that torch has for the device."""
+    ours = software("trainsys")
+    if ours.attention in device.attention:
+        return ours
+    return dataclasses.replace(ours, attention=next(iter(device.attention), "unfused"))

@@ -55,14 +55,16 @@ class Placement:
 
 
 def place(traffic: Traffic, gbps: Array, seconds: float = 2.0, seed: int = 0) -> Placement:
-    """The best placement found within `seconds`; at least as good as the plain order, stage by stage.
+    """The best placement found within `seconds`; at least as good as the plain order.
 
     Args:
         gbps: ``[slot, slot]``: bandwidth from one to the other, GB/s; the diagonal does not matter.
 
     Raises:
-        ValueError: fewer slots than teams, or a link without bandwidth.
+        ValueError: fewer slots than teams, a link without bandwidth, or no time.
     """
+    if not seconds > 0:
+        raise ValueError(f"seconds={seconds:g} must be positive")
     inverse = _inverse(traffic, gbps)
     grid = (traffic.pp, traffic.dp)
     plain = np.arange(traffic.teams).reshape(grid)
@@ -70,7 +72,7 @@ def place(traffic: Traffic, gbps: Array, seconds: float = 2.0, seed: int = 0) ->
     best = _anneal(traffic, inverse, seconds, np.random.default_rng(seed)) if traffic.teams > 1 else plain
     rings = [_ring(inverse, row) for row in best]
     step_s = _with_rings(traffic, inverse, best, rings)
-    if step_s > plain_s:  # rings of its own may still help the plain order, but never is anything made worse
+    if step_s > plain_s:  # by rounding
         best, rings, step_s = plain, [list(range(traffic.dp))] * traffic.pp, plain_s
     return Placement(tuple(map(tuple, best.tolist())), tuple(map(tuple, rings)), step_s, plain_s)
 
@@ -107,8 +109,8 @@ def _inverse(traffic: Traffic, gbps: Array) -> Array:
             f"pp·dp={traffic.pp}·{traffic.dp} teams but the matrix has {slots} slots; set parallel.dp lower"
         )
     off = ~np.eye(slots, dtype=bool)
-    if (gbps[off] <= 0).any():
-        a, b = np.argwhere((gbps <= 0) & off)[0]
+    if not (gbps[off] > 0).all():
+        a, b = np.argwhere(~(gbps > 0) & off)[0]
         raise ValueError(f"the link from {a} to {b} has {gbps[a, b]:g} GB/s; it must be positive")
     return np.where(off, 1e-9 / np.where(off, gbps, 1.0), 0.0)
 

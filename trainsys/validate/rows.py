@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,7 +57,7 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
     Raises:
         ValueError: naming file, line and column of what cannot be read.
     """
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
@@ -81,9 +82,31 @@ class _Cells:
 
     def number(self, name: str) -> float | None:
         try:
-            return float(self.text[name]) if self.text[name] else None
+            value = float(self.text[name]) if self.text[name] else None
         except ValueError:
             raise ValueError(f"{self.where}, column {name}: {self.text[name]!r} is not a number") from None
+        if value is not None and not isfinite(value):
+            raise ValueError(f"{self.where}, column {name}: {self.text[name]} is not finite")
+        return value
+
+    def measured(self, name: str) -> float | None:
+        """A number that must be positive where there is one."""
+        value = self.number(name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{self.where}, column {name}: {self.text[name]} must be positive")
+        return value
+
+    def positive(self, name: str, default: int | None = None) -> int:
+        value = self.count(name, default)
+        if value < 1:
+            raise ValueError(f"{self.where}, column {name}: {value} must be at least 1")
+        return value
+
+    def one_of(self, name: str, *choices: str) -> str:
+        if self.text[name] not in choices:
+            known = ", ".join(choice or "nothing" for choice in choices)
+            raise ValueError(f"{self.where}, column {name}: {self.text[name]!r} is none of {known}")
+        return self.text[name]
 
     def count(self, name: str, default: int | None = None) -> int:
         value = self.number(name)
@@ -117,20 +140,20 @@ def _row(values: Mapping[str, Any], where: str) -> Row:
         raise
     except ValueError as error:
         raise ValueError(str(error) if where in str(error) else f"{where}: {error}") from None
-    oom = cells.text["oom"] if cells.text["recompute"] else ""  # what is not said decides it
+    oom = cells.one_of("oom", "0", "1", "") if cells.text["recompute"] else ""  # what is not said decides it
     return Row(
         where,
         cells.text["set"] + (f"_{part[1]}" if part else ""),
         cells.text["model"],
         job,
-        cells.number("step_s"),
-        cells.number("peak_gib"),
+        cells.measured("step_s"),
+        cells.measured("peak_gib"),
         {"0": False, "1": True}.get(oom),
     )
 
 
 def _job(cells: _Cells) -> Job:
-    count, text = cells.count, cells.text
+    count, text = cells.positive, cells.text
     name, recompute = cells.chosen("software"), text["recompute"] or "none"
     if recompute not in ("none", "selective", "full"):
         raise ValueError(f"{cells.where}, column recompute: {recompute!r} is none of none, selective, full")
@@ -155,18 +178,18 @@ def _job(cells: _Cells) -> Job:
 
 
 def _shape(cells: _Cells) -> Shape:
-    count = cells.count
-    heads = count("heads", 0) or _likely_heads(count("hidden"), count("tp", 1))
+    count, size = cells.count, cells.positive
+    heads = count("heads", 0) or _likely_heads(size("hidden"), size("tp", 1))
     return Shape(
-        layers=count("layers"),
-        hidden=count("hidden"),
+        layers=size("layers"),
+        hidden=size("hidden"),
         ffn=count("ffn", 0),
         heads=heads,
         kv_heads=count("kv_heads", 0) or heads,
         head_dim=cells.chosen("head_dim") or count("hidden") // heads,
-        vocab=count("vocab"),
-        gated=cells.text["mlp"] == "swiglu",
-        tied=cells.text["tied_embeddings"] == "1",
+        vocab=size("vocab"),
+        gated=cells.one_of("mlp", "gelu", "swiglu") == "swiglu",
+        tied=cells.one_of("tied_embeddings", "0", "1", "") == "1",
         experts=count("experts", 0),
         topk=count("topk", 0),
         expert_ffn=count("expert_ffn", 0),
@@ -183,23 +206,23 @@ def _likely_heads(hidden: int, tp: int) -> int:
 
 def _degrees(cells: _Cells, layers: int) -> Degrees:
     """Where it is not printed: an interleaved schedule has one layer per run, and DeepSpeed runs ZeRO-1."""
-    pp = cells.count("pp", 1)
+    pp = cells.positive("pp", 1)
     runs = max(1, layers // pp) if cells.text["schedule"] == "interleaved" else 1
     names = ("dp", "tp", "cp", "ep")
     return Degrees(
         pp=pp,
-        vp=cells.count("vp", runs) or 1,
+        vp=cells.positive("vp", runs),
         zero=cells.count("zero", int(cells.chosen("software") == "megatron-deepspeed")),
-        **{name: cells.count(name, 1) or 1 for name in names},
+        **{name: cells.positive(name, 1) for name in names},
     )
 
 
 def _fabric(cells: _Cells) -> Fabric:
-    nics = cells.number("inter_gbps_per_node")
+    nics = cells.measured("inter_gbps_per_node")
     if nics is None:
         name = cells.text["device"].split("-")[0]
         nics = _sets()["nic_gbps_per_node"].get(name, 400)
-    return Fabric(cells.count("devices_per_node", 8), nics / 8)
+    return Fabric(cells.positive("devices_per_node", 8), nics / 8)
 
 
 def read_all(paths: Sequence[Path]) -> tuple[list[Row], list[str]]:
