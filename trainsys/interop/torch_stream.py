@@ -58,18 +58,24 @@ def save_streamed(stream: BinaryIO, value: Any) -> int:
     pickler = _Pickler(code, protocol=2)
     pickler.dump(value)
     with zipfile.ZipFile(window, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", code.getvalue())
-        archive.writestr("archive/byteorder", "little")
+        archive.writestr(_named("data.pkl"), code.getvalue())
+        archive.writestr(_named("byteorder"), "little")
         for storage in pickler.storages:
-            with archive.open(f"archive/data/{storage.key}", "w", force_zip64=storage.of.nbytes >= _LARGE) as record:
+            large = storage.of.nbytes >= _LARGE
+            with archive.open(_named(f"data/{storage.key}"), "w", force_zip64=large) as record:
                 held = 0
                 for piece in storage.of.pieces:
                     data = as_bytes(piece.to(storage.of.dtype))
                     held += len(data)
                     record.write(data)
             assert held == storage.of.nbytes, (held, storage)
-        archive.writestr("archive/version", "3\n")
+        archive.writestr(_named("version"), "3\n")
     return window.end
+
+
+def _named(name: str) -> zipfile.ZipInfo:
+    """A record without a time of its own: equal content makes equal files, and equal checksums."""
+    return zipfile.ZipInfo(f"archive/{name}")
 
 
 def as_bytes(values: Tensor) -> memoryview:
