@@ -1,11 +1,14 @@
-"""Runs that nothing disturbs, to compare with."""
+"""Runs that nothing disturbs, to compare with; ranks that do something else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from trainsys.elastic import agent
+from trainsys.elastic.agent import LocalCluster
 from trainsys.elastic.recorder import Recorder
 
 
@@ -22,3 +25,20 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Rec
         return runs[layout]
 
     return get
+
+
+@pytest.fixture
+def rank_1_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Gives rank 1 another body, when it is started next."""
+    spawn = LocalCluster.spawn
+
+    def give(body: Any) -> None:
+        def start(self: LocalCluster, rank: int, node: int) -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                if rank == 1:
+                    patch.setattr(agent, "rank_main", body)
+                spawn(self, rank, node)
+
+        monkeypatch.setattr(LocalCluster, "spawn", start)
+
+    return give

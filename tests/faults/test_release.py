@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from tests.faults.test_kills import check, train
-from trainsys.elastic import agent, serve
-from trainsys.elastic.agent import LocalCluster
+from trainsys.elastic import serve
 from trainsys.elastic.manager import MOST_WRONG, ElasticError
 from trainsys.elastic.recorder import Recorder
 from trainsys.elastic.standing import Standing
@@ -76,33 +75,16 @@ def always(*args: Any) -> None:
     damaging(99)(*args)
 
 
-@pytest.fixture
-def one_damages(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Gives rank 1 another body."""
-    spawn = LocalCluster.spawn
-
-    def give(body: Any) -> None:
-        def start(self: LocalCluster, rank: int, node: int) -> None:
-            with pytest.MonkeyPatch.context() as patch:
-                if rank == 1:
-                    patch.setattr(agent, "rank_main", body)
-                spawn(self, rank, node)
-
-        monkeypatch.setattr(LocalCluster, "spawn", start)
-
-    return give
-
-
 def test_what_arrives_wrong_is_sent_again(
-    one_damages: Callable[[Any], None], undisturbed: Callable[[str], Recorder], tmp_path: Path
+    rank_1_runs: Callable[[Any], None], undisturbed: Callable[[str], Recorder], tmp_path: Path
 ) -> None:  # fmt: skip
-    one_damages(once)
+    rank_1_runs(once)
     recorder = train(tmp_path, "dp2·pp2 zero1", "kill@4:2:backward", *PROGRESSIVE)
     check(recorder, undisturbed("dp2·pp2 zero1"), recorder.config)
     assert any("exp_avg changed in transit" in change.reason for change in recorder.changes)
 
 
-def test_what_always_arrives_wrong_ends_the_run(one_damages: Callable[[Any], None], tmp_path: Path) -> None:
-    one_damages(always)
+def test_what_always_arrives_wrong_ends_the_run(rank_1_runs: Callable[[Any], None], tmp_path: Path) -> None:
+    rank_1_runs(always)
     with pytest.raises(ElasticError, match=rf"exp_avg changed in transit.*, {MOST_WRONG} times in a row"):
         train(tmp_path, "dp2·pp2 zero1", "kill@4:2:backward", *PROGRESSIVE)

@@ -7,6 +7,7 @@ The trap: a reader that hung kept a whole job behind a barrier without a limit, 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pytest
 
 from tests.tiny import tiny
 from trainsys.config import load
-from trainsys.elastic import agent, serve, worker
-from trainsys.elastic.agent import LocalCluster, run_local
+from trainsys.elastic import serve, worker
+from trainsys.elastic.agent import run_local
 from trainsys.elastic.manager import ElasticError
 from trainsys.elastic.recorder import Recorder
 
@@ -45,26 +46,9 @@ def stalled_data(*args: Any) -> None:
     ORIGINAL(*args)
 
 
-@pytest.fixture
-def one_stalls(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Gives rank 1 another body, when it is started next."""
-    spawn = LocalCluster.spawn
-
-    def give(body: Any) -> None:
-        def start(self: LocalCluster, rank: int, node: int) -> None:
-            with pytest.MonkeyPatch.context() as patch:
-                if rank == 1:
-                    patch.setattr(agent, "rank_main", body)
-                spawn(self, rank, node)
-
-        monkeypatch.setattr(LocalCluster, "spawn", start)
-
-    return give
-
-
 @pytest.mark.timeout(60)
-def test_a_stalled_reader_ends_the_start_within_the_limit(one_stalls: Any, tmp_path: Path) -> None:
-    one_stalls(stalled_reader)
+def test_a_stalled_reader_ends_the_start_within_the_limit(rank_1_runs: Callable[[Any], None], tmp_path: Path) -> None:
+    rank_1_runs(stalled_reader)
     config = load(tiny(tmp_path, *STALLS))
     with (
         Recorder(config, config.run_dir, None) as recorder,
@@ -74,11 +58,13 @@ def test_a_stalled_reader_ends_the_start_within_the_limit(one_stalls: Any, tmp_p
 
 
 @pytest.mark.timeout(60)
-def test_a_rank_that_stalls_in_a_step_is_lost_like_a_dead_one(one_stalls: Any, tmp_path: Path) -> None:
+def test_a_rank_that_stalls_in_a_step_is_lost_like_a_dead_one(
+    rank_1_runs: Callable[[Any], None], tmp_path: Path
+) -> None:
     """The others' exchanges time out, the stalled rank does not answer, and training goes on with the same bits."""
     recorders = {}
     for name, body in (("stalled", stalled_data), ("undisturbed", ORIGINAL)):
-        one_stalls(body)
+        rank_1_runs(body)
         config = load(tiny(tmp_path / name, *STALLS))
         with Recorder(config, config.run_dir, None) as recorders[name]:
             run_local(config, recorders[name])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trainsys.validate.metrics import Score, predict, score
-from trainsys.validate.rows import groups, read, read_all
+from trainsys.validate.metrics import Score, by_set, predict, score
+from trainsys.validate.rows import read, read_all
 
 PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "published"
 
@@ -32,7 +32,7 @@ CEILINGS: dict[str, tuple[float, float | None, float | None]] = {
 def scores() -> dict[str, Score]:
     rows, left_out = read_all([PUBLISHED])
     assert len(left_out) == 5  # four files with columns of their own, a row without its sequence length
-    return {name: score([predict(row) for row in members]) for name, members in groups(rows)}
+    return {name: score(members) for name, members in by_set([predict(row) for row in rows]).items()}
 
 
 @pytest.mark.parametrize("name", CEILINGS)

@@ -35,13 +35,12 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from pathlib import Path
 
-    from trainsys.validate.metrics import by_case, predict, score
-    from trainsys.validate.rows import groups, read_all
+    from trainsys.validate.metrics import by_case, by_set, predict, score
+    from trainsys.validate.rows import read_all
 
     rows, left_out = read_all([Path(name) for name in args.files])
     predictions = [predict(row) for row in rows]
-    by_row = {id(p.row): p for p in predictions}
-    sets = {name: [by_row[id(row)] for row in members] for name, members in groups(rows)}
+    sets = by_set(predictions)
     scores = {name: score(members) for name, members in sets.items()}
     cases = {name: {case: score(p) for case, p in by_case(members).items()} for name, members in sets.items()}
     if args.picture:

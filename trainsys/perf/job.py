@@ -19,7 +19,6 @@ class Shape:
         ffn: inner width of a dense MLP.
         gated: the MLP has three matrices (SwiGLU) instead of two.
         experts: per layer; 0: dense.
-        dense_layers: leading layers with a dense MLP where the others have experts.
     """
 
     layers: int
@@ -35,7 +34,6 @@ class Shape:
     topk: int = 0
     expert_ffn: int = 0
     shared_experts: int = 0
-    dense_layers: int = 0
 
     @property
     def attention_params(self) -> int:

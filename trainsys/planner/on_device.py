@@ -14,12 +14,10 @@ from trainsys.perf.layer import layer_cost
 from trainsys.perf.software import Software, software
 from trainsys.planner.stages import Stages
 
-_PRECISIONS = {"bfloat16": "bf16"}
-
 
 def known_device(config: RunConfig) -> Device | None:
     """The catalogue's entry of ``cluster.device.name``; None where one declared or measured rate stands for it all."""
-    if config.train.dtype not in _PRECISIONS:
+    if config.train.dtype != "bfloat16":
         return None
     return catalogue().get(config.cluster.device.name)
 
@@ -71,7 +69,6 @@ def _job(config: RunConfig, tp: int, cp: int, ep: int, device: Device) -> Job:
         seq=batch.seq_len,
         microbatch=batch.microbatch_size,
         global_batch=ep * batch.microbatch_size,
-        precision=_PRECISIONS[config.train.dtype],
         recompute="full" if config.parallel.recompute == "full" else "none",
         sequence_parallel=config.parallel.sequence_parallel,
     )

@@ -85,7 +85,7 @@ def score(predictions: Sequence[Prediction]) -> Score:
     timed = [p for p in predictions if p.row.step_s is not None]
     errors = np.array([p.step_error for p in timed])
     memory = np.array([p.memory_error for p in predictions if p.row.peak_gib is not None])
-    regrets = [r for group in _choices(timed) if (r := _regret(group)) is not None]
+    regrets = [_regret(group) for group in _choices(timed)]
     return Score(
         n=len(timed),
         mape=_mean(abs(errors)),
@@ -95,6 +95,11 @@ def score(predictions: Sequence[Prediction]) -> Score:
         memory_mape=_mean(abs(memory)),
         oom=_confusion(predictions),
     )
+
+
+def by_set(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
+    """The rows of each set, or part of a set, in the order of the files."""
+    return _grouped(predictions, lambda p: p.row.group)
 
 
 def by_case(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
@@ -119,7 +124,7 @@ def _grouped(rows: Sequence[Prediction], key: Callable[[Prediction], str]) -> di
     return groups
 
 
-def _regret(group: Sequence[Prediction]) -> float | None:
+def _regret(group: Sequence[Prediction]) -> float:
     """Percent, of seconds per sequence: batches may differ by what a layout can divide."""
 
     def measured(p: Prediction) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
@@ -194,7 +194,6 @@ def _shape(cells: _Cells) -> Shape:
         topk=count("topk", 0),
         expert_ffn=count("expert_ffn", 0),
         shared_experts=count("shared_experts", 0),
-        dense_layers=count("dense_layers", 0),
     )
 
 
@@ -248,9 +247,3 @@ def read_all(paths: Sequence[Path]) -> tuple[list[Row], list[str]]:
 def _has_schema(file: Path) -> bool:
     with file.open(newline="") as lines:
         return set(COLUMNS) <= set(next(csv.reader(lines), ()))
-
-
-def groups(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
-    """(set, or part of a set, its rows), in the order of the files."""
-    for name in dict.fromkeys(row.group for row in rows):
-        yield name, [row for row in rows if row.group == name]
