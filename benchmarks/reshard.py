@@ -2,7 +2,7 @@
 
 The state is the fp32 masters and Adam moments of a Llama whose sizes are chosen so that it has the asked MiB. Every
 repetition begins at a barrier and lasts until the slowest rank is done; medians over the repetitions
-(the census: once).
+(the census: once). The connections have carried bytes before, as they have where a run trains.
 
 * `seconds`: `run_transition`, planning included. The census that a run takes before the commit is timed apart.
 * `wire_seconds`: the same bytes between the same ranks as one big tensor per pair, receives posted first and buffers
@@ -90,6 +90,7 @@ def body(rank: int, world_size: int, store: Any, name: str, mib: float, repeat: 
         if takes_part:
             transition(space, src, dst, rank, alive, lambda r: 0)
 
+    timed(group, wire(group, share), 2)
     row["spans"]["ours"] = timed(group, ours, repeat, results.clear)
     row["right"] = not results or is_right(results[0], space, dst, rank)
     row["spans"]["census"] = timed(group, census, 1)

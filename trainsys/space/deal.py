@@ -49,6 +49,10 @@ class Kind:
     def num_cells(self) -> int:
         return -(-self.numel // self.grain)
 
+    def cut_as(self, other: Kind) -> bool:
+        """Whether cells and shards of the same tensors are the same in `other`, whoever has them."""
+        return (self.copies, self.numel, self.grain) == (other.copies, other.numel, other.grain)
+
 
 class Deal(NamedTuple):
     """How one tensor is dealt: as its kind is, beginning with the turn that its number in the space says."""

@@ -53,11 +53,12 @@ class Overlaps:
         dealt = self._other.deals[deal.tensor]
         key = (deal.kind, dealt.kind, shard, cell)
         if key not in self._made:
-            self._made[key] = [
-                self._overlap(run, *found)
-                for run in self._own.runs(deal, shard, cell)
-                for found in self._other.find(dealt, run.box)
-            ]
+            own = self._own.runs(deal, shard, cell)
+            if deal.kind.cut_as(dealt.kind):  # the same cell is there too
+                shard -= shard % deal.kind.copies
+                self._made[key] = [self._overlap(run, run.box, shard, cell, run) for run in own]
+            else:
+                self._made[key] = [self._overlap(run, *f) for run in own for f in self._other.find(dealt, run.box)]
         return dealt, self._made[key]
 
     def _overlap(self, own: Place, box: Box, shard: int, cell: int, run: Place) -> Overlap:
