@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 
-from tests.space.execution import arrives_whole, plan
+from tests.space.execution import arrives_whole, plan, run
 from tests.space.strategies import NodeOf, changes, numbered, storage
 from trainsys.config import ParallelConfig
 from trainsys.space.build import build_layout
@@ -43,8 +43,8 @@ def test_near_sources_first(change: Change) -> None:
     for share in (shares or {}).values():
         for m in share.receives:
             if node_of(m.src) != node_of(m.dst):
-                box = set(full[m.tensor][m.box.within(type(m.box).whole(full[m.tensor].shape))].reshape(-1).tolist())
-                assert not any(box <= have[r] for r in alive if node_of(r) == node_of(m.dst))
+                wanted = set(run(storage(full, space, dst, m.dst), m.dst_at, m.box).reshape(-1).tolist())
+                assert not any(wanted <= have[r] for r in alive if node_of(r) == node_of(m.dst))
 
 
 @pytest.mark.parametrize("zero", [0, 1])

@@ -18,11 +18,13 @@ class Overlap(NamedTuple):
     """A part of a cell that lies in one cell of the other layout.
 
     Attributes:
+        box: in coordinates of the tensor; where both layouts have its shards alike, of the row-major shard.
         parts: `box` in slabs of at most a chunk.
         own: the run of the cell with it; offsets of runs count from the cell's begin.
         shard: that has it in the other layout, and which of its cells.
         run: the run of that one.
         lead: elements from the begin of the destination's cell to the box's first.
+        shards: 0, or of how many shards `box` is a part of one.
     """
 
     box: Box
@@ -32,6 +34,7 @@ class Overlap(NamedTuple):
     cell: int
     run: Place
     lead: int
+    shards: int = 0
 
 
 class Overlaps:
@@ -53,13 +56,22 @@ class Overlaps:
         dealt = self._other.deals[deal.tensor]
         key = (deal.kind, dealt.kind, shard, cell)
         if key not in self._made:
-            own = self._own.runs(deal, shard, cell)
-            if deal.kind.cut_as(dealt.kind):  # the same cell is there too
-                shard -= shard % deal.kind.copies
-                self._made[key] = [self._overlap(run, run.box, shard, cell, run) for run in own]
-            else:
-                self._made[key] = [self._overlap(run, *f) for run in own for f in self._other.find(dealt, run.box)]
+            alike = deal.kind.cut_as(dealt.kind)
+            self._made[key] = [self._same(deal, shard, cell)] if alike else [
+                self._overlap(run, *found)
+                for run in self._own.runs(deal, shard, cell)
+                for found in self._other.find(dealt, run.box)
+            ]  # fmt: skip
         return dealt, self._made[key]
+
+    def _same(self, deal: Deal, shard: int, cell: int) -> Overlap:
+        """The cell itself: the other layout has it too."""
+        start = cell * deal.grain
+        box = Box((start,), (min(start + deal.grain, deal.numel),))
+        place, copies = Place(0, box), deal.kind.copies
+        return Overlap(
+            box, cut(box, self._chunk), place, shard - shard % copies, cell, place, 0, self._own.layout.tp // copies
+        )
 
     def _overlap(self, own: Place, box: Box, shard: int, cell: int, run: Place) -> Overlap:
         dst = run if self._into else own

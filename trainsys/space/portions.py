@@ -82,7 +82,12 @@ class Portions:
 
     def of_piece(self, tensor: int, tp: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """(portion, start, stop) of the runs of elements ``[start, stop)`` of a shard under `tp`, row-major."""
-        row = prod(self.space.tensors[tensor].local_shape(tp)[1:])
+        yield from self._of_run(tensor, self.space.tensors[tensor].shards(tp), start, stop)
+
+    def _of_run(self, tensor: int, shards: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """The same of one of so many shards."""
+        logical = self.space.tensors[tensor]
+        row = prod(logical.shape[1:]) // (1 if logical.split in (None, 0) else shards)
         for portion, first, last in self.of_rows(tensor, start // row, -(-stop // row)):
             yield portion, max(start, first * row), min(stop, last * row)
 
@@ -94,6 +99,11 @@ class Portions:
     def _of_moves(self, moves: Sequence[Move]) -> list[list[Move]]:
         parts: list[list[Move]] = [[] for _ in range(self.count)]
         for m in moves:
+            if m.shards:
+                for portion, first, last in self._of_run(m.tensor, m.shards, m.box.start[0], m.box.stop[0]):
+                    part = Box((first,), (last,))
+                    parts[portion].append(replace(m, box=part))
+                continue
             if not m.box.start:
                 parts[next(self.of_rows(m.tensor, 0, 1))[0]].append(m)
                 continue

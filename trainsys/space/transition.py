@@ -26,7 +26,11 @@ from trainsys.space.tensor import Space
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Copy `box` of tensor number `tensor` from `src`'s storage to `dst`'s (the same rank: a local copy)."""
+    """Copy `box` of tensor number `tensor` from `src`'s storage to `dst`'s (the same rank: a local copy).
+
+    `box`, and those of the places, are in coordinates of the tensor; with `shards`, for layouts that cut the tensor
+    into equally many, they are row-major intervals of a shard.
+    """
 
     tensor: int
     box: Box
@@ -34,6 +38,7 @@ class Move:
     dst: int
     src_at: Place
     dst_at: Place
+    shards: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,14 @@ def _incoming(
             if not holders.ranks:
                 raise LostError(f"{sources.space.tensors[tensor].name}{o.box}: no living rank holds it")
             if rank in holders.ward:
-                local.append(Move(tensor, o.box, rank, rank, _source(sources, tensor, o, holders, rank), place))
+                at = _source(sources, tensor, o, holders, rank)
+                local.append(Move(tensor, o.box, rank, rank, at, place, o.shards))
                 continue
             near, turn = holders.near(node), (offset + o.lead) // dst.chunk + rank
             for k, part in enumerate(o.parts):
                 src = near[(turn + k) % len(near)]
-                receives.append(Move(tensor, part, src, rank, _source(sources, tensor, o, holders, src), place))
+                at = _source(sources, tensor, o, holders, src)
+                receives.append(Move(tensor, part, src, rank, at, place, o.shards))
     return local, receives
 
 
@@ -111,7 +118,7 @@ def _outgoing(sources: Index, targets: Index, rank: int, node_of: Callable[[int]
                 turn = (begin + o.lead) // chunk
                 chosen += [(*who, dst_at, askers.among) for who in askers.choosing(turn, len(o.parts))]
             for _, dst, first, dst_at, among in sorted(chosen, key=lambda c: c[0]):
-                moves += [Move(tensor, part, rank, dst, place, dst_at) for part in o.parts[first::among]]
+                moves += [Move(tensor, part, rank, dst, place, dst_at, o.shards) for part in o.parts[first::among]]
     return moves
 
 
