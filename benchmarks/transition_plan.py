@@ -17,7 +17,6 @@ import gc
 import json
 import math
 import multiprocessing
-import random
 import resource
 import sys
 import time
@@ -31,10 +30,11 @@ from trainsys.cli.arguments import Parser
 from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig
 from trainsys.models.geometry import resolve, split_layers, tensors
+from trainsys.planner.switch import rounds_s, sampled
 from trainsys.space.build import build_layout, succeed
 from trainsys.space.coverage import check_covered
 from trainsys.space.layout import Layout
-from trainsys.space.rounds import PART_BYTES, Round, rounds
+from trainsys.space.rounds import PART_BYTES, rounds
 from trainsys.space.tensor import SLOTS, Space
 from trainsys.space.transition import transition
 
@@ -103,14 +103,14 @@ def measure(name: str, case: str, zero: int, ranks: int, sample: int, chunk: int
         covered.append(time.perf_counter() - started)
     participants = tuple(sorted({*alive, *dst.ranks}))
     plans, switches, received = [], [], []
-    for rank in _sampled(src, alive, participants, sample):
+    for rank in sampled(src, alive, participants, sample):
         before, after = dataclasses.replace(src), dataclasses.replace(dst)  # as they come by message: nothing cached
         gc.collect()
         started = time.perf_counter()
         share = transition(space, before, after, rank, alive, topology.node_of)
         order = rounds(share, participants, PART_BYTES // ELEMENT_BYTES)
         plans.append(time.perf_counter() - started)
-        switches.append(plans[-1] + _transfer_s(rank, order, topology))
+        switches.append(plans[-1] + rounds_s(rank, order, topology.transfer_s, ELEMENT_BYTES))
         received.append(sum(m.box.numel for m in share.receives))
     return {
         "model": name,
@@ -129,28 +129,6 @@ def measure(name: str, case: str, zero: int, ranks: int, sample: int, chunk: int
         "build_layouts_s": build_s,
         "check_covered_ms": 1e3 * _quantile(covered, 0.5),
     }
-
-
-def _sampled(src: Layout, alive: Sequence[int], participants: Sequence[int], sample: int) -> list[int]:
-    """The mirrors of the dead, who have the most to send, and others at random, always the same."""
-    dead = set(src.ranks).difference(alive)
-    serving = sorted({peer for rank, peer in src.mirrors if rank in dead}.difference(dead))[: sample // 2]
-    others = [r for r in participants if r not in set(serving)]
-    return serving + random.Random(0).sample(others, min(sample - len(serving), len(others)))
-
-
-def _transfer_s(rank: int, order: Sequence[Round], topology: Topology) -> float:
-    """Seconds on the wire: the rounds one after the other, both directions of one at once."""
-    total = 0.0
-    for step in order:
-        out = _direction_s(rank, step.to, step.sends, topology)
-        into = _direction_s(step.source, rank, step.receives, topology)
-        total += max(out, into)
-    return total
-
-
-def _direction_s(a: int, b: int, parts: Sequence[Sequence[Any]], topology: Topology) -> float:
-    return sum(topology.transfer_s(a, b, ELEMENT_BYTES * sum(m.box.numel for m in part)) for part in parts)
 
 
 def _quantile(values: Sequence[float], q: float) -> float:

@@ -24,6 +24,8 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "cluster.intra_node.latency_s": (0, _MOST, "must not be negative"),
     "cluster.inter_node.gbps": (_TINY, _MOST, "must be positive and finite"),
     "cluster.inter_node.latency_s": (0, _MOST, "must not be negative"),
+    "cluster.node_mtbf_hours": (0, _MOST, "must be positive, or 0 for nodes that never fail"),
+    "cluster.node_repair_hours": (_TINY, _MOST, "must be positive and finite"),
     "optim.lr": (_TINY, _MOST, "must be positive and finite"),
     "optim.min_lr": (0, _MOST, "must not be negative"),
     "optim.warmup_steps": (0, _WHOLE, "must not be negative"),

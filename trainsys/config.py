@@ -77,6 +77,8 @@ class ClusterConfig:
     intra_node: LinkConfig = field(default_factory=LinkConfig)
     inter_node: LinkConfig = field(default_factory=LinkConfig)
     shared_cores: bool = False  # ranks share this machine's cores (a local CPU cluster)
+    node_mtbf_hours: float = 0.0  # mean time between failures of one node; 0: plans take them to last for ever
+    node_repair_hours: float = 2.0  # until a failed node, or one in its place, is back
 
 
 @dataclass(frozen=True)

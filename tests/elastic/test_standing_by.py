@@ -9,10 +9,10 @@ import pytest
 from tiny import tiny
 
 from trainsys.config import load
-from trainsys.elastic.choose import choose
 from trainsys.elastic.manager import Manager, Member, Phase
 from trainsys.elastic.messages import Fault, Proposal, Verdict
 from trainsys.parallel.step import Report
+from trainsys.planner.choose import choose
 
 
 class Told:

@@ -21,7 +21,6 @@ from typing import Any, Protocol
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.census import check_census
-from trainsys.elastic.choose import choose
 from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.links import Link, Links
 from trainsys.elastic.messages import (
@@ -43,6 +42,7 @@ from trainsys.elastic.record import Change, Observer
 from trainsys.elastic.standing import Standing
 from trainsys.models.geometry import resolve, split_layers, tensors
 from trainsys.parallel.step import decide
+from trainsys.planner.choose import choose
 from trainsys.planner.device import rate
 from trainsys.space.coverage import LostError
 from trainsys.space.layout import Layout

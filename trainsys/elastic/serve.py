@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import multiprocessing
 import os
 import signal
@@ -49,6 +50,7 @@ def serve(
     """
     share_cores()
     warm_up(config)
+    gc.freeze()  # what stands now stays: no collection in a step walks through it
     store = TCPStore(*rendezvous.store, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
     beat_s = config.elastic.heartbeat_limit_s / 5
     worker = Worker(

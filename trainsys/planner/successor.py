@@ -14,7 +14,7 @@ from trainsys.planner.moves import moved_bytes
 from trainsys.planner.predict import predict, worst_memory
 from trainsys.planner.stages import Stages, notation
 
-HORIZON_STEPS = 100  # steps over which a move must pay for itself
+HORIZON_STEPS = 100  # steps over which a move must pay for itself, where no rate of failures says how long it lasts
 MARGIN = 0.1  # a predicted gain below this is within the model's error: not worth new stage boundaries
 
 Grid = tuple[tuple[int, ...], tuple[int, ...]]  # layers of each run (without vp: stage), replicas of each stage
@@ -28,9 +28,10 @@ def successor(
     Keeps tp, ZeRO stage, schedule, reduction, and vp where there are layers enough, of `current`; of the configured cp
     as much as the teams and their memory allow, and of the configured ep what the replicas do. Considers keeping the
     stages' layers with teams added or moved, going home to ``config.parallel``, and every other number of stages with
-    the layers split evenly or by their replicas, which must be better by `MARGIN`. The cheapest over the next
-    `HORIZON_STEPS` steps wins: their predicted time, plus the bytes that the busiest rank must receive over the slowest
-    link. Recomputes activations only when nothing fits otherwise. Some teams may stay idle.
+    the layers split evenly or by their replicas, which must be better by `MARGIN`. The cheapest wins until the next
+    failure or repair that ``cluster.node_mtbf_hours`` lets expect, or without one over `HORIZON_STEPS` steps: their
+    predicted time, plus the bytes that the busiest rank must receive over the slowest link. Recomputes activations only
+    when nothing fits otherwise. Some teams may stay idle.
 
     Args:
         teams: whole teams there are, holding a stage or fresh.
@@ -50,12 +51,15 @@ def successor(
     home = Stages.of(config.model, config.parallel)
     settled = (before.runs, home.runs) if _reachable(home, before, teams) else (before.runs,)
 
+    stay_s = expected_stay_s(config, ranks)
+
     def cost_s(parallel: ParallelConfig) -> float:
+        """Of one step, with its share of the move."""
         after = Stages.of(config.model, parallel)
         moved = moved_bytes(config, before, alive, after, parallel.zero)
-        steps_s = predict(config, parallel, measured).step_s * HORIZON_STEPS
-        steps_s *= 1 if after.runs in settled else 1 + MARGIN
-        return steps_s + (link.transfer_s(moved) if link else 0.0)
+        step_s = predict(config, parallel, measured).step_s
+        steps = stay_s / step_s if stay_s else HORIZON_STEPS
+        return step_s * (1 if after.runs in settled else 1 + MARGIN) + (link.transfer_s(moved) / steps if link else 0.0)
 
     tried: list[ParallelConfig] = []
     for cp in (d for d in range(min(home.cp, teams), 0, -1) if home.cp % d == 0):
@@ -66,6 +70,16 @@ def successor(
             if fitting:
                 return min(fitting, key=cost_s)  # the first of equals: the layout nearest to the current one
     raise ValueError(_too_big(config, tried, ranks))
+
+
+def expected_stay_s(config: RunConfig, ranks: int) -> float | None:
+    """Mean seconds until a node fails or one comes back, both at random; None where nodes are not said to fail."""
+    cluster = config.cluster
+    if not cluster.node_mtbf_hours:
+        return None
+    nodes = -(-ranks // cluster.ranks_per_node)
+    per_hour = nodes / cluster.node_mtbf_hours + max(0, cluster.nodes - nodes) / cluster.node_repair_hours
+    return 3600 / per_hour
 
 
 def _reachable(home: Stages, before: Stages, teams: int) -> bool:
