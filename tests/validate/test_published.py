@@ -13,18 +13,20 @@ PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "published"
 
 # set -> most percent off in step time, least rank correlation, most percent off in peak memory
 CEILINGS: dict[str, tuple[float, float | None, float | None]] = {
-    "amp_homo": (17.5, 0.9, None),
+    "amp_homo": (18.0, 0.89, None),
     "bigscience_v100": (10.5, 0.7, 12.0),
-    "bloom_a": (20.5, 0.7, 5.0),
-    "bloom_b": (14.5, 0.5, 5.5),
+    "bloom_a": (8.0, 0.88, 5.0),
+    "bloom_b": (6.5, 0.7, 5.5),
+    "bloom_d": (7.6, 0.73, 9.0),
+    "bloom_e": (3.7, 0.8, 4.5),
     "bridge": (13.5, 0.96, None),
     "korthikanti": (4.0, 0.99, None),
     "llama3": (13.5, None, None),
     "llm_foundry": (6.5, 0.99, None),
-    "nanotron": (14.5, 0.98, 10.0),
-    "sc21_t1": (4.8, 0.98, None),
+    "nanotron": (13.0, 0.98, 10.0),
+    "sc21_t1": (3.2, 0.98, None),
     "torchtitan": (11.8, 0.98, 6.5),
-    "vtrain_multi": (9.5, 0.96, None),
+    "vtrain_multi": (8.5, 0.96, None),
 }
 
 
@@ -50,15 +52,15 @@ def test_errors_stay_below_their_ceilings(scores: dict[str, Score], name: str) -
 
 
 def test_what_ran_out_of_memory_is_rejected_and_little_else(scores: dict[str, Score]) -> None:
-    """One of the three that did not fit lies 4 GiB below the model's limit (bigscience_v100, 16 sequences)."""
-    assert sum(s.oom.tp for s in scores.values()) == 2
-    assert sum(s.oom.fn for s in scores.values()) == 1
-    assert sum(s.oom.fp for s in scores.values()) <= 5
-    assert sum(s.oom.tn for s in scores.values()) > 250
+    """Two of the seven that did not fit lie 4 GiB below the model's limit (bigscience_v100) and 5 GiB (bloom_e)."""
+    assert sum(s.oom.tp for s in scores.values()) == 5
+    assert sum(s.oom.fn for s in scores.values()) == 2
+    assert sum(s.oom.fp for s in scores.values()) <= 10
+    assert sum(s.oom.tn for s in scores.values()) > 290
 
 
 def test_choosing_by_the_model_loses_little(scores: dict[str, Score]) -> None:
-    for name in ("amp_homo", "korthikanti", "vtrain_multi", "torchtitan", "bloom_a"):
+    for name in ("amp_homo", "korthikanti", "vtrain_multi", "torchtitan", "bloom_a", "bloom_b", "bloom_d", "bloom_e"):
         regret = scores[name].regret
         assert regret is not None
         assert regret <= 2.5

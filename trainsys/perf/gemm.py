@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from trainsys.perf.device import Device
+from trainsys.perf.job import Job
 
 # tile [m, n] -> share of the large product's rate; from the reuse that CUTLASS's profiler shows of each
 _TILES = (
@@ -17,7 +18,7 @@ _TILES = (
     (128, 64, 0.8), (64, 128, 0.8), (64, 64, 0.65),
 )  # fmt: skip
 # bytes that divide a row -> share of the rate; the steps are NVIDIA's, the shares fitted on epoch a of bloom
-_ALIGNED = ((128, 1.0), (32, 0.9), (16, 0.75), (0, 0.45))
+_ALIGNED = ((128, 1.0), (32, 0.9), (16, 0.58), (0, 0.45))
 _TILE_S = 1.2e-6  # filling and draining a tile's pipeline
 
 
@@ -48,6 +49,18 @@ def gemm_s(
     width = 1 if precision in ("fp8", "mxfp8") else 2
     moved = count * (width * (m * k + k * n) + (2 + add_bytes) * m * n)
     return max(best + device.launch_s, device.stream_s(moved))
+
+
+def weight_gradient_s(job: Job, n: int, k: int, precision: str) -> float:
+    """Seconds of the gradient of a weight [n, k], and of adding it to the microbatches' sum.
+
+    A separate kernel reads and writes the sum (``accumulate`` bytes per parameter); a fused one (Korthikanti et al.
+    2022, arXiv:2205.05198, used Megatron's) does it while the product writes its result.
+    """
+    device, add = job.device, job.software.accumulate
+    if job.software.fused_accumulate or not add:
+        return gemm_s(device, n, k, job.tokens, precision, add_bytes=add)
+    return gemm_s(device, n, k, job.tokens, precision) + device.stream_s(add * n * k)
 
 
 def _divisor(num_bytes: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainsys.perf.gemm import gemm_s
+from trainsys.perf.gemm import gemm_s, weight_gradient_s
 from trainsys.perf.job import Job
 
 
@@ -12,7 +12,7 @@ def head_s(job: Job) -> tuple[float, float]:
     vocab = job.shape.vocab // job.degrees.tp
     forward = gemm_s(device, tokens, vocab, hidden, "bf16") + device.stream_s(traits.logits * tokens * vocab)
     backward = gemm_s(device, tokens, hidden, vocab, "bf16")
-    backward += gemm_s(device, vocab, hidden, tokens, "bf16", add_bytes=traits.accumulate)
+    backward += weight_gradient_s(job, vocab, hidden, "bf16")
     return forward, backward + device.stream_s(14 * tokens * vocab)
 
 

@@ -87,7 +87,12 @@ class Fabric:
 
 @dataclass(frozen=True)
 class Job:
-    """What is costed. Sizes of one step are global; `microbatch` counts sequences of one replica."""
+    """What is costed. Sizes of one step are global; `microbatch` counts sequences of one replica.
+
+    Attributes:
+        slowdown: of the whole step, where the source says that its machine was not in order.
+        ends_count: embedding and head each count as a layer where layers are dealt out to stages.
+    """
 
     shape: Shape
     degrees: Degrees
@@ -100,6 +105,8 @@ class Job:
     precision: str = "bf16"
     recompute: Recompute = "none"
     sequence_parallel: bool = False
+    slowdown: float = 1.0
+    ends_count: bool = False
 
     def __post_init__(self) -> None:
         d = self.degrees
@@ -114,6 +121,11 @@ class Job:
     def microbatches(self) -> int:
         """Of each replica in one step."""
         return self.global_batch // (self.degrees.dp * self.microbatch)
+
+    @property
+    def stage_layers(self) -> float:
+        """Layers of a stage, those without an end; not whole where they do not divide."""
+        return (self.shape.layers + 2 * self.ends_count) / self.degrees.pp
 
     @property
     def tokens(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trainsys.perf.collective import all_reduce_s, gather_s
 from trainsys.perf.experts import exchange_s, expert_products, expert_streams
-from trainsys.perf.gemm import gemm_s
+from trainsys.perf.gemm import gemm_s, weight_gradient_s
 from trainsys.perf.job import Job
 
 _BACKWARD = 1.6  # bytes that a streaming kernel's backward moves, by its forward's
@@ -93,7 +93,7 @@ def _dense(job: Job, matrices: list[tuple[int, int]]) -> tuple[float, float]:
     for n, k in matrices:
         forward += gemm_s(device, job.tokens, n, k, job.precision)
         backward += gemm_s(device, job.tokens, k, n, job.precision)
-        backward += gemm_s(device, n, k, job.tokens, job.precision, add_bytes=job.software.accumulate)
+        backward += weight_gradient_s(job, n, k, job.precision)
         if job.precision in ("fp8", "mxfp8"):  # casts: 2 bytes read and 1 written, backward both ways round
             forward += device.stream_s(3 * job.tokens * k)
             backward += device.stream_s(4 * job.tokens * n)
@@ -132,4 +132,5 @@ def _streams(job: Job) -> tuple[float, float]:
     moved += [traits.rotary * job.tokens * qkv]
     moved += expert_streams(job) if shape.experts else [traits.activation * job.tokens * shape.ffn / tp]
     forward = sum(map(job.device.stream_s, moved))
-    return forward, sum(job.device.stream_s(_BACKWARD * n) for n in moved)
+    backward = sum(job.device.stream_s(_BACKWARD * n) for n in moved)
+    return forward + traits.host_s, backward + traits.host_s

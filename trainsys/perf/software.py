@@ -21,6 +21,8 @@ class Software:
         logits_kept: bytes per logit alive at once: in 16 bits, in fp32, and the gradient.
         slack: share of activations that the allocator loses to fragments.
         fixed_gib: context and communicators, where the measured figure counts them.
+        fused_accumulate: the weight gradient's product adds to the sum itself; else a kernel of its own does.
+        host_s: seconds per layer and pass (forward, again, backward) that a device waits for the host's launches.
         attention: ``unfused`` (scores in memory), or the name of a fused kernel in the device's table.
         eager_activation: a gated one is two kernels, and keeps a value more.
         scatter_p2p: tp ranks send a tp-th of the activation each (arXiv:2104.04473, section 4.1).
@@ -46,6 +48,8 @@ class Software:
     logits_kept: float = 10
     slack: float = 0.06
     fixed_gib: float = 3.0
+    host_s: float = 0.0
+    fused_accumulate: bool = False
     eager_activation: bool = False
     scatter_p2p: bool = False
     overlap_p2p: bool = False

@@ -36,11 +36,12 @@ class StepCost:
     gradients_s: float
     update_s: float
     layer: LayerCost
+    slowdown: float = 1.0
 
     @property
     def step_s(self) -> float:
         parts = self.layers_s, self.head_s, self.bubble_s, self.messages_s, self.gradients_s, self.update_s
-        return sum(parts)
+        return sum(parts) * self.slowdown
 
 
 def step_cost(job: Job) -> StepCost:
@@ -50,8 +51,10 @@ def step_cost(job: Job) -> StepCost:
     (arXiv:2104.04473, section 2.2); the stage with the logits is the slowest, and sets the pace.
     """
     d, layer, m = job.degrees, layer_cost(job), job.microbatches
-    stage = (layer.forward_s + layer.backward_s + layer.again_s(job)) * job.shape.layers / d.pp
+    one = layer.forward_s + layer.backward_s + layer.again_s(job)
+    stage = one * job.stage_layers
     head = sum(head_s(job)) + (0.0 if d.pp > 1 else sum(embedding_s(job)) + 2 * layer.reduce_s)
+    head = max(0.0, head - one) if job.ends_count else head  # it stands in a layer's place
     message = 2 * _message_s(job)
     fills = (d.pp - 1) * (stage / d.vp + message)
     return StepCost(
@@ -62,6 +65,7 @@ def step_cost(job: Job) -> StepCost:
         gradients_s=_sharded_s(job, layer) if d.zero == 3 else _gradients_s(job, layer),
         update_s=rank_params(job).owned(job) * job.software.update / _bytes_per_s(job),
         layer=layer,
+        slowdown=job.slowdown,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
@@ -174,6 +174,8 @@ def _job(cells: _Cells) -> Job:
         precision=text["precision"] or "bf16",
         recompute=cast(Recompute, recompute),
         sequence_parallel=(text["seq_parallel"] or str(int(name == "megatron-core"))) == "1",
+        slowdown=cells.chosen("slowdown") or 1.0,
+        ends_count=bool(cells.chosen("ends_count")),
     )
 
 
@@ -221,7 +223,8 @@ def _fabric(cells: _Cells) -> Fabric:
     if nics is None:
         name = cells.text["device"].split("-")[0]
         nics = _sets()["nic_gbps_per_node"].get(name, 400)
-    return Fabric(cells.positive("devices_per_node", 8), nics / 8)
+    usual = Fabric(cells.positive("devices_per_node", 8), nics / 8)
+    return replace(usual, reached=cells.chosen("reached") or usual.reached)
 
 
 def read_all(paths: Sequence[Path]) -> tuple[list[Row], list[str]]:
