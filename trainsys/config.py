@@ -136,6 +136,7 @@ class ParallelConfig:
     reduction: Literal["canonical", "fast"] = "canonical"  # canonical: the same bits on every layout of one tp and cp
     stage_layers: tuple[int, ...] = ()  # layers of each stage (under vp of each run); empty: as even as possible
     stage_replicas: tuple[int, ...] = ()  # replicas of each stage; empty: dp everywhere
+    devices: tuple[int, ...] = ()  # rank at each place of the mesh, counted in the order above; empty: 0, 1, 2, …
 
 
 @dataclass(frozen=True)

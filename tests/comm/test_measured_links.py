@@ -116,9 +116,3 @@ def test_impossible_matrices_are_refused(links: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         Topology.from_config(load([f"cluster.links.{links}"]).cluster)
     assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("devices", [(0, 4), (1, 1), (-1, 0)])
-def test_devices_name_each_rank_once(devices: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"parallel\.devices=.* names rank -?\d .*name each once"):
-        Topology.from_config(FOUR, None, devices)

@@ -63,6 +63,10 @@ class Topology:
         """
         if devices:
             whole = cls.from_config(cluster)
+            if max(devices) >= whole.num_ranks or min(devices) < 0 or len(set(devices)) < len(devices):
+                raise ValueError(
+                    f"parallel.devices={list(devices)} must name different ones of the ranks 0 to {whole.num_ranks - 1}"
+                )
             return whole.placed(devices)
         for name in ("nodes", "ranks_per_node"):
             if getattr(cluster, name) < 1:
@@ -97,18 +101,10 @@ class Topology:
         )
 
     def placed(self, devices: Sequence[int]) -> Topology:
-        """The same cluster with number i for rank ``devices[i]``; others are not part of it.
-
-        Raises:
-            ValueError: for a rank that is not there, or is named twice.
-        """
+        """The same cluster with number i for rank ``devices[i]``; others are not part of it."""
         assert not self.devices, self.devices
-        seen: set[int] = set()
-        for rank in devices:
-            if not 0 <= rank < self.num_ranks or rank in seen:
-                why = "twice" if rank in seen else f"but the cluster has ranks 0 to {self.num_ranks - 1}"
-                raise ValueError(f"parallel.devices={list(devices)} names rank {rank} {why}; name each once")
-            seen.add(rank)
+        assert len(set(devices)) == len(devices), devices
+        assert all(0 <= rank < self.num_ranks for rank in devices), (devices, self.num_ranks)
         return replace(self, devices=tuple(devices), num_ranks=len(devices))
 
     @property
