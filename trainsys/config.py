@@ -67,8 +67,31 @@ class LinkConfig:
 
 
 @dataclass(frozen=True)
+class LinksConfig:
+    """Measured links, from rows to columns; they need not be alike both ways. A row for each rank, or for each node
+    (then ranks have what their nodes have, and ``intra_node`` is within). Empty: ``intra_node`` and ``inter_node``."""
+
+    gbps: tuple[tuple[float, ...], ...] = ()  # GB/s that one rank has to another; 0 on the diagonal
+    latency_s: tuple[tuple[float, ...], ...] = ()  # seconds, in rows like gbps; empty: of intra_node and inter_node
+    file: str = ""  # CSV instead of gbps; relative to the YAML that names it, on the command line to the working folder
+
+    def __post_init__(self) -> None:
+        for name in ("gbps", "latency_s"):
+            rows: Any = getattr(self, name)
+            try:
+                rows = tuple(tuple(map(float, row)) for row in rows)
+            except (TypeError, ValueError):
+                raise ValueError(f"cluster.links.{name} must be rows of numbers, such as [[0, 2], [2, 0]]") from None
+            object.__setattr__(self, name, rows)
+
+    @property
+    def given(self) -> bool:
+        return bool(self.gbps or self.latency_s or self.file)
+
+
+@dataclass(frozen=True)
 class ClusterConfig:
-    """What the cluster is: ``nodes`` × ``ranks_per_node`` equal devices and two kinds of links."""
+    """What the cluster is: ``nodes`` × ``ranks_per_node`` equal devices, and the links among them."""
 
     name: str = "local"  # shown in plans
     nodes: int = 2  # machines
@@ -76,6 +99,7 @@ class ClusterConfig:
     device: DeviceConfig = field(default_factory=DeviceConfig)
     intra_node: LinkConfig = field(default_factory=LinkConfig)
     inter_node: LinkConfig = field(default_factory=LinkConfig)
+    links: LinksConfig = field(default_factory=LinksConfig)
     shared_cores: bool = False  # ranks share this machine's cores (a local CPU cluster)
     node_mtbf_hours: float = 0.0  # mean time between failures of one node; 0: plans take them to last for ever
     node_repair_hours: float = 2.0  # until a failed node, or one in its place, is back
@@ -114,6 +138,7 @@ class ParallelConfig:
     reduction: Literal["canonical", "fast"] = "canonical"  # canonical: the same bits on every layout of one tp and cp
     stage_layers: tuple[int, ...] = ()  # layers of each stage (under vp of each run); empty: as even as possible
     stage_replicas: tuple[int, ...] = ()  # replicas of each stage; empty: dp everywhere
+    devices: tuple[int, ...] = ()  # rank at each place of the mesh, counted in the order above; empty: 0, 1, 2, …
 
 
 @dataclass(frozen=True)
@@ -283,7 +308,17 @@ def _with_bases(path: Path, seen: tuple[Path, ...] = ()) -> list[Any]:
     parts = []
     for base in bases:
         parts += _with_bases(path.parent / base, (*seen, path.resolve()))
+    _from_here(node, path.parent)
     return [*parts, node]
+
+
+def _from_here(node: Any, folder: Path) -> None:
+    """Make the file that a YAML names as ``cluster.links.file`` absolute, so that a saved config finds it as well."""
+    from omegaconf import OmegaConf
+
+    name = OmegaConf.select(node, "cluster.links.file", default="")
+    if isinstance(name, str) and name:
+        OmegaConf.update(node, "cluster.links.file", str((folder / name).resolve()))
 
 
 def _one_line(error: Exception, overrides: str) -> str:

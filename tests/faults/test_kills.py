@@ -37,6 +37,7 @@ LAYOUTS = {
     "model.num_experts=4",
     "dp2·cp2 zero1": "parallel.dp=2 parallel.cp=2 parallel.pp=1 parallel.zero=1",
     "cp4": "parallel.dp=1 parallel.pp=1 parallel.cp=4 parallel.zero=0",
+    "dp2·pp2 zero1 placed": "parallel.dp=2 parallel.pp=2 parallel.zero=1 parallel.devices=[3,0,2,1]",
     "bfloat16": "train.dtype=bfloat16",
 }
 KILLS = [
@@ -63,6 +64,7 @@ KILLS = [
     ("dp2·pp2·vp2 zero2", "kill@5:2:backward"),
     ("dp4·ep2 zero1", "kill@5:1:backward,join@6"),
     ("dp2·cp2 zero1", "kill@5:2:backward"),
+    ("dp2·pp2 zero1 placed", "kill@5:3:backward"),
 ]
 
 

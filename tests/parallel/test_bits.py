@@ -28,6 +28,8 @@ FOUR_RANKS: list[dict[str, Any]] = [
     {"pp": 3, "stage_replicas": (1, 2, 1), "recompute": "full"},
     {"dp": 4, "zero": 2},
     {"dp": 2, "pp": 2, "zero": 2},
+    {"dp": 2, "pp": 2, "zero": 1, "devices": (3, 0, 2, 1)},
+    {"dp": 3, "zero": 2, "devices": (2, 3, 0)},
     {"pp": 2, "stage_replicas": (3, 1), "schedule": "gpipe", "zero": 2},
     {"dp": 2, "pp": 2, "vp": 2, "schedule": "interleaved", "zero": 1},
     {"pp": 2, "vp": 2, "stage_replicas": (1, 3), "schedule": "interleaved", "zero": 2},
@@ -63,6 +65,7 @@ def test_tensor_parallel_family(ranks: RankPool, tp: int, sequence_parallel: boo
     ]
     if tp == 2 and not sequence_parallel:
         grids += [{"dp": 2, "pp": 2, "zero": 1}, {"pp": 2, "stage_replicas": (1, 3)}, {"dp": 4}]
+        grids += [{"dp": 2, "zero": 1, "devices": (5, 0, 6, 3)}]
     for got in run_all(ranks, 8, [run_config("float32", model, **grid, **fixed) for grid in grids], steps=3):
         assert_same_bits(got, expected)
 

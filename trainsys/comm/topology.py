@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from trainsys.config import ClusterConfig, DeviceConfig
+
+if TYPE_CHECKING:
+    from trainsys.comm.links import Links
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Link:
 class Topology:
     """`num_ranks` equal devices, numbered node by node: rank r is on node ``r // ranks_per_node``.
 
-    Everything is asked per pair of ranks, through `link`; a measured matrix of links needs no other method.
+    `placed` makes a view in which ranks have other numbers: whoever asks by positions of a mesh need not know where
+    they are.
 
     Attributes:
         name: of the cluster.
@@ -35,6 +40,8 @@ class Topology:
         num_ranks: devices in all.
         device: what each of them is.
         intra_node, inter_node: links within a node, and between nodes.
+        links: measured ones, which win over both.
+        devices: the rank behind each number; empty: its own.
     """
 
     name: str
@@ -44,14 +51,23 @@ class Topology:
     device: DeviceConfig
     intra_node: Link
     inter_node: Link
+    links: Links | None = None
+    devices: tuple[int, ...] = ()
 
     @classmethod
-    def from_config(cls, cluster: ClusterConfig, num_ranks: int | None = None) -> Topology:
-        """The declared cluster, or its first `num_ranks` ranks.
+    def from_config(cls, cluster: ClusterConfig, num_ranks: int | None = None, devices: Sequence[int] = ()) -> Topology:
+        """The declared cluster, or its first `num_ranks` ranks, or those of `devices` in that order.
 
         Raises:
-            ValueError: for an empty cluster, more ranks than it has, or a link without bandwidth.
+            ValueError: for an empty cluster, more ranks than it has, or links that cannot be.
         """
+        if devices:
+            whole = cls.from_config(cluster)
+            if max(devices) >= whole.num_ranks or min(devices) < 0 or len(set(devices)) < len(devices):
+                raise ValueError(
+                    f"parallel.devices={list(devices)} must name different ones of the ranks 0 to {whole.num_ranks - 1}"
+                )
+            return whole.placed(devices)
         for name in ("nodes", "ranks_per_node"):
             if getattr(cluster, name) < 1:
                 raise ValueError(f"cluster.{name}={getattr(cluster, name)} must be at least 1")
@@ -61,6 +77,11 @@ class Topology:
                     f"cluster.{name}: gbps={link.gbps:g}, latency_s={link.latency_s:g}; "
                     "a link needs gbps > 0 and latency_s >= 0"
                 )
+        links = None
+        if cluster.links.given:
+            from trainsys.comm.links import measured_links
+
+            links = measured_links(cluster)
         size = cluster.nodes * cluster.ranks_per_node
         num_ranks = size if num_ranks is None else num_ranks
         if not 1 <= num_ranks <= size:
@@ -76,12 +97,28 @@ class Topology:
             device=cluster.device,
             intra_node=Link(cluster.intra_node.gbps, cluster.intra_node.latency_s),
             inter_node=Link(cluster.inter_node.gbps, cluster.inter_node.latency_s),
+            links=links,
         )
+
+    def placed(self, devices: Sequence[int]) -> Topology:
+        """The same cluster with number i for rank ``devices[i]``; others are not part of it."""
+        assert not self.devices, self.devices
+        assert len(set(devices)) == len(devices), devices
+        assert all(0 <= rank < self.num_ranks for rank in devices), (devices, self.num_ranks)
+        return replace(self, devices=tuple(devices), num_ranks=len(devices))
+
+    @property
+    def regular(self) -> bool:
+        """Whether a link depends only on whether its ends share a node, and nodes hold neighbouring numbers."""
+        return self.links is None and not self.devices
 
     def node_of(self, rank: int) -> int:
         """Node that holds `rank`."""
-        assert 0 <= rank < self.num_ranks, (rank, self.num_ranks)
-        return rank // self.ranks_per_node
+        return self._rank(rank) // self.ranks_per_node
+
+    def _rank(self, number: int) -> int:
+        assert 0 <= number < self.num_ranks, (number, self.num_ranks)
+        return self.devices[number] if self.devices else number
 
     def same_node(self, a: int, b: int) -> bool:
         return self.node_of(a) == self.node_of(b)
@@ -89,6 +126,8 @@ class Topology:
     def link(self, a: int, b: int) -> Link:
         """The link from rank `a` to rank `b`; a != b."""
         assert a != b, f"rank {a} has no link to itself"
+        if self.links is not None:
+            return Link(*self.links.between(self._rank(a), self._rank(b)))
         return self.intra_node if self.same_node(a, b) else self.inter_node
 
     def transfer_s(self, a: int, b: int, num_bytes: float) -> float:
@@ -100,25 +139,34 @@ class Topology:
 
         None for a group of one, which needs no link.
         """
-        members = sorted(set(ranks))
+        members = sorted(set(map(self._rank, ranks)))
         if len(members) < 2:
             return None
+        if self.links is not None:
+            return Link(*self.links.slowest(members))
+        nodes = [rank // self.ranks_per_node for rank in members]
         kinds = []
-        if any(self.same_node(a, b) for a, b in pairwise(members)):
+        if any(a == b for a, b in pairwise(nodes)):
             kinds.append(self.intra_node)
-        if not self.same_node(members[0], members[-1]):
+        if nodes[0] != nodes[-1]:
             kinds.append(self.inter_node)
         return Link(min(k.gbps for k in kinds), max(k.latency_s for k in kinds))
 
     def ring(self, ranks: Iterable[int]) -> Link | None:
         """What holds up a ring collective over `ranks`: as `slowest`, but between two nodes all of a node's members
         send at once, each over its own share of the adapters. A pair uses one share, a ring through whole nodes all.
+
+        Of measured links only those count that a ring in the order of `ranks`, node after node, goes over.
         """
-        members = sorted(set(ranks))
+        members = tuple(dict.fromkeys(ranks))
         slowest = self.slowest(members)
-        if slowest is None or self.same_node(members[0], members[-1]):
-            return slowest
+        if slowest is None:
+            return None
+        if self.links is not None:
+            return Link(*self.links.ring([self._rank(rank) for rank in members]))
         per_node = Counter(map(self.node_of, members))
+        if len(per_node) == 1:
+            return slowest
         rates = [self.inter_node.gbps * min(per_node.values())]
         if max(per_node.values()) > 1:
             rates.append(self.intra_node.gbps)
@@ -129,7 +177,13 @@ class Topology:
         full, rest = divmod(self.num_ranks, self.ranks_per_node)
         parts = [f"{full} node{'s'[: full != 1]} × {self.ranks_per_node}"] if full else []
         parts += [f"1 node × {rest}"] if rest else []
-        links = f"{self.intra_node.gbps:g} GB/s within a node"
-        if self.nodes > 1:
-            links += f", {self.inter_node.gbps:g} GB/s between"
-        return f"{self.name}: {' + '.join(parts)} {self.device.name} ({self.device.memory_gib:g} GiB), {links}"
+        links = [f"{self.intra_node.gbps:g} GB/s within a node"]
+        if self.links is not None:
+            links = ["measured links"] if self.links.ranks_per_row == 1 else links
+            if self.nodes > 1:
+                links.append("{:.3g} to {:.3g} GB/s between nodes".format(*self.links.range_between_nodes(self.nodes)))
+        elif self.nodes > 1:
+            links.append(f"{self.inter_node.gbps:g} GB/s between")
+        return (
+            f"{self.name}: {' + '.join(parts)} {self.device.name} ({self.device.memory_gib:g} GiB), {', '.join(links)}"
+        )

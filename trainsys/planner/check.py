@@ -10,7 +10,7 @@ from trainsys.planner.experts import check_experts
 from trainsys.planner.predict import worst_memory
 from trainsys.planner.stages import Stages, notation
 from trainsys.schedule import GENERATORS
-from trainsys.space.build import axis_order
+from trainsys.space.build import axis_order, check_devices
 
 _CHOICES = {"zero": (0, 1, 2, 3), "recompute": ("none", "full"), "reduction": ("canonical", "fast")}
 
@@ -24,6 +24,8 @@ def check_parallel(config: RunConfig, num_ranks: int) -> None:
     check_batch(config)
     check_names(config.parallel)
     check_product(config.parallel, num_ranks)
+    if config.parallel.devices:
+        check_devices(config.parallel.devices, Stages.of(config.model, config.parallel).num_ranks, num_ranks)
     check_layout(config)
     check_memory(config)
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from trainsys.config import ParallelConfig, RunConfig
+from trainsys.config import LinksConfig, ParallelConfig, RunConfig
 from trainsys.models.geometry import split_layers
 from trainsys.planner.device import Rate
 from trainsys.planner.successor import successor
@@ -40,10 +40,12 @@ def choose(
 
 
 def _with_nodes(config: RunConfig, nodes: Mapping[int, int]) -> RunConfig:
-    """The config with a cluster large enough for the members that there are."""
+    """The config with a cluster large enough for the members that there are; links to new ones are not measured."""
     cluster = config.cluster
     most = max(Counter(nodes.values()).values())
     wider = replace(
         cluster, nodes=max(cluster.nodes, max(nodes.values()) + 1), ranks_per_node=max(cluster.ranks_per_node, most)
     )
+    if (wider.nodes, wider.ranks_per_node) != (cluster.nodes, cluster.ranks_per_node):
+        wider = replace(wider, links=LinksConfig())
     return replace(config, cluster=wider)

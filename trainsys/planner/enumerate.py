@@ -15,14 +15,15 @@ from trainsys.schedule import GENERATORS
 _LEAST_TOKENS = 8192  # of a sequence on a team, in the published training at 131,072 (arXiv:2407.21783, table 4)
 SEARCHED = ("dp", "tp", "pp", "cp", "ep", "vp", "zero", "sequence_parallel", "schedule", "recompute")
 TAKEN = ("order", "reduction")  # as the config has them
-_EVEN: dict[str, Any] = {"stage_layers": (), "stage_replicas": ()}
+_EVEN: dict[str, Any] = {"stage_layers": (), "stage_replicas": (), "devices": ()}
 
 
 def check_fixed(config: RunConfig, fixed: Collection[str]) -> None:
     """Whether what is not searched, and what of the searched is `fixed`, can be of any layout. Raises ValueError."""
     for name in _EVEN:
         if name in fixed:
-            raise ValueError(f"parallel.{name} cannot be kept: only even layouts are searched; leave it out")
+            what = "places are" if name == "devices" else "only even layouts are"
+            raise ValueError(f"parallel.{name} cannot be kept: {what} searched; leave it out")
     plain = {key: getattr(ParallelConfig(), key) for key in SEARCHED if key != "cp"}  # that one is always tried
     given = {key: getattr(config.parallel, key) for key in fixed}
     check_names(dataclasses.replace(config.parallel, **_EVEN, **plain))
@@ -49,7 +50,7 @@ def candidates(
     for cp, dp, tp, pp in _degrees(config, num_ranks):
         grid = dataclasses.replace(
             config.parallel, dp=dp, tp=tp, pp=pp, cp=cp, ep=1, vp=1, sequence_parallel=False, stage_layers=(),
-            stage_replicas=(),
+            stage_replicas=(), devices=(),
         )  # fmt: skip
         reason = _reason(config, dataclasses.replace(grid, zero=0, schedule=next(iter(GENERATORS)), recompute="none"))
         for parallel in _variants(grid, resolve(config.model), given.get("vp", 2)):

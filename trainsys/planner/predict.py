@@ -31,7 +31,7 @@ def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None =
     """
     config = dataclasses.replace(config, parallel=parallel)
     stages = Stages.of(config.model, parallel)
-    topology = Topology.from_config(config.cluster, stages.num_ranks)
+    topology = Topology.from_config(config.cluster, stages.num_ranks, parallel.devices)
     measured = measured or rate(config.cluster, stages.num_ranks)
     memory = worst_memory(config, stages)
     work = _pipeline(config, stages, topology, measured.sustained(1))

@@ -14,6 +14,7 @@ from trainsys.models.geometry import num_params, resolve
 from trainsys.planner.check import check_batch
 from trainsys.planner.device import rate
 from trainsys.planner.enumerate import candidates, check_fixed
+from trainsys.planner.place_plans import place_plans
 from trainsys.planner.plan import Miss, Plan, PlanReport
 from trainsys.planner.predict import predict, worst_memory
 from trainsys.planner.stages import Stages, notation
@@ -47,13 +48,15 @@ def search(config: RunConfig, num_ranks: int | None = None, fixed: Collection[st
     if not fitting:
         raise ValueError(_nothing(topology, rejected, nearest, config.parallel.reduction == "canonical"))
     plans = [predict(config, parallel, measured) for parallel in fitting]
-    plans = [_memory_bound(plan, misses) for plan in plans]
+    plans = sorted((_memory_bound(plan, misses) for plan in plans), key=_order)
+    if not topology.regular:
+        plans = sorted(place_plans(config, plans, measured), key=_order)
     return PlanReport(
         cluster=topology.describe(),
         device=measured.source,
         model=describe_model(config),
         num_ranks=topology.num_ranks,
-        plans=tuple(sorted(plans, key=_order)),
+        plans=tuple(plans),
         rejected=rejected,
         nearest_miss=nearest,
         search_s=perf_counter() - start,

@@ -116,5 +116,6 @@ def notation(parallel: ParallelConfig) -> str:
     words += [f"zero{parallel.zero}"] if parallel.zero else []
     words += ["sp"] if parallel.sequence_parallel else []
     words += [parallel.schedule] if parallel.pp > 1 else []
+    words += ["placed"] if parallel.devices else []
     words += ["recompute"] if parallel.recompute == "full" else []
     return " ".join(words)

@@ -193,5 +193,6 @@ def _as_config(
         schedule=schedule,
         stage_layers=() if runs == split_layers(config.model.num_layers, len(runs)) else runs,
         stage_replicas=() if even else replicas,
+        devices=(),  # who lives stays where it is, whatever the first layout's places were
     )
     return dataclasses.replace(after, ep=largest_ep(config, after))

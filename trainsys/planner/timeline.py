@@ -36,7 +36,7 @@ def timeline(config: RunConfig) -> Timeline:
     """
     parallel, batch = config.parallel, config.batch
     stages = Stages.of(config.model, parallel)
-    topology = Topology.from_config(config.cluster, stages.num_ranks)
+    topology = Topology.from_config(config.cluster, stages.num_ranks, parallel.devices)
     routes = Routes.balanced(batch.global_size // batch.microbatch_size, stages.replicas, stages.vp)
     schedule = build(parallel.schedule, routes, stages.vp)
     hosted = {lane: stages.team(stage % stages.count, r) for (stage, r), lane in schedule.placement.items()}

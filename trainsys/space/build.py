@@ -34,18 +34,22 @@ def build_layout(
     """Place a mesh on `ranks`, axis after axis in the order that ``parallel.order`` names.
 
     Args:
-        parallel: degrees; ``stage_replicas`` gives each stage its own number of replicas.
+        parallel: degrees; ``stage_replicas`` gives each stage its own number of replicas, ``devices`` each place of
+            the mesh its own of `ranks`.
         layers: transformer layers per stage, under vp per run of layers.
         ranks: at least the ranks the mesh needs, node-major.
         chunk: elements per piece.
         node_of: node of a rank, for choosing mirrors.
 
     Raises:
-        ValueError: when there are too few ranks, or too few replicas for ep.
+        ValueError: when there are too few ranks, or too few replicas for ep, or ``devices`` are not of the mesh.
     """
     spans = stage_spans(layers, parallel.vp)
     replicas = _replicas(parallel, len(spans))
     _check_enough(sum(replicas) * parallel.cp * parallel.tp, ranks)
+    if parallel.devices:
+        check_devices(parallel.devices, sum(replicas) * parallel.cp * parallel.tp, len(ranks))
+        ranks = [ranks[i] for i in parallel.devices]
     teams = _placed(parallel, replicas, ranks)
     stages = tuple(
         Stage(own, tuple(t), default_seats(len(t)), expert_seats([i % parallel.ep for i in range(len(t))], parallel.ep))
@@ -160,6 +164,19 @@ def _replicas(parallel: ParallelConfig, stages: int) -> tuple[int, ...]:
 def _check_enough(need: int, ranks: Sequence[int]) -> None:
     if need > len(ranks):
         raise ValueError(f"the layout needs {need} ranks but only {len(ranks)} are there; set parallel.dp lower")
+
+
+def check_devices(devices: Sequence[int], need: int, num_ranks: int) -> None:
+    """Whether `devices` name, each once, a rank of `num_ranks` for each of `need` places. Raises ValueError."""
+    if len(devices) != need:
+        raise ValueError(
+            f"parallel.devices names {len(devices)} rank{'s'[: len(devices) != 1]} but the layout has {need} places; "
+            "name one for each, or leave parallel.devices empty"
+        )
+    wrong = next((r for i, r in enumerate(devices) if not 0 <= r < num_ranks or r in devices[:i]), None)
+    if wrong is not None:
+        why = f"but there are only ranks 0 to {num_ranks - 1}" if not 0 <= wrong < num_ranks else "twice"
+        raise ValueError(f"parallel.devices names rank {wrong} {why}; name each once, or leave parallel.devices empty")
 
 
 def _placed(parallel: ParallelConfig, replicas: Sequence[int], ranks: Sequence[int]) -> list[list[Team]]:
