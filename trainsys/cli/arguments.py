@@ -24,10 +24,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")
 
-    def add_config(self) -> None:
+    def add_config(self, needed: bool = True) -> None:
         """CONFIG… and key=value, which `trainsys.config.load` takes apart."""
         self.add_argument(
-            "config", nargs="+", metavar="CONFIG|key=value", help="YAML files, then overrides such as train.steps=100"
+            "config",
+            nargs="+" if needed else "*",
+            metavar="CONFIG|key=value",
+            help="YAML files, then overrides such as train.steps=100",
         )
 
     def add_json(self, what: str) -> None:

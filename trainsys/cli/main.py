@@ -17,6 +17,7 @@ VERBS = {
     "train": "train a config on a local cluster; resumes by itself",
     "drill": "train under a fault schedule and prove that nothing was lost",
     "simulate": "draw the timeline of one planned step",
+    "profile": "measure this cluster and write it as a cluster file",
     "validate": "hold the performance model against published measurements",
     "reshard": "convert a checkpoint between layouts and frameworks",
     "bench": "run one benchmark against its peers",
