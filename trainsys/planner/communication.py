@@ -13,6 +13,16 @@ from trainsys.comm.topology import Link, Topology
 from trainsys.config import RunConfig
 from trainsys.models.family import kv_dim
 from trainsys.models.geometry import resolve
+from trainsys.planner.groups import (
+    data_link,
+    ends_link,
+    exchange_links,
+    expert_link,
+    hop_links,
+    regular,
+    sequence_links,
+    team_links,
+)
 from trainsys.planner.precision import Precision
 from trainsys.planner.sizes import StageSizes, shared_elements, team_tokens
 from trainsys.planner.stages import Stages
@@ -28,6 +38,11 @@ def all_gather_s(num_bytes: float, size: int, link: Link | None) -> float:
 def all_reduce_s(num_bytes: float, size: int, link: Link | None) -> float:
     """Ring all-reduce: a reduce-scatter, then an all-gather. `num_bytes` is what every rank holds."""
     return 2 * all_gather_s(num_bytes, size, link)
+
+
+def _slowest(links: list[Link], num_bytes: float) -> Link | None:
+    """Of `links` the one that takes longest for `num_bytes`; None without any."""
+    return max(links, key=lambda link: link.transfer_s(num_bytes), default=None)
 
 
 @dataclass(frozen=True)
@@ -50,9 +65,7 @@ def tensor_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     Sequence parallelism replaces each by an all-gather and a reduce-scatter of the same volume (Korthikanti et al.
     2022, arXiv:2205.05198, §4.2.2). None is overlapped: each stands between two dependent matrix products.
     """
-    teams = (topology.ring(stages.ranks_of(team)) for team in range(stages.num_teams))
-    links = [link for link in teams if link is not None]
-    worst = max(links, key=lambda link: link.transfer_s(boundary_bytes(config)), default=None)
+    worst = _slowest(team_links(stages, topology), boundary_bytes(config))
     once = all_reduce_s(boundary_bytes(config), stages.tp, worst)
     again = 2 if config.parallel.recompute == "full" else 0
     forward = [2 * n for n in stages.runs]
@@ -73,8 +86,7 @@ def context_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tenso
     size = 2 * tokens * width * Precision.of(config.train.dtype).activation
     again, forward, backward = config.parallel.recompute == "full", [], []
     for run, layers in enumerate(stages.runs):
-        links = (topology.ring(group) for group in stages.sequence_groups(run % stages.count))
-        worst = max((link for link in links if link), key=lambda link: link.transfer_s(size), default=None)
+        worst = _slowest(sequence_links(stages, topology, run % stages.count), size)
         once = layers * all_gather_s(size, stages.cp, worst)
         forward.append(once)
         backward.append((1 + again) * once)
@@ -88,11 +100,10 @@ def expert_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     microbatch times the experts per token, evenly spread; forward also the numbers of rows. Recomputing repeats them.
     """
     model, forward, backward = config.model, [], []
+    size = boundary_bytes(config) * model.experts_per_token
     again = config.parallel.recompute == "full"
     for run, layers in enumerate(stages.runs):
-        links = (topology.ring(group) for group in stages.exchange_groups(run % stages.count))
-        size = boundary_bytes(config) * model.experts_per_token
-        worst = max((link for link in links if link), key=lambda link: link.transfer_s(size), default=None)
+        worst = _slowest(exchange_links(stages, topology, run % stages.count), size)
         swap = all_gather_s(size, stages.ep, worst)  # an all-to-all sends as much: an n-th to each of n - 1
         once = 2 * swap + all_gather_s(8 * model.num_experts, stages.ep, worst)
         forward.append(layers * once)
@@ -110,14 +121,24 @@ def exchange_costs(config: RunConfig, stages: Stages, topology: Topology) -> tup
 
 
 def send_s(config: RunConfig, stages: Stages, topology: Topology, src: int, dst: int) -> float:
-    """Seconds of one pipeline message from team `src` to team `dst`, each tp rank to its counterpart at once.
-
-    Under sequence parallelism every rank sends its own part of the sequence only.
-    """
-    parts = stages.tp if config.parallel.sequence_parallel else 1
-    size = boundary_bytes(config) / parts
+    """Seconds of one pipeline message from team `src` to team `dst`, each tp rank to its counterpart at once."""
+    size = _message_bytes(config, stages)
     pairs = zip(stages.ranks_of(src), stages.ranks_of(dst), strict=True)
     return max(topology.transfer_s(a, b, size) for a, b in pairs)
+
+
+def hop_s(config: RunConfig, stages: Stages, topology: Topology, stage: int, after: int) -> float:
+    """Seconds of one pipeline message between two stages with equally many replicas: of the slowest replica."""
+    if regular(stages, topology):
+        size = _message_bytes(config, stages)
+        return max(link.transfer_s(size) for link in hop_links(stages, topology, stage, after))
+    teams = ((stages.team(stage, r), stages.team(after, r)) for r in range(stages.replicas[stage]))
+    return max(send_s(config, stages, topology, a, b) for a, b in teams)
+
+
+def _message_bytes(config: RunConfig, stages: Stages) -> float:
+    """Of one rank: under sequence parallelism its own part of the sequence only."""
+    return boundary_bytes(config) / (stages.tp if config.parallel.sequence_parallel else 1)
 
 
 def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: Topology, stage: int) -> float:
@@ -133,20 +154,19 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
     gathered = precision.parameter if config.parallel.zero else precision.gradient
     microbatches = config.batch.global_size // config.batch.microbatch_size
     experts, seconds = sizes.experts[stage], 0.0
-    for elements, group in (
-        (sizes.held[stage] - experts, stages.data_group(stage)),
-        (experts, stages.expert_group(stage)),
+    for elements, size, link_of in (
+        (sizes.held[stage] - experts, stages.copies(stage), data_link),
+        (experts, stages.copies(stage) // stages.ep, expert_link),
     ):
-        link, scatters = topology.ring(group), 1
-        if config.parallel.zero >= 2:
-            scatters = -(-microbatches * stages.cp // len(group))
+        scatters = -(-microbatches * stages.cp // size) if config.parallel.zero >= 2 else 1
         gathers = 2 * scatters if config.parallel.zero == 3 else 1
         if elements:
-            seconds += scatters * all_gather_s(elements * precision.gradient, len(group), link)
-            seconds += gathers * all_gather_s(elements * gathered, len(group), link)
+            link = link_of(stages, topology, stage)
+            seconds += scatters * all_gather_s(elements * precision.gradient, size, link)
+            seconds += gathers * all_gather_s(elements * gathered, size, link)
     if sizes.tied and stages.count > 1 and stage in (0, stages.count - 1):
-        ends = (*stages.data_group(0), *stages.data_group(stages.count - 1))
-        seconds += all_reduce_s(sizes.tied * precision.gradient, len(ends), topology.ring(ends))
+        copies = stages.copies(0) + stages.copies(stages.count - 1)
+        seconds += all_reduce_s(sizes.tied * precision.gradient, copies, ends_link(stages, topology))
     return seconds
 
 
@@ -156,14 +176,15 @@ def shared_s(config: RunConfig, stages: Stages, topology: Topology, stage: int) 
 
     Each sees its own query heads alone. The team that owns a piece sums it; under ``fast`` every team sums all.
     """
-    blocks, by_copies = stages.blocks(stage), dict[int, int]()
+    blocks, by_copies = set(stages.blocks(stage)), dict[int, int]()
     for block, copies, elements in shared_elements(config.model, stages.tp):
         if block in blocks:
             by_copies[copies] = by_copies.get(copies, 0) + elements
     precision, teams = Precision.of(config.train.dtype), stages.copies(stage)
     share = 1 if config.parallel.reduction == "fast" else teams
-    links = [topology.ring(range(first, first + stages.tp)) for first in stages.data_group(stage)]
-    worst = max((link for link in links if link), key=lambda link: link.transfer_s(1e6), default=None)
+    if not by_copies:
+        return 0.0
+    worst = _slowest(team_links(stages, topology, stage), 1e6)
     return sum(all_reduce_s(n * precision.state / share, copies, worst) for copies, n in by_copies.items())
 
 
@@ -173,7 +194,10 @@ def mirror_s(config: RunConfig, mirrored: float, topology: Topology) -> float:
     The owner sends its reduced gradient and the peer repeats the optimizer step. The peer is on another node where
     there is one. Snapshots in peers' memory: Wang et al. 2023 (Gemini, SOSP), §4.
     """
-    link = topology.slowest(range(topology.num_ranks))
-    if not mirrored or link is None:
+    if not mirrored:
+        return 0.0
+    last = topology.num_ranks - 1
+    link = topology.slowest((0, min(1, last), last) if topology.regular else range(topology.num_ranks))
+    if link is None:
         return 0.0
     return link.transfer_s(mirrored * Precision.of(config.train.dtype).state)

@@ -6,7 +6,7 @@ import dataclasses
 
 from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig, RunConfig
-from trainsys.planner.communication import exchange_costs, gradient_s, mirror_s, send_s, shared_s
+from trainsys.planner.communication import exchange_costs, gradient_s, hop_s, mirror_s, send_s, shared_s
 from trainsys.planner.compute import compute_cost, model_flops, update_s
 from trainsys.planner.device import Rate, rate
 from trainsys.planner.memory import Memory, stage_memory
@@ -127,20 +127,19 @@ def _hops(config: RunConfig, stages: Stages, topology: Topology, replicas: tuple
     """
     if stages.count == 1:
         return {}
-    count, ends = stages.count, (0, stages.count - 1)
-    alike = replicas != stages.replicas
+    count, wraps = stages.count, stages.vp > 1
+    near = [(a, b) for a in range(count) for b in (a - 1, a + 1) if 0 <= b < count]
+    near += [(0, count - 1), (count - 1, 0)] if wraps and count > 2 else []
+    if replicas != stages.replicas or set(replicas) == {1}:
+        return {(a, b): hop_s(config, stages, topology, a, b) for a, b in near}
     # the placement of a schedule is the same for any number of microbatches
     placement = schedule_for(config.parallel.schedule, max(replicas), replicas, stages.vp).placement
-    teams = {
-        lane: (stage, [stages.team(stage, r) for r in (range(stages.replicas[stage]) if alike else [replica])])
-        for (stage, replica), lane in placement.items()
-        if stage < count
-    }
+    lanes = {(stage, replica): lane for (stage, replica), lane in placement.items() if stage < count}
     return {
-        (a, b): max(send_s(config, stages, topology, x, y) for x, y in zip(teams[a][1], teams[b][1], strict=True))
-        for a in teams
-        for b in teams
-        if abs(teams[a][0] - teams[b][0]) == 1 or (stages.vp > 1 and {teams[a][0], teams[b][0]} == set(ends))
+        (lanes[a, x], lanes[b, y]): send_s(config, stages, topology, stages.team(a, x), stages.team(b, y))
+        for a, b in near
+        for x in range(replicas[a])
+        for y in range(replicas[b])
     }
 
 
