@@ -117,4 +117,5 @@ def notation(parallel: ParallelConfig) -> str:
     words += ["sp"] if parallel.sequence_parallel else []
     words += [parallel.schedule] if parallel.pp > 1 else []
     words += ["recompute"] if parallel.recompute == "full" else []
+    words += ["offload"] if parallel.offload == "activations" else []
     return " ".join(words)
