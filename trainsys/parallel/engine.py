@@ -64,7 +64,7 @@ class Engine:
     """Modules, gradients and optimizer of one rank.
 
     Args:
-        config: of the run; `config.parallel.schedule`, `.recompute`, `.reduction` and `.sequence_parallel` apply.
+        config: of the run; `config.parallel.schedule`, `.recompute`, `.offload`, `.reduction` and `.sequence_parallel` apply.
         layout: where everything lives from now on.
         comm: already holds `wanted_groups`.
         state: this rank's masters and moments in the layout's storage order.
@@ -164,7 +164,7 @@ class Engine:
         return StageRunner(
             model, (batch.microbatch_size, seq, self.config.model.dim), self.config.train.seed,
             batch.global_size * batch.seq_len, self.tp, self.cp, self._collect, parts,
-            *((self.weights.whole,) if self.weights else ()),
+            *((self.weights.whole,) if self.weights else ()), offload=self.config.parallel.offload == "activations",
         )  # fmt: skip
 
     def microbatches(self) -> tuple[int, ...]:

@@ -39,7 +39,8 @@ def least_busy(config: RunConfig, measured: Rate) -> tuple[int, ...]:
     equally good splits the one with fewer layers on early stages, which keep most activations.
     """
     vp, stages = config.parallel.vp, Stages.of(config.model, config.parallel)
-    giver = max(range(1, len(stages.runs)), key=lambda run: stages.runs[run])
+    others = [run for run in range(len(stages.runs)) if run % stages.count]
+    giver = max(others, key=lambda run: stages.runs[run])
     if stages.runs[giver] == 1:
         return stages.runs
     seconds = _busy(config, stages, measured)
