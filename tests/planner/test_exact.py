@@ -48,10 +48,9 @@ def exhaustive(config: RunConfig, ranks: int, any_microbatch: bool) -> list[Plan
 def tasks(draw: st.DrawFn) -> tuple[RunConfig, int, bool]:
     """A model, a batch and a cluster of up to 16 ranks, of which memory and links may be short."""
     ranks = draw(st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16]))
-    device = DeviceConfig(
-        "made up", 0.01, draw(st.sampled_from([0.003, 0.006, 0.02, 1.0])), 0.5, 10.0, draw(st.sampled_from([0.1, 25.0])),
-        draw(st.sampled_from(["nccl", "gloo"])),
-    )  # fmt: skip
+    memory_gib, host_gbps = draw(st.sampled_from([0.003, 0.006, 0.02, 1.0])), draw(st.sampled_from([0.1, 25.0]))
+    backend = draw(st.sampled_from(["nccl", "gloo"]))
+    device = DeviceConfig("made up", 0.01, memory_gib, 0.5, 10.0, host_gbps, backend)
     links = [LinkConfig(draw(st.sampled_from([0.02, 1.0, 100.0])), draw(st.sampled_from([0, 1e-5]))) for _ in range(2)]
     per_node = draw(st.sampled_from([2, 3, 8]))
     cluster = ClusterConfig("c", -(-ranks // per_node), per_node, device, *links)

@@ -22,7 +22,7 @@ class Irregular(Topology):
     regular = False
 
 
-def slow(links: list[Link]) -> list[float]:
+def slow(links: tuple[Link, ...]) -> list[float]:
     return [max((link.transfer_s(size) for link in links), default=0.0) for size in SIZES]
 
 

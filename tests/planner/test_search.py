@@ -88,7 +88,7 @@ def test_a_slow_network_moves_the_choice(small):
 
 
 def test_memory_decides_when_it_must(large):
-    report = search(large, keep=None)
+    report = search(large, fixed=("cp", "vp"), keep=None)
     assert all(plan.peak_gib <= plan.limit_gib for plan in report.plans)
     assert report.nearest_miss is not None
     assert report.nearest_miss.over_gib > 0
@@ -177,8 +177,8 @@ def test_a_stage_with_the_head_gets_fewer_layers(large):
 
 
 def test_activations_go_to_the_host_only_where_memory_asks(large):
-    """At twice the batch a layout that keeps them does not fit; the same layout offloads, and one that fits does not."""
-    report = search(large, keep=None)
+    """A layout that offloads would not fit without."""
+    report = search(large, fixed=("pp",), keep=None)
     offload = [p for p in report.plans if p.parallel.offload == "activations" and not p.parallel.stage_layers]
     assert offload
     for plan in offload:
@@ -204,7 +204,7 @@ def test_fewer_ranks_are_part_of_the_pareto_set(small):
 
 def test_absurd_sizes_are_refused_at_once(small):
     huge = replace(small, cluster=replace(small.cluster, nodes=10**13))
-    with pytest.raises(ValueError, match=r"^20000000000000 ranks are more than .*; lower cluster\.nodes=10000000000000"):
+    with pytest.raises(ValueError, match=r"^20000000000000 ranks are more than .*; lower cluster\.nodes="):
         search(huge)
 
 

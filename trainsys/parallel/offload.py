@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import cast
+from typing import Any
 from weakref import ref
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-_Key = tuple[int, int, tuple[int, ...], tuple[int, ...], int]
+_Key = tuple[Any, ...]  # storage, offset, shape, strides and version
 
 
 class HostCopies:
@@ -81,4 +81,4 @@ class _HostCopy:
 
 
 def _unpack(saved: Tensor | _HostCopy) -> Tensor:
-    return saved.load() if isinstance(saved, _HostCopy) else cast(Tensor, saved)
+    return saved.load() if isinstance(saved, _HostCopy) else saved

@@ -18,6 +18,7 @@ from trainsys.config import RunConfig
 from trainsys.planner.communication import hop_s
 from trainsys.planner.device import Rate
 from trainsys.planner.enumerate import Block
+from trainsys.planner.in_flight import FORMS
 from trainsys.planner.memory import activation_parts, changing_gib, logit_bytes, state_memory
 from trainsys.planner.offload import offload_cost
 from trainsys.planner.pipeline import most_in_flight
@@ -124,8 +125,9 @@ class _Parts:
         share = self._first_runs()  # [schedule, stage]
         busy = (f + b) * np.array(self.microbatches)[:, None, None, None, None]
         most = int(np.argmax((f + b)[0, 0, 0, 0]))
-        ahead = _before(f, share, hops)  # [size, sp, schedule, recompute, offload, stage]
-        back = _before(b, share, hops)
+        known = np.array([name in FORMS for name, _ in block.schedules])[:, None, None, None]
+        ahead = known * _before(f, share, hops)  # [size, sp, schedule, recompute, offload, stage]
+        back = known * _before(b, share, hops)
         first = np.zeros(ahead.shape[:-1])
         for stage in {0, most, count - 1}:
             through = ahead[..., stage] + busy[:, :, None, :, :, stage] + back[..., stage]
@@ -151,8 +153,12 @@ class _Parts:
                     config = self.variant(size, sequence_parallel=sequence_parallel, recompute=recompute)
                     f[i, j, k], b[i, j, k] = run_sums(run_parts(config, self.stages, self.topology, self.flops))
                     for m, offload in enumerate(block.offload):
-                        grid = dataclasses.replace(config.parallel, offload=offload)
-                        copies = offload_cost(dataclasses.replace(config, parallel=grid), self.stages)
+                        copies = offload_cost(
+                            self.variant(
+                                size, recompute=recompute, offload=offload, sequence_parallel=sequence_parallel
+                            ),
+                            self.stages,
+                        )
                         f[i, j, k, m] += copies.forward_s
                         b[i, j, k, m] += copies.backward_s
         return f, b
@@ -161,10 +167,9 @@ class _Parts:
         """Messages from each stage to the next."""
         block, count = self.block, self.stages.count
         hops = np.zeros((len(block.microbatch_sizes), len(block.sequence_parallel), count))
-        if self.topology.regular:
-            for i, j in product(range(hops.shape[0]), range(hops.shape[1])):
-                config = self.variant(block.microbatch_sizes[i], sequence_parallel=block.sequence_parallel[j])
-                hops[i, j, :-1] = [hop_s(config, self.stages, self.topology, s, s + 1) for s in range(count - 1)]
+        for i, j in product(range(hops.shape[0]), range(hops.shape[1])):
+            config = self.variant(block.microbatch_sizes[i], sequence_parallel=block.sequence_parallel[j])
+            hops[i, j, :-1] = [hop_s(config, self.stages, self.topology, s, s + 1) for s in range(count - 1)]
         return hops
 
     def _first_runs(self) -> Array:
@@ -195,7 +200,8 @@ class _Parts:
 def _before(seconds: Array, share: Array, hops: Array) -> Array:
     """Seconds through the first runs of all stages before each, messages included."""
     way = seconds[:, :, None] * share[:, None, None, :] + hops[:, :, None, None, None, :]
-    return np.cumsum(way, axis=-1) - way
+    passed: Array = np.cumsum(way, axis=-1) - way
+    return passed
 
 
 def outlook(config: RunConfig, block: Block, topology: Topology, measured: Rate) -> Outlook:

@@ -19,9 +19,9 @@ from trainsys.planner.groups import (
     exchange_links,
     expert_link,
     hop_links,
-    regular,
     sequence_links,
     team_links,
+    whole_link,
 )
 from trainsys.planner.precision import Precision
 from trainsys.planner.sizes import StageSizes, shared_elements, team_tokens
@@ -40,7 +40,7 @@ def all_reduce_s(num_bytes: float, size: int, link: Link | None) -> float:
     return 2 * all_gather_s(num_bytes, size, link)
 
 
-def _slowest(links: list[Link], num_bytes: float) -> Link | None:
+def _slowest(links: tuple[Link, ...], num_bytes: float) -> Link | None:
     """Of `links` the one that takes longest for `num_bytes`; None without any."""
     return max(links, key=lambda link: link.transfer_s(num_bytes), default=None)
 
@@ -51,6 +51,11 @@ class TensorCost:
 
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
+
+    @classmethod
+    def nothing(cls, stages: Stages) -> TensorCost:
+        zeros = (0.0,) * len(stages.runs)
+        return cls(zeros, zeros)
 
 
 def boundary_bytes(config: RunConfig) -> int:
@@ -65,6 +70,8 @@ def tensor_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     Sequence parallelism replaces each by an all-gather and a reduce-scatter of the same volume (Korthikanti et al.
     2022, arXiv:2205.05198, §4.2.2). None is overlapped: each stands between two dependent matrix products.
     """
+    if stages.tp == 1:
+        return TensorCost.nothing(stages)
     worst = _slowest(team_links(stages, topology), boundary_bytes(config))
     once = all_reduce_s(boundary_bytes(config), stages.tp, worst)
     again = 2 if config.parallel.recompute == "full" else 0
@@ -81,6 +88,8 @@ def context_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tenso
     Per layer an all-gather of both forward and a reduce-scatter of their gradients backward (Llama 3, arXiv:2407.21783,
     §3.3.2); recomputing a layer gathers again. Each tp rank has its own key/value heads, one at least.
     """
+    if stages.cp == 1:
+        return TensorCost.nothing(stages)
     model, tokens = resolve(config.model), config.batch.microbatch_size * config.batch.seq_len
     width = kv_dim(model) // min(stages.tp, model.num_kv_heads)
     size = 2 * tokens * width * Precision.of(config.train.dtype).activation
@@ -99,6 +108,8 @@ def expert_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     Two all-to-alls per layer forward and two backward (Lepikhin et al. 2020, arXiv:2006.16668, §3.3), each of the
     microbatch times the experts per token, evenly spread; forward also the numbers of rows. Recomputing repeats them.
     """
+    if stages.ep == 1:
+        return TensorCost.nothing(stages)
     model, forward, backward = config.model, [], []
     size = boundary_bytes(config) * model.experts_per_token
     again = config.parallel.recompute == "full"
@@ -129,11 +140,8 @@ def send_s(config: RunConfig, stages: Stages, topology: Topology, src: int, dst:
 
 def hop_s(config: RunConfig, stages: Stages, topology: Topology, stage: int, after: int) -> float:
     """Seconds of one pipeline message between two stages with equally many replicas: of the slowest replica."""
-    if regular(stages, topology):
-        size = _message_bytes(config, stages)
-        return max(link.transfer_s(size) for link in hop_links(stages, topology, stage, after))
-    teams = ((stages.team(stage, r), stages.team(after, r)) for r in range(stages.replicas[stage]))
-    return max(send_s(config, stages, topology, a, b) for a, b in teams)
+    size = _message_bytes(config, stages)
+    return max(link.transfer_s(size) for link in hop_links(stages, topology, stage, after))
 
 
 def _message_bytes(config: RunConfig, stages: Stages) -> float:
@@ -194,10 +202,7 @@ def mirror_s(config: RunConfig, mirrored: float, topology: Topology) -> float:
     The owner sends its reduced gradient and the peer repeats the optimizer step. The peer is on another node where
     there is one. Snapshots in peers' memory: Wang et al. 2023 (Gemini, SOSP), §4.
     """
-    if not mirrored:
-        return 0.0
-    last = topology.num_ranks - 1
-    link = topology.slowest((0, min(1, last), last) if topology.regular else range(topology.num_ranks))
-    if link is None:
+    link = whole_link(topology)
+    if not mirrored or link is None:
         return 0.0
     return link.transfer_s(mirrored * Precision.of(config.train.dtype).state)

@@ -161,9 +161,7 @@ def _microbatch_sizes(config: RunConfig, dp: int) -> tuple[int, ...]:
     return tuple(d for d in sizes if config.batch.global_size // d <= MOST_MICROBATCHES) or (sizes[-1],)
 
 
-def _legal_together(
-    config: RunConfig, grid: ParallelConfig, sizes: tuple[int, ...]
-) -> Iterator[tuple[int, ...]]:
+def _legal_together(config: RunConfig, grid: ParallelConfig, sizes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     """`sizes` apart by whether `grid` is legal with them."""
     by_reason: dict[str, list[int]] = {}
     for size in sizes:

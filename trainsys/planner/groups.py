@@ -18,31 +18,31 @@ from trainsys.planner.stages import Stages
 Level = tuple[int, int]  # (stride, count)
 
 
-def team_links(stages: Stages, topology: Topology, stage: int | None = None) -> list[Link]:
+@lru_cache(maxsize=8192)
+def team_links(stages: Stages, topology: Topology, stage: int | None = None) -> tuple[Link, ...]:
     """The slowest links of the teams of `stage`, or of all of them; one for teams that lie alike."""
     if not _alike(stages, topology):
         which = range(stages.num_teams) if stage is None else (rank // stages.tp for rank in stages.data_group(stage))
-        return _links(topology.ring(stages.ranks_of(team)) for team in which)
-    size, first = stages.cp * stages.tp, 0 if stage is None else stage * stages.cp * stages.tp
-    levels = [(stages.tp, stages.cp), (size * stages.count, stages.replicas[0])]
-    if stage is None:
-        levels = [(stages.tp, stages.num_teams)]
-    return _rings(topology, first, levels, ((1, stages.tp),))
+        return _distinct(topology.ring(stages.ranks_of(team)) for team in which)
+    levels = [(stages.tp, stages.cp), _replicas(stages)] if stage is not None else [(stages.tp, stages.num_teams)]
+    return _rings(topology, _first(stages, stage or 0), levels, ((1, stages.tp),))
 
 
-def sequence_links(stages: Stages, topology: Topology, stage: int) -> list[Link]:
+@lru_cache(maxsize=8192)
+def sequence_links(stages: Stages, topology: Topology, stage: int) -> tuple[Link, ...]:
     """The slowest links of the groups that share a sequence."""
     if not _alike(stages, topology):
-        return _links(map(topology.ring, stages.sequence_groups(stage)))
+        return _distinct(map(topology.ring, stages.sequence_groups(stage)))
     return _rings(topology, _first(stages, stage), [_replicas(stages)], ((stages.tp, stages.cp),))
 
 
-def exchange_links(stages: Stages, topology: Topology, stage: int) -> list[Link]:
+@lru_cache(maxsize=8192)
+def exchange_links(stages: Stages, topology: Topology, stage: int) -> tuple[Link, ...]:
     """The slowest links of the groups that send each other tokens."""
-    ep, cp, dp = stages.ep, stages.cp, stages.replicas[stage]
+    ep, cp = stages.ep, stages.cp
     if not _alike(stages, topology) or (cp % ep and ep % cp):
-        return _links(map(topology.ring, stages.exchange_groups(stage)))
-    stride = _replicas(stages)[0]
+        return _distinct(map(topology.ring, stages.exchange_groups(stage)))
+    stride, dp = _replicas(stages)
     if cp % ep == 0:
         starts = [(stages.tp * ep, cp // ep), (stride, dp)]
         return _rings(topology, _first(stages, stage), starts, ((stages.tp, ep),))
@@ -50,6 +50,7 @@ def exchange_links(stages: Stages, topology: Topology, stage: int) -> list[Link]
     return _rings(topology, _first(stages, stage), [(stride * many, dp // many)], ((stages.tp, cp), (stride, many)))
 
 
+@lru_cache(maxsize=8192)
 def data_link(stages: Stages, topology: Topology, stage: int) -> Link | None:
     """The slowest link of those that average the gradients of `stage`."""
     if not _alike(stages, topology):
@@ -57,6 +58,7 @@ def data_link(stages: Stages, topology: Topology, stage: int) -> Link | None:
     return _ring(topology, _first(stages, stage), ((stages.tp, stages.cp), _replicas(stages)))
 
 
+@lru_cache(maxsize=8192)
 def expert_link(stages: Stages, topology: Topology, stage: int) -> Link | None:
     """The slowest link of those that average the gradients of one class of experts."""
     ep, cp = stages.ep, stages.cp
@@ -68,6 +70,7 @@ def expert_link(stages: Stages, topology: Topology, stage: int) -> Link | None:
     return _ring(topology, _first(stages, stage), ((stride * (ep // cp), dp * cp // ep),))
 
 
+@lru_cache(maxsize=8192)
 def ends_link(stages: Stages, topology: Topology) -> Link | None:
     """The slowest link of those that hold a tied embedding: first and last stage together."""
     if not _alike(stages, topology):
@@ -76,23 +79,28 @@ def ends_link(stages: Stages, topology: Topology) -> Link | None:
     return _ring(topology, 0, ((stages.tp, stages.cp), (last, 2), _replicas(stages)))
 
 
-def hop_links(stages: Stages, topology: Topology, stage: int, after: int) -> set[Link]:
-    """The links between teams of `stage` and their counterparts of stage `after`, in an even, regular layout."""
-    assert _alike(stages, topology)
+@lru_cache(maxsize=32768)
+def hop_links(stages: Stages, topology: Topology, stage: int, after: int) -> tuple[Link, ...]:
+    """The links between the teams of `stage` and their counterparts of stage `after`, of equally many replicas."""
+    if not _alike(stages, topology):
+        teams = ((stages.team(stage, r), stages.team(after, r)) for r in range(stages.replicas[stage]))
+        pairs = (pair for a, b in teams for pair in zip(stages.ranks_of(a), stages.ranks_of(b), strict=True))
+        return _distinct(topology.link(a, b) for a, b in pairs)
     first, apart = _first(stages, stage), _first(stages, after) - _first(stages, stage)
-    starts = _offsets(topology, first, [_replicas(stages), (1, stages.tp)])
-    node, found = topology.ranks_per_node, set[Link]()
-    for start in starts:
-        found.add(topology.intra_node if 0 <= start + apart < node else topology.inter_node)
-    return found
+    node = topology.ranks_per_node
+    inside = {0 <= start + apart < node for start in _offsets(topology, first, [_replicas(stages), (1, stages.tp)])}
+    return _distinct(topology.intra_node if near else topology.inter_node for near in inside)
 
 
-def regular(stages: Stages, topology: Topology) -> bool:
-    """Whether equal groups of `stages` may be taken for one."""
-    return _alike(stages, topology)
+@lru_cache(maxsize=64)
+def whole_link(topology: Topology) -> Link | None:
+    """The slowest link of all."""
+    last = topology.num_ranks - 1
+    return topology.slowest((0, min(1, last), last) if topology.regular else range(topology.num_ranks))
 
 
 def _alike(stages: Stages, topology: Topology) -> bool:
+    """Whether equal groups of `stages` may be taken for one."""
     return topology.regular and stages.even
 
 
@@ -105,8 +113,8 @@ def _replicas(stages: Stages) -> Level:
     return stages.cp * stages.tp * stages.count, stages.replicas[0]
 
 
-def _links(found: Iterable[Link | None]) -> list[Link]:
-    return [link for link in found if link is not None]
+def _distinct(found: Iterable[Link | None]) -> tuple[Link, ...]:
+    return tuple(dict.fromkeys(link for link in found if link is not None))
 
 
 def _offsets(topology: Topology, first: int, levels: list[Level]) -> set[int]:
@@ -118,10 +126,9 @@ def _offsets(topology: Topology, first: int, levels: list[Level]) -> set[int]:
     return found
 
 
-def _rings(topology: Topology, first: int, starts: list[Level], levels: tuple[Level, ...]) -> list[Link]:
+def _rings(topology: Topology, first: int, starts: list[Level], levels: tuple[Level, ...]) -> tuple[Link, ...]:
     """The distinct slowest links of groups of `levels`, one at each of `starts`."""
-    found = _links(_ring(topology, start, levels) for start in _offsets(topology, first, starts))
-    return list(dict.fromkeys(found))
+    return _distinct(_ring(topology, start, levels) for start in _offsets(topology, first, starts))
 
 
 def _ring(topology: Topology, start: int, levels: tuple[Level, ...]) -> Link | None:

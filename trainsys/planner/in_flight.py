@@ -28,4 +28,5 @@ def _interleaved(m: int, stages: int, vp: int) -> tuple[int, ...]:
     return tuple(min(m * vp, 2 * (stages - 1 - stage) + (vp - 1) * group + 1) for stage in range(stages))
 
 
+# A schedule with actions other than F and B, or without a closed form, is left out, and simulated event by event.
 FORMS: dict[str, Form] = {"gpipe": _gpipe, "1f1b": _one_f_one_b, "interleaved": _interleaved}

@@ -11,8 +11,7 @@ from trainsys.planner.stages import Stages
 def offload_cost(config: RunConfig, stages: Stages) -> TensorCost:
     """Exposed seconds of the copies of one microbatch, per run of layers: the engine waits for each."""
     if config.parallel.offload == "none":
-        zeros = (0.0,) * len(stages.runs)
-        return TensorCost(zeros, zeros)
+        return TensorCost.nothing(stages)
     last = len(stages.runs) - 1
     moved = (kept_bytes(config, stages, layers, run == last) for run, layers in enumerate(stages.runs))
     once = tuple(size / (config.cluster.device.host_gbps * 1e9) for size in moved)

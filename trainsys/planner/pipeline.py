@@ -56,7 +56,7 @@ def run_pipeline(
     and of six microbatches per stage, but never below `least_ends`: within 0.3 % of the whole step as a rule (1f1b;
     2.3 % was the most of 250 random pipelines, interleaved ones of very unequal runs).
     """
-    if set(replicas) != {1}:
+    if set(replicas) != {1} or name not in FORMS:
         return _simulated(name, microbatches, replicas, f_s, b_s, tuple(sorted((hops or {}).items())))
     stages = len(replicas)
     busy = [microbatches * sum(f_s[stage::stages] + b_s[stage::stages]) for stage in range(stages)]
@@ -110,8 +110,10 @@ def least_ends(
     gradient goes on to the stages before it. Its first backward also waits for a microbatch to go to the end and back,
     beside which it can run as many forwards as it may keep activations. And as it keeps so many at most, and each
     stays for a way to the end and back, all of them together take the sum of their stays over that number (Little
-    1961). All three hold for any order of actions.
+    1961). All three hold for any order of F and B; of a schedule that `in_flight` does not know, the work alone counts.
     """
+    if name not in FORMS:
+        return [microbatches * sum((*f_s[stage::stages], *b_s[stage::stages])) for stage in range(stages)]
     runs = len(f_s)
     lane = [run % stages for run in range(runs)]
     up = [0.0, *accumulate(f_s[run] + ahead_s[lane[run]] for run in range(runs))]  # first arrival at each run

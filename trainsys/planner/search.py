@@ -69,7 +69,7 @@ def search(
     ranking = _Ranking(config, measured, space)
     best = ranking.best(len(space.least_s) if keep is None else keep)
     front = ranking.front()
-    best = sorted([*best, *evened(config, best, measured)], key=order)[:keep]
+    best = sorted([*best, *evened(config, best[:KEEP], measured)], key=order)[:keep]
     for number in range(1, halves + 1):
         front += _smaller(config, topology.num_ranks >> number, fixed, any_microbatch)
     return PlanReport(
@@ -102,7 +102,8 @@ class _Space:
     nearest: Miss | None = None
 
     def layout(self, index: int) -> tuple[ParallelConfig, int]:
-        return self.blocks[self.block[index]].layout(int(self.number[index]))
+        block: Block = self.blocks[self.block[index]]
+        return block.layout(int(self.number[index]))
 
 
 def _survey(
@@ -251,7 +252,7 @@ def _smaller(config: RunConfig, num_ranks: int, fixed: Collection[str], any_micr
 
 
 def not_dominated(plans: Collection[Plan]) -> list[Plan]:
-    """Of `plans` those than which no other is as fast, as small and on as few ranks, and better in one; fastest first."""
+    """Of `plans` those that no other matches in time, memory and ranks; fastest first."""
     front: list[Plan] = []
     for plan in sorted(plans, key=lambda plan: (plan.step_s, plan.peak_gib, plan.num_ranks)):
         if not any(other.peak_gib <= plan.peak_gib and other.num_ranks <= plan.num_ranks for other in front):
