@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from trainsys.comm.topology import Topology
 from trainsys.config import BatchConfig, ClusterConfig, DeviceConfig, LinkConfig, ModelConfig, ParallelConfig, RunConfig
+from trainsys.planner import groups
 from trainsys.planner.bounds import outlook
 from trainsys.planner.device import rate
 from trainsys.planner.enumerate import blocks
@@ -78,6 +79,22 @@ def test_the_best_are_those_of_predicting_everything(task, keep):
     assert report.simulated + report.pruned == len(every)
     for plan in every:  # nothing is both faster than all of the Pareto set and smaller
         assert any(p.step_s <= plan.step_s * (1 + 1e-9) and p.peak_gib <= 1.0501 * plan.peak_gib for p in report.pareto)
+
+
+def test_nothing_is_taken_for_alike_where_links_are_measured(monkeypatch):
+    """Group by group the ranking is the same as with one group for all that lie alike."""
+    device, near, far = DeviceConfig("made up", 0.01, 1.0), LinkConfig(1.0, 1e-5), LinkConfig(0.1, 1e-4)
+    config = RunConfig(MIXTRAL, ClusterConfig("c", 3, 4, device, near, far), batch=BatchConfig(24, 1, 64))
+    short = search(config)
+    for cached in (
+        groups.team_links, groups.sequence_links, groups.exchange_links, groups.hop_links,
+        groups.data_link, groups.expert_link, groups.ends_link, groups.whole_link,
+    ):  # fmt: skip
+        cached.cache_clear()
+    misses = groups._regular_ring.cache_info().misses
+    monkeypatch.setattr(Topology, "regular", False)
+    assert search(config).plans == short.plans
+    assert groups._regular_ring.cache_info().misses == misses
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -42,14 +42,19 @@ def run(argv: list[str]) -> int:
     parser.add_json("the report")
     parser.add_argument("--out", type=Path, default=Path("plan.yaml"), help="where the winner goes (plan.yaml)")
     parser.add_argument("--top", type=int, metavar="K", help=f"layouts to list ({_TOP}; with --json {KEEP})")
+    parser.add_argument(
+        "--halves", type=int, default=0, metavar="N", help="pareto: also 1/2, 1/4, … of the ranks, N times"
+    )
     parser.add_argument("--any-microbatch", action="store_true", help="search batch.microbatch_size whoever names it")
     args = parser.parse_intermixed_args(argv)
     if args.top is not None and args.top < 1:
         raise ValueError(f"--top {args.top} must be at least 1")
+    if args.halves < 0:
+        raise ValueError(f"--halves {args.halves} must not be negative")
     config = load(args.config)
     any_microbatch = args.any_microbatch or "batch.microbatch_size" not in named(args.config)
     keep = max(KEEP, args.top or 0)
-    report = search(config, fixed=_fixed(args.config), keep=keep, any_microbatch=any_microbatch)
+    report = search(config, fixed=_fixed(args.config), keep=keep, any_microbatch=any_microbatch, halves=args.halves)
     best = report.plans[0]
     config = with_layout(config, best.parallel, best.microbatch_size)
     _write(config, args.out)

@@ -139,7 +139,7 @@ def _survey(
     if found:
         space.block, space.number, space.least_s, space.peak_gib = map(np.concatenate, zip(*found, strict=True))
     if misses:
-        space.nearest = _miss(config, *nearest[1])
+        space.nearest = _miss(config, *nearest[1], any_microbatch)
         over_gib = f"{space.nearest.over_gib:.3g} GiB over the {limit:g} GiB"
         space.rejected[f"over memory: nearest is {space.nearest.layout}, {over_gib}"] = misses
     return space
@@ -153,10 +153,11 @@ def _asked_for(block: Block, fits: Array) -> Array:
     return asked
 
 
-def _miss(config: RunConfig, parallel: ParallelConfig, microbatch_size: int) -> Miss:
+def _miss(config: RunConfig, parallel: ParallelConfig, microbatch_size: int, any_microbatch: bool) -> Miss:
     config = with_layout(config, parallel, microbatch_size)
     memory = worst_memory(config, Stages.of(config.model, parallel))
-    return Miss(notation(parallel), memory.total, config.cluster.device.memory_gib, memory)
+    name = notation(parallel) + (f" mb{microbatch_size}" if any_microbatch else "")
+    return Miss(name, memory.total, config.cluster.device.memory_gib, memory)
 
 
 def with_layout(config: RunConfig, parallel: ParallelConfig, microbatch_size: int) -> RunConfig:
