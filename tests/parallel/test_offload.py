@@ -14,10 +14,8 @@ from trainsys.parallel.stage import Batch, StageRunner, apply_recompute
 from trainsys.testing import RankPool
 
 GRIDS: list[dict[str, Any]] = [
-    {"dp": 4},
     {"dp": 2, "zero": 1, "recompute": "full"},
     {"dp": 2, "pp": 2, "vp": 2, "schedule": "interleaved", "zero": 2},
-    {"dp": 2, "zero": 3},
     {"pp": 2, "dp": 2, "zero": 3, "recompute": "full"},
     {"tp": 2, "pp": 2, "sequence_parallel": True},
     {"cp": 2, "dp": 2, "ep": 2, "zero": 1},
@@ -28,7 +26,7 @@ GRIDS: list[dict[str, Any]] = [
 def test_the_bits_are_those_of_keeping_them(ranks: RankPool, grid: list[dict[str, Any]]) -> None:
     model = {"num_layers": 4, "family": "mixtral", "num_experts": 4, "router_aux_coef": 0.1}
     pairs = [run_config("float32", model, **g, **more) for g in grid for more in ({}, {"offload": "activations"})]
-    outcomes = run_all(ranks, 4, pairs, steps=3)
+    outcomes = run_all(ranks, 4, pairs, steps=2)
     for kept, moved in zip(outcomes[::2], outcomes[1::2], strict=True):
         assert_same_bits(moved, kept)
 

@@ -17,7 +17,8 @@ from trainsys.planner.device import rate
 from trainsys.planner.enumerate import blocks
 from trainsys.planner.plan import Plan
 from trainsys.planner.predict import least_step_s, predict
-from trainsys.planner.search import order, search, with_layout
+from trainsys.planner.ranking import order, with_layout
+from trainsys.planner.search import search
 from trainsys.planner.uneven import evened
 
 LLAMA = ModelConfig("llama", 512, 64, 6, num_heads=4, num_kv_heads=2, ffn_dim=192, max_seq_len=512)

@@ -8,7 +8,8 @@ from pathlib import Path
 from trainsys.cli.arguments import Parser
 from trainsys.config import RunConfig, load, named, save
 from trainsys.planner.enumerate import TAKEN
-from trainsys.planner.search import KEEP, search, with_layout
+from trainsys.planner.ranking import with_layout
+from trainsys.planner.search import KEEP, search
 
 _TOP = 5
 

@@ -69,18 +69,19 @@ def _ends(
     name: str, microbatches: int, stages: int, f_s: tuple[float, ...], b_s: tuple[float, ...], hops: Hops | None
 ) -> list[float]:
     """When each stage ends, of one replica each."""
-    several = len(f_s) > stages
     if stages == 1:
         return [microbatches * sum(f_s + b_s)]
+    by_events = stages == 2 < len(f_s) and bool(hops)  # both directions share a link, in an order that events decide
 
     def ends(count: int) -> Sequence[float]:
-        if several and stages == 2 and hops:  # both directions share a link, in an order that events decide
+        if by_events:
+            assert hops
             return _simulated(name, count, (1, 1), f_s, b_s, tuple(sorted(hops.items()))).ends_s
         ahead, back = hop_lists(hops, stages)
         return lane_times(lane_order(name, count, stages, len(f_s) // stages), count, stages, f_s, b_s, ahead, back)
 
     short, long = 4 * stages, 6 * stages  # whole groups of an interleaved schedule
-    if microbatches <= long or microbatches * len(f_s) <= _WHOLE:
+    if microbatches <= long or (microbatches * len(f_s) <= _WHOLE and not by_events):
         return list(ends(microbatches))
     more = (microbatches - long) / (long - short)
     extended = (y + (y - x) * more for x, y in zip(ends(short), ends(long), strict=True))
