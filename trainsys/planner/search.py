@@ -49,7 +49,7 @@ def search(
             and what it lacks.
     """
     start = perf_counter()
-    if any_microbatch:
+    if any_microbatch and config.batch.global_size > 0:
         config = with_layout(config, config.parallel, _least_microbatch(config.batch.global_size))
     check_batch(config)
     check_fixed(config, fixed)
