@@ -111,17 +111,13 @@ class Ranking:
             self.predicted[index] = predict(config, parallel, self.measured, whole=False)
         return self.predicted[index]
 
-    def told(self, plan: Plan) -> Plan:
-        """`plan` in full, for the report."""
-        if plan.parallel.dp * plan.parallel.tp * plan.parallel.pp * plan.parallel.cp != self.space_ranks:
+    def in_full(self, plan: Plan) -> Plan:
+        """`plan` as the report has it; one of a smaller search is already so."""
+        grid = self.space.blocks[0].grid
+        if plan.num_ranks != grid.dp * grid.tp * grid.pp * grid.cp:
             return plan
         config = with_layout(self.config, plan.parallel, plan.microbatch_size)
         return _memory_bound(config, predict(config, plan.parallel, self.measured))
-
-    @property
-    def space_ranks(self) -> int:
-        grid = self.space.blocks[0].grid
-        return grid.dp * grid.tp * grid.pp * grid.cp
 
 
 def not_dominated(plans: Collection[Plan]) -> list[Plan]:

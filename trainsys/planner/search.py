@@ -69,16 +69,18 @@ def search(
     best = sorted([*best, *evened(config, best[:KEEP], measured)], key=order)[:keep]
     for number in range(1, halves + 1):
         front += _smaller(config, topology.num_ranks >> number, fixed, any_microbatch)
+    plans = tuple(ranking.in_full(plan) for plan in best)
+    pareto = tuple(ranking.in_full(plan) for plan in not_dominated([*best, *front]))
     return PlanReport(
         cluster=topology.describe(),
         device=measured.source,
         model=describe_model(config),
         num_ranks=topology.num_ranks,
-        plans=tuple(ranking.told(plan) for plan in best),
+        plans=plans,
         rejected=space.rejected,
         nearest_miss=space.nearest,
         search_s=perf_counter() - start,
-        pareto=tuple(ranking.told(plan) for plan in not_dominated([*best, *front])),
+        pareto=pareto,
         legal=space.legal,
         pruned=len(space.least_s) - len(ranking.predicted),
         simulated=len(ranking.predicted),
