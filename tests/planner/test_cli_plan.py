@@ -30,10 +30,11 @@ def test_it_writes_the_winner_as_a_config_that_trains(tmp_path, capsys):
 def test_json_is_the_only_thing_on_stdout(tmp_path, capsys):
     assert main(["plan", *CONFIGS, "model.ffn_dim=350", "--json", "--out", str(tmp_path / "p.yaml")]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert list(report) == ["cluster", "model", "plans", "rejected", "search_s"]
+    assert list(report)[:5] == ["cluster", "model", "plans", "rejected", "search_s"]
+    assert report["legal"] == report["pruned"] + report["simulated"]  # all fit
     assert {"layout", "step_s", "tokens_per_s", "mfu", "peak_gib", "limit_gib", "bubble"} <= set(report["plans"][0])
     assert load([str(tmp_path / "p.yaml")]).parallel.dp == report["plans"][0]["parallel"]["dp"]
-    assert sum(report["rejected"].values()) == 4
+    assert sum(report["rejected"].values()) == 4 * 5  # with each of five microbatch sizes
 
 
 def test_an_override_fixes_its_key_and_a_file_does_not(tmp_path, capsys):
@@ -42,10 +43,31 @@ def test_an_override_fixes_its_key_and_a_file_does_not(tmp_path, capsys):
     assert main(["plan", *CONFIGS, "parallel.zero=3", "parallel.reduction=canonical", "--json", "--out", out]) == 0
     fixed = json.loads(capsys.readouterr().out)["plans"]
     assert {plan["parallel"]["zero"] for plan in fixed} == {3}
-    assert main(["plan", out, "--json", "--out", out]) == 0
+    assert main(["plan", out, "--json", "--top", "10000", "--out", out]) == 0
     assert {plan["parallel"]["zero"] for plan in json.loads(capsys.readouterr().out)["plans"]} == {0, 1, 2, 3}
     assert main(["plan", *CONFIGS, "parallel.order=tp,pp", "--out", out]) == 2
     assert "parallel.order=tp,pp must name each of" in capsys.readouterr().err
+
+
+def test_the_microbatch_is_searched_where_nobody_names_it(tmp_path, capsys):
+    """configs/run/tiny.yaml names it; a model and a cluster do not. What is searched is written."""
+
+    def sizes(*args: str) -> set[int]:
+        assert main(["plan", *args, "--json", "--out", str(tmp_path / "p.yaml")]) == 0
+        plans = json.loads(capsys.readouterr().out)["plans"]
+        assert load([str(tmp_path / "p.yaml")]).batch.microbatch_size == plans[0]["microbatch_size"]
+        return {plan["microbatch_size"] for plan in plans}
+
+    assert len(sizes(*CONFIGS)) > 1
+    assert sizes(*CONFIGS, "batch.microbatch_size=4") == {4}
+    assert sizes("configs/run/tiny.yaml") == {1}
+    assert len(sizes("configs/run/tiny.yaml", "--any-microbatch")) > 1
+
+
+def test_a_schedule_is_harmless_without_a_pipeline(tmp_path, capsys):
+    fixed = ["parallel.schedule=gpipe", "parallel.pp=1"]
+    assert main(["plan", *CONFIGS, *fixed, "--json", "--out", str(tmp_path / "p.yaml")]) == 0
+    assert {plan["parallel"]["pp"] for plan in json.loads(capsys.readouterr().out)["plans"]} == {1}
 
 
 def test_top_limits_the_table(tmp_path, capsys):
@@ -75,6 +97,7 @@ def test_the_screen_keeps_within_its_columns_and_has_no_colour_in_a_pipe(tmp_pat
         ([*CONFIGS, "batch.microbatch_size=3"], "not divisible by batch.microbatch_size=3"),
         ([*CONFIGS, "cluster.device.memory_gib=0.001"], "no layout fits on 4 ranks"),
         ([*CONFIGS, "--top", "0"], "--top 0 must be at least 1"),
+        ([*CONFIGS, "cluster.nodes=10000000000000"], "20000000000000 ranks are more than the 4194304"),
         ([*CONFIGS, "--fast"], "--fast"),
     ],
 )

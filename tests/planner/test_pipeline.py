@@ -4,8 +4,85 @@ import random
 
 import pytest
 
-from trainsys.planner.pipeline import most_in_flight, run_pipeline
+from trainsys.planner.in_flight import FORMS
+from trainsys.planner.lane_order import lane_order, lane_times
+from trainsys.planner.pipeline import hop_lists, least_ends, most_in_flight, run_pipeline
 from trainsys.schedule import GENERATORS, Costs, Routes, build, simulate
+
+Case = tuple[str, int, int, int]  # schedule, stages, runs of layers each, microbatches
+CASES = [
+    (name, stages, vp, microbatches)
+    for name in GENERATORS
+    for stages in (2, 3, 4, 7)
+    for vp in ((1,) if name == "1f1b" else (2, 3) if name == "interleaved" else (1, 2))
+    for microbatches in (1, 2, 4, 7, 8, 13)
+]
+
+
+def costs(case: Case, hop: float) -> tuple[tuple[float, ...], tuple[float, ...], dict[tuple[int, int], float]]:
+    """F and B of every run, and messages, of unequal length."""
+    _, stages, vp, _ = case
+    draw = random.Random(str(case))
+    f_s = tuple(draw.uniform(1, 2) for _ in range(stages * vp))
+    pairs = ((a, b) for a in range(stages) for b in range(stages) if a != b)
+    return f_s, tuple(draw.uniform(1.5, 2.5) * f for f in f_s), {pair: hop * draw.uniform(0.5, 1.5) for pair in pairs}
+
+
+def ends(case: Case, f_s, b_s, hops) -> list[float]:
+    """The end of each lane's last F or B, by events."""
+    name, stages, vp, microbatches = case
+    schedule = build(name, Routes.balanced(microbatches, (1,) * stages, vp), vp)
+    run = simulate(schedule, Costs(f_s, b_s, send_s=lambda a, b: hops[a, b]))
+    return [max(e.end_s for e in run.events if e.lane == lane and e.action.is_compute) for lane in range(stages)]
+
+
+@pytest.mark.parametrize("hop", [0.0, 0.3, 3.0])
+def test_without_events_the_times_are_those_with_events(hop):
+    """Two lanes with several runs share a link in an order that only events decide: there events are used."""
+    for case in CASES:
+        name, stages, vp, microbatches = case
+        if stages == 2 and vp > 1:
+            continue
+        f_s, b_s, hops = costs(case, hop)
+        order = lane_order(name, microbatches, stages, vp)
+        times = lane_times(order, microbatches, stages, f_s, b_s, *hop_lists(hops, stages))
+        assert times == pytest.approx(ends(case, f_s, b_s, hops), rel=1e-12), case
+
+
+@pytest.mark.parametrize("hop", [0.0, 0.3])
+def test_no_stage_ends_sooner_than_the_bound(hop):
+    for case in CASES:
+        name, stages, _, microbatches = case
+        f_s, b_s, hops = costs(case, hop)
+        least = least_ends(name, microbatches, stages, f_s, b_s, *hop_lists(hops, stages))
+        assert all(a <= b * (1 + 1e-12) for a, b in zip(least, ends(case, f_s, b_s, hops), strict=True)), case
+
+
+def test_the_bound_of_equal_stages_is_the_closed_form():
+    """(m + (P - 1)/v)(f + b): the bound leaves nothing to simulate."""
+    for name, vp in (("1f1b", 1), ("gpipe", 1), ("interleaved", 3)):
+        f_s = (1 / vp,) * 4 * vp
+        least = least_ends(name, 12, 4, f_s, tuple(2 * f for f in f_s), [0.0] * 4, [0.0] * 4)
+        assert max(least) == pytest.approx((12 + 3 / vp) * 3)
+
+
+def test_activations_in_flight_in_closed_form():
+    """As many as the schedule itself keeps, lane by lane."""
+    for name, stages, vp, microbatches in CASES:
+        schedule = build(name, Routes.balanced(microbatches, (1,) * stages, vp), vp)
+        ones = (1.0,) * stages * vp
+        assert FORMS[name](microbatches, stages, vp) == simulate(schedule, Costs(ones, ones)).peak_activations
+
+
+@pytest.mark.parametrize(("name", "stages", "vp"), [("1f1b", 48, 1), ("interleaved", 16, 4)])
+def test_a_deep_pipeline_is_continued_from_its_period(name, stages, vp):
+    """Eight microbatches per stage and a slow last stage, from six per stage."""
+    f_s = (1.0,) * (stages * vp - 1) + (1.2,)
+    b_s, hops = tuple(2 * f for f in f_s), {(a, b): 0.1 for a in range(stages) for b in range(stages)}
+    order = lane_order(name, 8 * stages, stages, vp)
+    whole = lane_times(order, 8 * stages, stages, f_s, b_s, *hop_lists(hops, stages))
+    assert 8 * stages * stages * vp > 2048  # longer than what is simulated whole
+    assert run_pipeline(name, 8 * stages, (1,) * stages, f_s, b_s, hops).step_s == pytest.approx(max(whole), rel=0.005)
 
 
 @pytest.mark.parametrize("schedule", [name for name in GENERATORS if name != "interleaved"])

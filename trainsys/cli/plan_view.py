@@ -16,6 +16,7 @@ from trainsys.planner.on_device import known_device
 from trainsys.planner.plan import Plan, PlanReport
 
 _WIDE = 96  # columns from which the ranking has room for bars
+_REASONS = 8  # against layouts that are listed
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -46,8 +47,11 @@ def _header(config: RunConfig, report: PlanReport) -> Table:
         f"{batch.global_size} sequences × {batch.seq_len} tokens per step, "
         f"{microbatches} microbatch{'es'[: 2 * (microbatches != 1)]} of {batch.microbatch_size}",
     )
-    found, every = len(report.plans), len(report.plans) + report.rejected.total()
-    table.add_row("search", f"{found} of {every} layouts are legal and fit, {report.search_s:.2g} s")
+    fit = report.pruned + report.simulated
+    table.add_row(
+        "search",
+        f"{report.legal} layouts are legal, {fit} of them fit, {report.simulated} simulated, {report.search_s:.2g} s",
+    )
     return table
 
 
@@ -72,11 +76,12 @@ def _ranking(report: PlanReport, top: int, width: int) -> Table:
     for name in ("bubble", "comm"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("bound by", no_wrap=True)
+    several = len({plan.microbatch_size for plan in report.plans}) > 1
     for place, plan in enumerate(report.plans[:top], start=1):
         bar = [_bar(plan.peak_gib / limit, 8)] if wide else []
         table.add_row(
             str(place),
-            Text(plan.layout, style="green" if place == 1 else ""),
+            Text(plan.layout + (f" mb{plan.microbatch_size}" if several else ""), style="green" if place == 1 else ""),
             _step(plan.step_s),
             f"{plan.tokens_per_s:,.0f}",
             f"{plan.mfu:.1%}",
@@ -97,6 +102,7 @@ def _bars(plan: Plan) -> Table:
         "cp": plan.cp_s,
         "ep": plan.ep_s,
         "dp": plan.dp_s,
+        "offload": plan.offload_s,
         "update": plan.update_s,
         "waiting": plan.waiting_s,
     }
@@ -117,8 +123,11 @@ def _rejected(report: PlanReport) -> Table:
     """How many layouts were ruled out, by reason."""
     table = _grid()
     digits = len(str(max(report.rejected.values())))
-    for place, (reason, count) in enumerate(report.rejected.most_common()):
+    for place, (reason, count) in enumerate(report.rejected.most_common(_REASONS)):
         table.add_row("" if place else "rejected", Text(f"{count:>{digits}}  {reason}"))
+    rest = report.rejected.most_common()[_REASONS:]
+    if rest:
+        table.add_row("", Text(f"{sum(count for _, count in rest):>{digits}}  for {len(rest)} more reasons"))
     return table
 
 

@@ -17,6 +17,7 @@ from trainsys.planner.placement import Array, Traffic, place
 from trainsys.planner.plan import Plan
 from trainsys.planner.precision import Precision
 from trainsys.planner.predict import predict
+from trainsys.planner.ranking import with_layout
 from trainsys.planner.sizes import stage_sizes
 from trainsys.planner.stages import Stages, notation
 from trainsys.space.build import ORDER, axis_order
@@ -45,10 +46,11 @@ def place_plans(config: RunConfig, plans: Sequence[Plan], measured: Rate, second
     grids: dict[tuple[int, ...], list[int]] = {}
     for i, plan in enumerate(plans):
         p = plan.parallel
-        grids.setdefault((p.dp, p.cp, p.tp, p.pp), []).append(i)
+        grids.setdefault((p.dp, p.cp, p.tp, p.pp, plan.microbatch_size), []).append(i)
     found = list(plans)
     chosen = list(grids.values())[:_GRIDS]
     for members in chosen:
+        config = with_layout(config, config.parallel, plans[members[0]].microbatch_size)
         devices = _devices(config, plans[members[0]].parallel, measured, seconds / len(chosen))
         for i in members[:_EACH] if devices else ():
             parallel = dataclasses.replace(plans[i].parallel, devices=devices)

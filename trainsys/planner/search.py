@@ -1,66 +1,162 @@
-"""The best layout: score every legal one that fits."""
+"""The best layouts: every legal one is bounded, and those are predicted that the bound does not rule out.
+
+The ranking is that of predicting all of them: a layout is left out only where its least step time ranks it behind as
+many predicted ones as are kept.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
 from collections.abc import Collection
-from math import log
 from time import perf_counter
+
+import numpy as np
 
 from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import num_params, resolve
-from trainsys.planner.check import check_batch
-from trainsys.planner.device import rate
-from trainsys.planner.enumerate import candidates, check_fixed
+from trainsys.planner.bounds import outlook
+from trainsys.planner.check import MOST_MICROBATCHES, check_batch
+from trainsys.planner.device import Rate, rate
+from trainsys.planner.enumerate import Block, blocks, check_fixed, check_size, divisors
+from trainsys.planner.nothing import nothing_fits, nothing_with
 from trainsys.planner.place_plans import place_plans
 from trainsys.planner.plan import Miss, Plan, PlanReport
-from trainsys.planner.predict import predict, worst_memory
+from trainsys.planner.predict import worst_memory
+from trainsys.planner.ranking import Array, Ranking, Space, not_dominated, order, with_layout
 from trainsys.planner.stages import Stages, notation
+from trainsys.planner.uneven import evened
 
-_EQUAL = 0.002  # step times this close (relative) count as a tie; memory within 5 %
+KEEP = 20  # layouts of a report
 
 
-def search(config: RunConfig, num_ranks: int | None = None, fixed: Collection[str] = ()) -> PlanReport:
-    """Rank all layouts of ``config`` on `num_ranks` ranks (default: the whole cluster) by predicted step time.
+def search(
+    config: RunConfig,
+    num_ranks: int | None = None,
+    fixed: Collection[str] = (),
+    keep: int | None = KEEP,
+    any_microbatch: bool = False,
+    halves: int = 0,
+) -> PlanReport:
+    """Rank the layouts of ``config`` on `num_ranks` ranks (default: the whole cluster) by predicted step time.
 
     Args:
         fixed: keys of ``config.parallel``, of those in `SEARCHED`, that stay as they are.
+        keep: how many to report, best first; None for all that fit, each of which is then simulated.
+        any_microbatch: search the microbatch size too; otherwise it is ``config.batch``'s.
+        halves: for the Pareto set, also look at a half of the ranks, a quarter, and so on, so many times.
 
     Raises:
         ValueError: for a batch that the model cannot take, or when no layout is legal and fits: names the nearest one
             and what it lacks.
     """
     start = perf_counter()
+    if any_microbatch and config.batch.global_size > 0:
+        config = with_layout(config, config.parallel, _least_microbatch(config.batch.global_size))
     check_batch(config)
     check_fixed(config, fixed)
     topology = Topology.from_config(config.cluster, num_ranks)
+    check_size(config, topology.num_ranks)
     measured = rate(config.cluster, topology.num_ranks)
-    legal, rejected = candidates(config, topology.num_ranks, fixed)
-    if fixed and not legal:
-        raise ValueError(_nothing_with(config, topology.num_ranks, fixed, rejected))
-    fitting, misses = _split_by_memory(config, legal)
-    nearest = min(misses, key=lambda miss: miss.over_gib, default=None)
-    if nearest is not None:
-        over = f"nearest is {nearest.layout}, {nearest.over_gib:.3g} GiB over the {nearest.limit_gib:g} GiB"
-        rejected[f"over memory: {over}"] = len(misses)
-    if not fitting:
-        raise ValueError(_nothing(topology, rejected, nearest, config.parallel.reduction == "canonical"))
-    plans = [predict(config, parallel, measured) for parallel in fitting]
-    plans = sorted((_memory_bound(plan, misses) for plan in plans), key=_order)
+    space = _survey(config, topology, measured, fixed, any_microbatch)
+    if fixed and not space.legal:
+        raise ValueError(nothing_with(config, topology.num_ranks, fixed, space.rejected))
+    if not len(space.least_s):
+        raise ValueError(
+            nothing_fits(topology, space.rejected, space.nearest, config.parallel.reduction == "canonical")
+        )
+    ranking = Ranking(config, measured, space)
+    best = ranking.best(len(space.least_s) if keep is None else keep)
+    front = ranking.front()
+    best = sorted([*best, *evened(config, best[:KEEP], measured)], key=order)[:keep]
+    for number in range(1, halves + 1):
+        front += _smaller(config, topology.num_ranks >> number, fixed, any_microbatch)
+    plans = [ranking.in_full(plan) for plan in best]
     if not topology.regular:
-        plans = sorted(place_plans(config, plans, measured), key=_order)
+        plans = sorted(place_plans(config, plans, measured), key=order)
+    pareto = tuple(ranking.in_full(plan) for plan in not_dominated([*best, *front]))
     return PlanReport(
         cluster=topology.describe(),
         device=measured.source,
         model=describe_model(config),
         num_ranks=topology.num_ranks,
         plans=tuple(plans),
-        rejected=rejected,
-        nearest_miss=nearest,
+        rejected=space.rejected,
+        nearest_miss=space.nearest,
         search_s=perf_counter() - start,
+        pareto=pareto,
+        legal=space.legal,
+        pruned=len(space.least_s) - len(ranking.predicted),
+        simulated=len(ranking.predicted),
     )
+
+
+def _least_microbatch(global_size: int) -> int:
+    """The smallest microbatch that the batch can be cut into."""
+    return next((d for d in divisors(global_size) if global_size // d <= MOST_MICROBATCHES), 1)
+
+
+def _survey(
+    config: RunConfig, topology: Topology, measured: Rate, fixed: Collection[str], any_microbatch: bool
+) -> Space:
+    """Bound every legal layout; the nearest of those over memory is told."""
+    space, limit = Space(), config.cluster.device.memory_gib
+    found: list[tuple[Array, ...]] = []
+    misses, nearest = 0, (float("inf"), (config.parallel, 0))
+    for block, reason in blocks(config, topology.num_ranks, fixed, any_microbatch):
+        if reason:
+            space.rejected[reason] += block.size
+            continue
+        view = outlook(config, block, topology, measured)
+        asked = _asked_for(block, view.peak_gib <= limit)
+        fits = asked & (view.peak_gib <= limit)
+        over = asked & ~fits
+        space.legal += int(asked.sum())
+        misses += int(over.sum())
+        peaks = np.where(over, view.peak_gib, np.inf)
+        if peaks.min() < nearest[0]:
+            nearest = float(peaks.min()), block.layout(int(peaks.argmin()))
+        numbers = np.flatnonzero(fits)
+        found.append(
+            (
+                np.full(len(numbers), len(space.blocks), np.int32),
+                numbers.astype(np.int32),
+                view.least_s.ravel()[numbers],
+                view.peak_gib.ravel()[numbers],
+            )
+        )
+        space.blocks.append(block)
+    if found:
+        space.block, space.number, space.least_s, space.peak_gib = map(np.concatenate, zip(*found, strict=True))
+    if misses:
+        space.nearest = _miss(config, *nearest[1], any_microbatch)
+        over_gib = f"{space.nearest.over_gib:.3g} GiB over the {limit:g} GiB"
+        space.rejected[f"over memory: nearest is {space.nearest.layout}, {over_gib}"] = misses
+    return space
+
+
+def _asked_for(block: Block, fits: Array) -> Array:
+    """Which layouts count: those that offload do where the same without does not fit."""
+    asked = np.ones(block.shape, bool)
+    if len(block.offload) > 1:
+        asked[:, :, :, :, 1] = ~fits[:, :, :, :, 0]
+    return asked
+
+
+def _miss(config: RunConfig, parallel: ParallelConfig, microbatch_size: int, any_microbatch: bool) -> Miss:
+    config = with_layout(config, parallel, microbatch_size)
+    memory = worst_memory(config, Stages.of(config.model, parallel))
+    name = notation(parallel) + (f" mb{microbatch_size}" if any_microbatch else "")
+    return Miss(name, memory.total, config.cluster.device.memory_gib, memory)
+
+
+def _smaller(config: RunConfig, num_ranks: int, fixed: Collection[str], any_microbatch: bool) -> list[Plan]:
+    """The Pareto set on `num_ranks` ranks; nothing where no layout fits."""
+    if num_ranks < 1:
+        return []
+    try:
+        return list(search(config, num_ranks, fixed, KEEP, any_microbatch).pareto)
+    except ValueError:
+        return []
 
 
 def describe_model(config: RunConfig) -> str:
@@ -69,84 +165,3 @@ def describe_model(config: RunConfig) -> str:
     scale, unit = next((s, u) for s, u in ((1e9, " B"), (1e6, " M"), (1e3, " k"), (1, "")) if count >= s)
     size = f"{count / scale:.3g}{unit}"
     return f"{model.family} {size} parameters, {model.num_layers} layers × {model.dim}, {config.train.dtype}"
-
-
-def _split_by_memory(config: RunConfig, legal: list[ParallelConfig]) -> tuple[list[ParallelConfig], list[Miss]]:
-    """The layouts that fit, and those that do not."""
-    limit = config.cluster.device.memory_gib
-    fitting, misses = [], []
-    for parallel in legal:
-        memory = worst_memory(dataclasses.replace(config, parallel=parallel), Stages.of(config.model, parallel))
-        if memory.total <= limit:
-            fitting.append(parallel)
-        else:
-            misses.append(Miss(notation(parallel), memory.total, limit, memory))
-    return fitting, misses
-
-
-def _memory_bound(plan: Plan, misses: list[Miss]) -> Plan:
-    """Memory bounds a layout that recomputes because it would not fit without."""
-    if plan.parallel.recompute == "none":
-        return plan
-    without = notation(dataclasses.replace(plan.parallel, recompute="none"))
-    return dataclasses.replace(plan, bound_by="memory") if any(m.layout == without for m in misses) else plan
-
-
-def _order(plan: Plan) -> tuple[object, ...]:
-    """Faster first; among equals no recomputation, less memory, then fewer moving parts."""
-    parallel = plan.parallel
-    return (
-        round(log(plan.step_s) / _EQUAL),
-        parallel.recompute == "full",
-        round(log(plan.peak_gib) / 0.05),
-        parallel.zero,
-        parallel.sequence_parallel,
-        parallel.tp,
-        parallel.cp,
-        parallel.pp,
-        plan.layout,
-    )
-
-
-def _nothing_with(config: RunConfig, num_ranks: int, fixed: Collection[str], rejected: Counter[str]) -> str:
-    """That no layout has what is fixed, and which one comes nearest."""
-    wanted = {key: getattr(config.parallel, key) for key in fixed}
-
-    def far(parallel: ParallelConfig) -> tuple[float, float]:
-        """How many keys differ, and by what factor in all."""
-        pairs = [(value, getattr(parallel, key)) for key, value in wanted.items() if getattr(parallel, key) != value]
-        factors = [abs(log((a + 1) / (b + 1))) for a, b in pairs if isinstance(a, int) and isinstance(b, int)]
-        return len(pairs), sum(factors)
-
-    legal, every = candidates(config, num_ranks)
-    said = "no legal layout on {} rank{} has {}".format(
-        num_ranks, "s"[: num_ranks != 1], " ".join(f"parallel.{key}={_text(value)}" for key, value in wanted.items())
-    )
-    said += "".join(f": {reason}" for reason, _ in rejected.most_common(1))
-    if not legal:
-        return said + "".join(f"; nor any other: {reason}" for reason, _ in every.most_common(1) if not rejected)
-    nearest = min(legal, key=far)
-    other = [key for key, value in wanted.items() if getattr(nearest, key) != value]
-    knobs = " ".join(f"parallel.{key}={_text(getattr(nearest, key))}" for key in other)
-    return f"{said}; nearest is {notation(nearest)}, with {knobs}"
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _nothing(topology: Topology, rejected: Counter[str], nearest: Miss | None, canonical: bool) -> str:
-    """Why there is no layout at all, in one line."""
-    ranks = f"{topology.num_ranks} rank{'s'[: topology.num_ranks != 1]}"
-    if nearest is None:
-        reasons = "; ".join(f"{reason} ({count})" for reason, count in rejected.most_common(3))
-        return f"no legal layout on {ranks}: {reasons}"
-    parts = dataclasses.asdict(nearest.memory)
-    largest = max(parts, key=lambda name: parts[name])
-    return (
-        f"no layout fits on {ranks}: nearest is {nearest.layout}, which needs {nearest.peak_gib:.3g} GiB per rank and "
-        f"misses cluster.device.memory_gib={nearest.limit_gib:g} by {nearest.over_gib:.3g} GiB "
-        f"({largest} {parts[largest]:.3g} GiB); use more ranks"
-        + (" or lower batch.microbatch_size" if largest in ("activations", "logits") else "")
-        + (" or set parallel.reduction=fast" if largest == "gradients" and canonical else "")
-    )
