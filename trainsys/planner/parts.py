@@ -1,0 +1,19 @@
+"""A step taken apart by what the slowest stage's time goes into; the parts add up to the step."""
+
+from __future__ import annotations
+
+from trainsys.planner.plan import Plan
+
+PARTS = ("compute", "tp", "cp", "ep", "dp", "pp", "bubble", "update")
+
+
+def step_parts(plan: Plan) -> dict[str, float]:
+    """Seconds of one step by part; all of `PARTS`, with the sum ``plan.step_s``.
+
+    `pp` is what the pipeline's messages add, `bubble` all other waiting for other stages: what is left of the step.
+    Where one stage computes longest and another ends last, `bubble` can be slightly negative.
+    """
+    named = {"compute": plan.compute_s, "tp": plan.tp_s, "cp": plan.cp_s, "ep": plan.ep_s, "dp": plan.dp_s}
+    rest = plan.step_s - sum(named.values()) - plan.update_s
+    messages = min(plan.pp_exposed_s, max(rest, 0.0))
+    return {**named, "pp": messages, "bubble": rest - messages, "update": plan.update_s}
