@@ -15,5 +15,6 @@ def step_parts(plan: Plan) -> dict[str, float]:
     """
     named = {"compute": plan.compute_s, "tp": plan.tp_s, "cp": plan.cp_s, "ep": plan.ep_s, "dp": plan.dp_s}
     rest = plan.step_s - sum(named.values()) - plan.update_s
+    rest = 0.0 if abs(rest) < 1e-9 * plan.step_s else rest
     messages = min(plan.pp_exposed_s, max(rest, 0.0))
     return {**named, "pp": messages, "bubble": rest - messages, "update": plan.update_s}
