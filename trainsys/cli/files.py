@@ -1,0 +1,32 @@
+"""Several files written together: all of them, or none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """Write each content beside its place, then move all into place.
+
+    Raises:
+        ValueError: for a place that cannot be written; none of them has changed then.
+    """
+    drafts: list[tuple[Path, Path]] = []
+    try:
+        for path, content in files.items():
+            draft = path.with_name(f".{path.name}.{os.getpid()}")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if path.is_dir():
+                    raise IsADirectoryError(21, "Is a directory")
+                drafts.append((draft, path))
+                draft.write_bytes(content)
+            except OSError as error:
+                raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+        for draft, path in drafts:
+            draft.replace(path)
+    finally:
+        for draft, _ in drafts:
+            draft.unlink(missing_ok=True)
