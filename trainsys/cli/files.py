@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def write_all(files: Mapping[Path, bytes]) -> None:
+def write_all(files: Sequence[tuple[str, Path, bytes]]) -> None:
     """Write each content beside its place, then move all into place.
 
+    Args:
+        files: (the flag that named it, where to, what).
+
     Raises:
-        ValueError: for a place that cannot be written; none of them has changed then.
+        ValueError: for one place named twice, or one that cannot be written; none of them has changed then.
     """
     drafts: list[tuple[Path, Path]] = []
+    if len({path.absolute() for _, path, _ in files}) < len(files):
+        raise ValueError(f"{' and '.join(dict.fromkeys(flag for flag, _, _ in files))} name one file twice")
     try:
-        for path, content in files.items():
+        for flag, path, content in files:
             draft = path.with_name(f".{path.name}.{os.getpid()}")
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +29,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
                 drafts.append((draft, path))
                 draft.write_bytes(content)
             except OSError as error:
-                raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+                raise ValueError(f"{flag} {path} cannot be written: {error.strerror}") from None
         for draft, path in drafts:
             draft.replace(path)
     finally:

@@ -65,8 +65,7 @@ def run(argv: list[str]) -> int:
     report = search(config, fixed=_fixed(inputs))
     answer = why_not(config, asked[0], report.plans[0], report.num_ranks) if asked else None
     out = args.out or (None if answer else Path("plan.yaml"))
-    files = _files(config, report, args, out)
-    write_all(files)
+    write_all(_files(config, report, args, out))
     if args.json:
         print(json.dumps(_json(config, report, args, answer), indent=2, ensure_ascii=False))
     else:
@@ -109,19 +108,20 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--picture {args.picture} must end in .png, .pdf or .svg")
 
 
-def _files(config: RunConfig, report: PlanReport, args: argparse.Namespace, out: Path | None) -> dict[Path, bytes]:
-    """All that is to be written, whole, before any of it is. Raises ValueError for two contents of one file."""
+def _files(
+    config: RunConfig, report: PlanReport, args: argparse.Namespace, out: Path | None
+) -> list[tuple[str, Path, bytes]]:
+    """All that is to be written, whole, before any of it is: flag, place, content. Raises ValueError."""
     best = dataclasses.replace(config, parallel=report.plans[0].parallel)
-    pairs = [(out, to_yaml(best).encode())] if out else []
-    pairs += [(Path(name), export(target, best).encode()) for target, name in args.export]
+    files = [("--out", out, to_yaml(best).encode())] if out else []
+    files += [(f"--export {target}", Path(name), export(target, best).encode()) for target, name in args.export]
     if args.picture:
         from trainsys.planner.picture import draw
 
         title = f"{report.model}\non {report.cluster}"
-        pairs.append((args.picture, draw(report.plans[: args.top or _TOP], title, args.picture.suffix[1:])))
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("--out, --export and --picture name one file twice; give each its own")
-    return dict(pairs)
+        form = args.picture.suffix[1:]
+        files.append(("--picture", args.picture, draw(report.plans[: args.top or _TOP], title, form)))
+    return files
 
 
 def _json(config: RunConfig, report: PlanReport, args: argparse.Namespace, answer: Answer | None) -> dict[str, Any]:

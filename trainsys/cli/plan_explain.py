@@ -40,7 +40,8 @@ def explain(config: RunConfig, report: PlanReport) -> Explanation:
 def show_explanation(explanation: Explanation, console: Console | None = None) -> None:
     """Print it: modules, sensitivity, hints."""
     console = console or Console(highlight=False)
-    for part in (_modules(explanation.modules), _sensitivity(explanation.sensitivity), _hints(explanation.hints)):
+    cases = explanation.sensitivity
+    for part in (_modules(explanation.modules), _sensitivity(cases), _levers(cases), _hints(explanation.hints)):
         console.print(Padding(part, (0, 0, 1, 1), expand=False))
 
 
@@ -53,6 +54,7 @@ def _modules(modules: Sequence[Module]) -> Table:
         table.add_row(row.title, *took, filled, gib(row.gib) if row.gib > 5e-4 else "")
     step, whole = sum(row.step_s for row in modules), sum(row.gib for row in modules)
     table.add_row("all", seconds(step), "100.0%", "", gib(whole), style="bold")
+    table.caption, table.caption_justify = "step of the slowest stage, GiB of the fullest rank", "left"
     return table
 
 
@@ -64,6 +66,15 @@ def _sensitivity(cases: Sequence[Case]) -> Table:
     for pair in zip(cases[::2], cases[1::2], strict=True):
         winners = [f"{_times(case)} {case.winner}" for case in pair if case.changes_winner]
         table.add_row(pair[0].what, *(_effect(case) for case in pair), "; ".join(winners) or "same layout")
+    return table
+
+
+def _levers(cases: Sequence[Case]) -> Table:
+    """What of the machine bounds the step: where twice as much helps most."""
+    table = grid()
+    more = [(case.tokens_ratio, case.what) for case in cases if case.factor > 1 and case.tokens_ratio]
+    machine = sorted(((ratio, what) for ratio, what in more if "band" in what or "rate" in what), reverse=True)
+    table.add_row("bound by", ", ".join(f"{what} (twice: {change(ratio)})" for ratio, what in machine[:2]))
     return table
 
 

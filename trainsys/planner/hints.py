@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from trainsys.config import ModelConfig, RunConfig
 from trainsys.models.geometry import resolve
@@ -63,13 +64,18 @@ def _candidates(model: ModelConfig, tp: int) -> Iterator[tuple[str, ModelConfig,
     for name, smaller in (("vocab_size", False), (inner, True)):
         now = getattr(model, name)
         for value in _near(now, tp, smaller):
-            yield name, replace(model, **{name: value}), f"model.{name}={value}", _because(name, now, tp)
+            yield name, replace(model, **_sizes(name, value)), f"model.{name}={value}", _because(name, now, tp)
     for dim, heads in _hidden(model, tp):
         wide = _scaled_ffn(model, dim)
         other = replace(model, dim=dim, num_heads=heads, num_kv_heads=_kv_heads(model, heads), head_dim=dim // heads)
         knobs = f"model.dim={dim} model.num_heads={heads}" + (f" model.ffn_dim={wide}" if wide != model.ffn_dim else "")
         reason = f"model.dim={model.dim} is {model.num_heads} heads of {model.head_dim}"
         yield "dim", replace(other, ffn_dim=wide), knobs, reason
+
+
+def _sizes(name: str, value: int) -> dict[str, Any]:
+    """Of experts, the dense width goes along: it is derived from theirs."""
+    return {name: value, "ffn_dim": value} if name == "expert_ffn_dim" else {name: value}
 
 
 def _near(now: int, tp: int, smaller: bool) -> list[int]:

@@ -64,7 +64,7 @@ def _changes(config: RunConfig, parallel: ParallelConfig) -> Iterator[tuple[str,
         for times in (n for n in range(2, parallel.dp + 1) if parallel.dp % n == 0):
             dp, degree = parallel.dp // times, getattr(parallel, axis) * times
             zero = parallel.zero if dp * parallel.cp > 1 else 0
-            shifted = replace(parallel, dp=dp, zero=zero, **{axis: degree})  # type: ignore[arg-type]
+            shifted = replace(parallel, dp=dp, zero=zero, **{axis: degree})
             yield f"parallel.{axis}={degree} parallel.dp={dp}", config, shifted
     if parallel.reduction == "canonical" and parallel.zero < 2:
         yield "parallel.reduction=fast", config, replace(parallel, reduction="fast")

@@ -27,9 +27,3 @@ def oom_probability(peak_gib: float, limit_gib: float) -> float:
         return 0.0
     z = (log(limit_gib / peak_gib) - BIAS) / (SPREAD * sqrt(3) / pi)
     return 1 / (1 + exp(min(z, 700.0)))
-
-
-def safe_gib(limit_gib: float, probability: float) -> float:
-    """The largest predicted peak that runs out of `limit_gib` with `probability` at most; 0 < probability < 1."""
-    assert 0 < probability < 1, probability
-    return limit_gib / exp(BIAS + log(1 / probability - 1) * SPREAD * sqrt(3) / pi)

@@ -1,10 +1,9 @@
-"""What a layout's step would take if one thing were half or twice as much, and whether another layout would win then."""
+"""What a layout's step would take with half or twice of one thing, and whether another layout would win then."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import inf
 
 from trainsys.config import ClusterConfig, RunConfig
 from trainsys.perf.device import scaled

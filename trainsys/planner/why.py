@@ -138,25 +138,26 @@ def _broken(named: RunConfig, asked: Mapping[str, Any], num_ranks: int) -> str:
 
 
 def _degree_knob(degrees: Mapping[str, int], num_ranks: int, free: Collection[str]) -> str:
-    """The value nearest to the last degree named that goes into the ranks with the others."""
-    *others, last = degrees
-    rest = prod(degrees[axis] for axis in others)
-    if num_ranks % rest:
+    """One degree that goes into the ranks with the others named: dp, or where it is not named the last."""
+    axis = "dp" if "dp" in degrees else list(degrees)[-1]
+    others = prod(degree for name, degree in degrees.items() if name != axis)
+    if num_ranks % others:
         return f"name degrees whose product {'divides' if free else 'is'} {num_ranks}"
-    fitting = [n for n in range(1, num_ranks // rest + 1) if (num_ranks // rest) % n == 0]
-    value = min(fitting, key=lambda n: abs(n - degrees[last])) if free else num_ranks // rest
-    return f"set parallel.{last}={value}"
+    most = num_ranks // others
+    fitting = [n for n in range(1, most + 1) if most % n == 0]
+    value = min(fitting, key=lambda n: abs(n - degrees[axis])) if free else most
+    return f"set parallel.{axis}={value}"
 
 
 def _completions(named: RunConfig, asked: Mapping[str, Any], num_ranks: int) -> Iterator[ParallelConfig]:
     """Layouts that have `asked`, plain ones first: degrees not named are 1 but for dp, or as dp leaves them."""
-    grids = [grid for grid in product(*(_divisors(num_ranks, asked.get(axis)) for axis in _GRID))]
-    grids = [grid for grid in grids if prod(grid) == num_ranks and (grid[1] == 1 or "cp" in asked)]
+    every = product(*(_divisors(num_ranks, asked.get(axis)) for axis in _GRID))
+    grids = [grid for grid in every if prod(grid) == num_ranks and (grid[1] == 1 or "cp" in asked)]
     for grid in sorted(grids, key=lambda g: -g[0]):
         degrees = dict(zip(_GRID, grid, strict=True))
         replicas = degrees["dp"] * degrees["cp"]
         choices = {
-            "zero": (0, 1, 2, 3) if replicas > 1 and named.parallel.reduction != "fast" else (0, 1)[: 1 + (replicas > 1)],
+            "zero": range(1 if replicas == 1 else 2 if named.parallel.reduction == "fast" else 4),
             "recompute": ("none", "full"),
             "sequence_parallel": (False, True) if degrees["tp"] > 1 else (False,),
             "ep": [n for n in range(1, max(named.model.num_experts, 1) + 1) if replicas % n == 0],

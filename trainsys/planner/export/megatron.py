@@ -33,7 +33,10 @@ def megatron_args(config: RunConfig) -> str:
         f"{notation(parallel)}, for Megatron-LM. Add the tokenizer, the data and where to save, then:",
         f'  source THIS_FILE; {torchrun(config)} pretrain_gpt.py "${{MEGATRON_ARGS[@]}}"',
     ]
-    return shell_array("MEGATRON_ARGS", groups, comments)
+    ordered = max(parallel.tp, parallel.cp) > 1 and not _fsdp(
+        config
+    )  # kernels of communication must start in the order of their calls
+    return shell_array("MEGATRON_ARGS", groups, comments, {"CUDA_DEVICE_MAX_CONNECTIONS": "1"} if ordered else {})
 
 
 def _refuse(config: RunConfig) -> None:
@@ -54,6 +57,10 @@ def _refuse(config: RunConfig) -> None:
             f"--export megatron: Megatron-LM numbers ranks along {' or '.join(_ORDERS)}, not along "
             f"parallel.order={parallel.order}; leave it out"
         )
+
+
+def _fsdp(config: RunConfig) -> bool:
+    return config.parallel.zero >= 2 and config.parallel.dp * config.parallel.cp > 1
 
 
 def _flags(config: object, values: dict[str, object]) -> list[str]:
@@ -116,8 +123,8 @@ def _experts(model: ModelConfig) -> list[str]:
 
 
 def _layout(config: RunConfig) -> list[str]:
-    parallel, sharded = config.parallel, config.parallel.dp * config.parallel.cp > 1
-    fsdp = parallel.zero >= 2 and sharded
+    parallel, fsdp = config.parallel, _fsdp(config)
+    sharded = parallel.dp * parallel.cp > 1
     moe = resolve(config.model).num_experts > 0
     words = _flags(
         config,
@@ -134,6 +141,7 @@ def _layout(config: RunConfig) -> list[str]:
             "data_parallel_sharding_strategy": {2: "optim_grads", 3: "optim_grads_params"}[parallel.zero]
             if fsdp
             else None,
+            "ckpt_format": "fsdp_dtensor" if fsdp else None,
             "recompute_granularity": "full" if parallel.recompute == "full" else None,
             "recompute_method": "uniform" if parallel.recompute == "full" else None,
             "recompute_num_layers": 1 if parallel.recompute == "full" else None,

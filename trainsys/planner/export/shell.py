@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from trainsys.config import RunConfig
 
 
-def shell_array(name: str, groups: Sequence[tuple[str, Sequence[str]]], comments: Sequence[str]) -> str:
-    """`comments`, then ``name=( … )`` with one commented line per group of arguments.
+def shell_array(
+    name: str,
+    groups: Sequence[tuple[str, Sequence[str]]],
+    comments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """`comments`, what to export, then ``name=( … )`` with one argument per line, in commented groups.
 
     Args:
         groups: (title, flags and values in order); empty ones are left out.
     """
     lines = [f"# {comment}" for comment in comments]
+    lines += [f"export {key}={shlex.quote(value)}" for key, value in (environment or {}).items()]
     lines.append(f"{name}=(")
     for title, words in groups:
         if words:
-            lines += [f"  # {title}", f"  {shlex.join(words)}"]
+            lines += [f"  # {title}", *(f"  {line}" for line in _lines(words))]
     return "\n".join([*lines, ")", ""])
+
+
+def _lines(words: Sequence[str]) -> list[str]:
+    """A flag and its values per line."""
+    lines: list[str] = []
+    for word in words:
+        if word.startswith("--") or not lines:
+            lines.append(shlex.quote(word))
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    return lines
 
 
 def torchrun(config: RunConfig) -> str:

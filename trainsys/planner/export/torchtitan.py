@@ -1,4 +1,4 @@
-"""torchtitan: arguments of its command line (0.3), and the TOML of the releases before (0.1.1 to 0.2)."""
+"""torchtitan: arguments of its command line (0.3), and the TOML of the release before (0.2)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from trainsys.planner.export.shell import number, shell_array, torchrun
 from trainsys.planner.stages import notation
 
 _SCHEDULES = {"1f1b": "1F1B", "gpipe": "GPipe", "interleaved": "Interleaved1F1B"}
-# (family, dim, layers, vocabulary) -> its name there; torchtitan takes sizes from its registry alone
+# (family, dim, layers, vocabulary) -> module, size and flavor there; torchtitan takes sizes from its registry alone
 _MODELS = {
-    ("llama", 4096, 32, 128256): ("llama3", "8b"),
-    ("llama", 8192, 80, 128256): ("llama3", "70b"),
-    ("llama", 16384, 126, 128256): ("llama3", "405b"),
-    ("qwen3", 1024, 28, 151936): ("qwen3", "0_6b"),
-    ("qwen3", 2048, 28, 151936): ("qwen3", "1_7b"),
-    ("qwen3", 5120, 40, 151936): ("qwen3", "14b"),
-    ("qwen3", 5120, 64, 151936): ("qwen3", "32b"),
-    ("qwen3_moe", 2048, 48, 151936): ("qwen3", "30b_a3b"),
+    ("llama", 4096, 32, 128256): ("llama3", "8b", "8B"),
+    ("llama", 8192, 80, 128256): ("llama3", "70b", "70B"),
+    ("llama", 16384, 126, 128256): ("llama3", "405b", "405B"),
+    ("qwen3", 1024, 28, 151936): ("qwen3", "0_6b", "0.6B"),
+    ("qwen3", 2048, 28, 151936): ("qwen3", "1_7b", "1.7B"),
+    ("qwen3", 5120, 40, 151936): ("qwen3", "14b", "14B"),
+    ("qwen3", 5120, 64, 151936): ("qwen3", "32b", "32B"),
+    ("qwen3_moe", 2048, 48, 151936): ("qwen3", "30b_a3b", "30B-A3B"),
 }
 
 
@@ -36,7 +36,7 @@ def torchtitan_args(config: RunConfig) -> str:
     if config.parallel.pp > 1:
         tables["training"]["disable_cuda_graphs"] = True
     words = {name: _words(name, table) for name, table in tables.items()}
-    module, size = _MODELS.get(_key(resolve(config.model)), ("", ""))
+    module, size, _ = _MODELS.get(_key(resolve(config.model)), ("", "", ""))
     groups = [
         ("model", ["--module", module, "--config", f"{module}_{size}"] if module else []),
         *words.items(),
@@ -45,6 +45,7 @@ def torchtitan_args(config: RunConfig) -> str:
     comments = [
         f"{notation(config.parallel)}, for torchtitan 0.3. Run it with",
         f'  source THIS_FILE; {torchrun(config)} -m torchtitan.train "${{TITAN_ARGS[@]}}"',
+        "The optimizer is the one of its registry, with its learning rate.",
         *([] if module else ["Its registry has no model of these sizes: put --module and --config in front."]),
         *_remarks(config),
     ]
@@ -52,15 +53,17 @@ def torchtitan_args(config: RunConfig) -> str:
 
 
 def torchtitan_toml(config: RunConfig) -> str:
-    """The job file of torchtitan 0.1.1 to 0.2. Raises ValueError as `torchtitan_args` does."""
+    """The job file of torchtitan 0.2. Raises ValueError as `torchtitan_args` does."""
     _refuse(config)
-    module, size = _MODELS.get(_key(resolve(config.model)), ("", ""))
+    module, _, flavor = _MODELS.get(_key(resolve(config.model)), ("", "", ""))
     tables = _tables(config)
     tables["activation_checkpoint"] = {"mode": "full" if config.parallel.recompute == "full" else "none"}
-    for gone in ("enable_sequence_parallel",):
-        tables["parallelism"].pop(gone)
-    flat = {"model": {"name": module, "flavor": size.upper()}} if module else {}
-    lines = [f"# {notation(config.parallel)}, for torchtitan 0.1.1 to 0.2", *(f"# {r}" for r in _remarks(config))]
+    tables["parallelism"].pop("enable_sequence_parallel")  # always, there
+    optim = config.optim
+    betas = {"beta1": optim.betas[0], "beta2": optim.betas[1]}
+    tables["optimizer"] = {"lr": optim.lr, **betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
+    flat = {"model": {"name": module, "flavor": flavor}} if module else {}
+    lines = [f"# {notation(config.parallel)}, for torchtitan 0.2", *(f"# {r}" for r in _remarks(config))]
     if not module:
         lines.append("# Its registry has no model of these sizes: add [model] with name and flavor.")
     for name, table in {**flat, **tables}.items():
