@@ -48,6 +48,26 @@ def test_a_question_is_answered_and_writes_nothing(folder: Path, capsys: pytest.
     assert files(folder) == {"p.yaml"}
 
 
+def test_a_question_is_answered_where_nothing_fits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tight = [*CONFIGS, "cluster.device.memory_gib=0.001"]
+    assert main(["plan", *tight, "why=dp4"]) == 0
+    said = capsys.readouterr().out
+    assert "out of memory" in said
+    assert "none: no layout fits" in said
+    assert main(["plan", *tight, "why=dp4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["why"]["over_gib"] > 0
+    assert main(["plan", *tight, "why=dp4", "--explain"]) == 2
+    assert main(["plan", *CONFIGS, "batch.seq_len=4096", "why=dp4"]) == 2
+    assert "longer than model.max_seq_len=128" in capsys.readouterr().err
+
+
+def test_what_overrides_fix_is_asked_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *CONFIGS, "parallel.zero=2", "why=dp4", "--json"]) == 0
+    why = json.loads(capsys.readouterr().out)["why"]
+    assert why["asked"] == "parallel.zero=2 parallel.dp=4"
+    assert "zero2" in why["layout"]
+
+
 def test_json_has_the_answers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *CONFIGS, "why=tp4", "--explain", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainsys.cli.arguments import Parser
 from trainsys.cli.files import write_all
+from trainsys.comm.topology import Topology
 from trainsys.config import RunConfig, load, to_yaml
 from trainsys.planner.asked import parse_asked
 from trainsys.planner.enumerate import TAKEN
@@ -57,19 +59,37 @@ def run(argv: list[str]) -> int:
     """
     args = _parser().parse_intermixed_args(argv)
     _check(args)
-    asked = [parse_asked(a.removeprefix(_WHY)) for a in args.config if a.startswith(_WHY)]
+    questions = [parse_asked(a.removeprefix(_WHY)) for a in args.config if a.startswith(_WHY)]
     inputs = [a for a in args.config if not a.startswith(_WHY)]
-    if len(asked) > 1:
+    if len(questions) > 1:
         raise ValueError("why= is given twice; ask for one layout at a time")
-    config = load(inputs)
-    report = search(config, fixed=_fixed(inputs))
-    answer = why_not(config, asked[0], report.plans[0], report.num_ranks) if asked else None
+    config, fixed = load(inputs), _fixed(inputs)
+    asked = {key: getattr(config.parallel, key) for key in fixed} | questions[0] if questions else {}
+    try:
+        report = search(config, fixed=fixed)
+    except ValueError:
+        if not asked or args.out or args.export or args.picture or args.explain:
+            raise
+        return _without_winner(config, asked, args.json)
+    answer = why_not(config, asked, report.plans[0], report.num_ranks) if asked else None
     out = args.out or (None if answer else Path("plan.yaml"))
     write_all(_files(config, report, args, out))
     if args.json:
         print(json.dumps(_json(config, report, args, answer), indent=2, ensure_ascii=False))
     else:
         _show(config, report, args, answer, out)
+    return 0
+
+
+def _without_winner(config: RunConfig, asked: Mapping[str, Any], as_json: bool) -> int:
+    """Answer a question where no layout fits. Raises ValueError for bad input."""
+    answer = why_not(config, asked, None, Topology.from_config(config.cluster).num_ranks)
+    if as_json:
+        print(json.dumps({"plans": [], "why": answer.to_json()}, indent=2, ensure_ascii=False))
+    else:
+        from trainsys.cli.plan_why import show_answer
+
+        show_answer(answer)
     return 0
 
 

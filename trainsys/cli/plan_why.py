@@ -49,7 +49,7 @@ def _lines(answer: Answer) -> Iterator[tuple[str, str]]:
             "memory",
             f"{gib(answer.peak_gib)} of {answer.limit_gib:g} GiB, {chance(answer.oom_probability)} to run out",
         )
-    yield "winner", answer.winner
+    yield "winner", answer.winner or "none: no layout fits"
 
 
 def _memory(answer: Answer) -> Iterator[tuple[str, str]]:
@@ -60,10 +60,8 @@ def _memory(answer: Answer) -> Iterator[tuple[str, str]]:
     for place, remedy in enumerate(answer.remedies):
         fits = "fits" if remedy.fits else f"still {gib(remedy.peak_gib - answer.limit_gib)} GiB too much"
         yield "" if place else "remedy", f"{remedy.change}: {gib(remedy.peak_gib)} GiB, {fits} ({remedy.layout})"
-    yield (
-        "step",
-        f"{seconds(answer.step_s)} if it fitted, {answer.factor:.2f} × the winner's {seconds(answer.winner_step_s)}",
-    )
+    against = f", {answer.factor:.2f} × the winner's {seconds(answer.winner_step_s)}" if answer.winner else ""
+    yield "step", f"{seconds(answer.step_s)} if it fitted{against}"
 
 
 def _difference(answer: Answer) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any, Literal
 
 from trainsys.config import ParallelConfig, RunConfig
-from trainsys.planner.check import check_names
+from trainsys.planner.check import check_batch, check_names
 from trainsys.planner.parts import step_parts
 from trainsys.planner.plan import Plan
 from trainsys.planner.predict import predict
@@ -32,6 +32,7 @@ class Answer:
         rule, knob: of an illegal one, what it breaks and what to set instead.
         over_gib: that it lacks.
         memory: GiB of its parts.
+        winner: the best layout of all; empty: none fits.
         factor: its step over the winner's.
         difference_s: seconds by part of the step, its minus the winner's; the sum is the difference of the steps.
     """
@@ -62,18 +63,22 @@ class Answer:
         return {**dataclasses.asdict(self), "difference_s": self.difference_s}
 
 
-def why_not(config: RunConfig, asked: Mapping[str, Any], winner: Plan, num_ranks: int) -> Answer:
+def why_not(config: RunConfig, asked: Mapping[str, Any], winner: Plan | None, num_ranks: int) -> Answer:
     """Hold the best layout that has the keys of `asked` against `winner`; see `Answer`.
 
     Args:
         asked: keys of ``config.parallel`` and their values; what is missing is free, dp follows from the ranks.
+        winner: None where no layout fits; the answer is then that it is illegal or needs too much memory.
+
+    Raises:
+        ValueError: for a batch that the model cannot take.
     """
+    check_batch(config)
     named = replace(config, parallel=replace(config.parallel, **asked, stage_layers=(), stage_replicas=()))
     words = " ".join(f"parallel.{key}={_text(value)}" for key, value in asked.items())
     broken = _broken(named, asked, num_ranks)
     if broken:
-        rule, _, knob = broken.partition("; ")
-        return Answer("illegal", words, winner.layout, rule=rule, knob=knob, winner_step_s=winner.step_s)
+        return _illegal(broken, winner, words)
     try:
         best = search(named, num_ranks, fixed=list(asked)).plans[0]
     except ValueError as error:  # none of them fits, or none is among those searched
@@ -81,34 +86,39 @@ def why_not(config: RunConfig, asked: Mapping[str, Any], winner: Plan, num_ranks
     return _beaten(best, winner, words)
 
 
-def _beaten(plan: Plan, winner: Plan, words: str) -> Answer:
-    factor = plan.step_s / winner.step_s
+def _illegal(error: str, winner: Plan | None, words: str) -> Answer:
+    rule, _, knob = error.partition("; ")
+    return Answer("illegal", words, winner.layout if winner else "", rule=rule, knob=knob)
+
+
+def _beaten(plan: Plan, winner: Plan | None, words: str) -> Answer:
+    rival = winner or plan
+    factor = plan.step_s / rival.step_s
     verdict: Literal["best", "tie", "slower"] = "slower" if factor > _TIE else "tie"
     return Answer(
-        "best" if plan.parallel == winner.parallel else verdict,
+        "best" if plan.parallel == rival.parallel else verdict,
         words,
-        winner.layout,
+        winner.layout if winner else "",
         layout=plan.layout,
         step_s=plan.step_s,
-        winner_step_s=winner.step_s,
-        factor=factor,
+        winner_step_s=winner.step_s if winner else 0.0,
+        factor=factor if winner else 0.0,
         peak_gib=plan.peak_gib,
         limit_gib=plan.limit_gib,
         oom_probability=oom_probability(plan.peak_gib, plan.limit_gib),
         memory=dataclasses.asdict(plan.memory),
         parts_s=step_parts(plan),
-        winner_parts_s=step_parts(winner),
+        winner_parts_s=step_parts(rival),
     )
 
 
 def _lacking(
-    named: RunConfig, asked: Mapping[str, Any], winner: Plan, words: str, num_ranks: int, error: str
+    named: RunConfig, asked: Mapping[str, Any], winner: Plan | None, words: str, num_ranks: int, error: str
 ) -> Answer:
     """The leanest layout that has what is asked, what it lacks, and what would help."""
     legal = [p for p in _completions(named, asked, num_ranks) if not illegal_for(named, p)]
     if not legal:
-        rule, _, knob = error.partition("; ")
-        return Answer("illegal", words, winner.layout, rule=rule, knob=knob, winner_step_s=winner.step_s)
+        return _illegal(error, winner, words)
     leanest = min(legal, key=lambda parallel: peak_gib(named, parallel))
     plan = predict(named, leanest)
     beaten = _beaten(plan, winner, words)
