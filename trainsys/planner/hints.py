@@ -1,8 +1,8 @@
 """Sizes that waste the device, and the nearest ones that do not, with what the performance model says they gain.
 
-Tiles, waves and alignment of rows are in `trainsys.perf.gemm`. BLOOM's authors gained 27 to 30 % when hidden 14,400 made
-way for 13,824 (published in benchmarks/published/bloom.csv); of that the model predicts 10 to 17 %, so gains are rather
-under- than overstated.
+Tiles, waves and alignment of rows are in `trainsys.perf.gemm`. BLOOM's authors gained 27 to 30 % when hidden 14,400
+made way for 13,824 (benchmarks/published/bloom.csv); of that the model predicts 10 to 17 %, so gains are rather under-
+than overstated.
 """
 
 from __future__ import annotations
