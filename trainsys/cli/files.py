@@ -14,11 +14,9 @@ def write_all(files: Sequence[tuple[str, Path, bytes]]) -> None:
         files: (the flag that named it, where to, what).
 
     Raises:
-        ValueError: for one place named twice, or one that cannot be written; none of them has changed then.
+        ValueError: for a place that cannot be written; none of them has changed then.
     """
     drafts: list[tuple[Path, Path]] = []
-    if len({path.absolute() for _, path, _ in files}) < len(files):
-        raise ValueError(f"{' and '.join(dict.fromkeys(flag for flag, _, _ in files))} name one file twice")
     try:
         for flag, path, content in files:
             draft = path.with_name(f".{path.name}.{os.getpid()}")

@@ -126,6 +126,10 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--export {target} is unknown; use {', '.join(EXPORTS)}")
     if args.picture and args.picture.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--picture {args.picture} must end in .png, .pdf or .svg")
+    places = [args.out or Path("plan.yaml"), *(Path(name) for _, name in args.export)]
+    places += [args.picture] if args.picture else []
+    if len({place.absolute() for place in places}) < len(places):
+        raise ValueError("--out, --export and --picture name one file twice; give each its own")
 
 
 def _files(
