@@ -112,8 +112,8 @@ def test_all_files_are_written_together(folder: Path, capsys: pytest.CaptureFixt
         (["--export", "horovod", "x"], "--export horovod is unknown; use megatron"),
         (["--export", "deepspeed", "d.json", "parallel.pp=2"], "cannot say parallel.pp=2"),
         (["--picture", "p.bmp"], "must end in .png"),
-        (["--export", "megatron", "plan.yaml"], "name one file twice"),
-        (["--export", "megatron", "configs"], "configs cannot be written: Is a directory"),
+        (["--export", "deepspeed", "plan.yaml"], "name one file twice"),
+        (["parallel.pp=1", "--export", "deepspeed", "configs"], "configs cannot be written: Is a directory"),
         (["--picture", "/dev/null/p.png"], "/dev/null/p.png cannot be written"),
     ],
 )
