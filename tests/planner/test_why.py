@@ -104,6 +104,7 @@ def test_what_is_said_to_be_instead_is_legal(large: RunConfig, winner: Plan) -> 
         ("tp8,pp4", {"tp": 8, "pp": 4}),
         ("tp=8 zero=1", {"tp": 8, "zero": 1}),
         ("parallel.tp=2,recompute=full", {"tp": 2, "recompute": "full"}),
+        ("dp2·tp1·pp2[2,4] 1f1b", {"dp": 2, "tp": 1, "pp": 2, "schedule": "1f1b"}),
         ("sequence_parallel=false", {"sequence_parallel": False}),
         (
             "dp8·tp2·pp2·vp2 zero1 sp interleaved recompute",

@@ -21,11 +21,13 @@ _WORDS: dict[str, tuple[str, Any]] = {
 def parse_asked(text: str) -> dict[str, Any]:
     """Keys of ``config.parallel`` with the values that `text` names; what it does not name is free.
 
+    Which layers a stage has, as in ``pp2[15,17]``, is read over: only even splits can be asked for.
+
     Raises:
         ValueError: for a word that names nothing, a key named twice, or nothing at all.
     """
     found: dict[str, Any] = {}
-    for word in filter(None, re.split(r"[\s,·+]+", text)):
+    for word in filter(None, re.split(r"[\s,·+]+", re.sub(r"(?<=\d)\[[\d,]*\]", "", text))):
         key, value = _word(word.removeprefix("parallel."))
         if key in found and found[key] != value:
             raise ValueError(f"why={text} names {key} twice: {found[key]} and {value}")
