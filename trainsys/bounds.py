@@ -20,6 +20,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "cluster.device.memory_gib": (_TINY, _MOST, "must be positive and finite"),
     "cluster.device.efficiency": (_TINY, 1, "must lie in (0, 1]"),
     "cluster.device.memory_gbps": (_TINY, _MOST, "must be positive and finite"),
+    "cluster.device.host_gbps": (_TINY, _MOST, "must be positive and finite"),
     "cluster.intra_node.gbps": (_TINY, _MOST, "must be positive and finite"),
     "cluster.intra_node.latency_s": (0, _MOST, "must not be negative"),
     "cluster.inter_node.gbps": (_TINY, _MOST, "must be positive and finite"),

@@ -55,6 +55,7 @@ class DeviceConfig:
     memory_gib: float = 2.0  # what a layout may use of one device, GiB
     efficiency: float = 0.5  # share of the peak that a step reaches, in (0, 1]; of no effect on a known device
     memory_gbps: float = 10.0  # device memory bandwidth, GB/s
+    host_gbps: float = 25.0  # between the device's memory and the host's, each way, GB/s (PCIe 4 x16)
     backend: str = "gloo"  # of the process groups: gloo or nccl
 
 
@@ -109,6 +110,7 @@ class ParallelConfig:
     sequence_parallel: bool = False  # shard norms and dropout over the sequence inside tp (not context parallelism)
     schedule: str = "1f1b"  # a name registered in trainsys.schedule: gpipe, 1f1b, interleaved (with vp)
     recompute: Literal["none", "full"] = "none"  # full: keep only each layer's input and compute it again
+    offload: Literal["none", "activations"] = "none"  # activations: the host keeps them until their backward
     reduction: Literal["canonical", "fast"] = "canonical"  # canonical: the same bits on every layout of one tp and cp
     stage_layers: tuple[int, ...] = ()  # layers of each stage (under vp of each run); empty: as even as possible
     stage_replicas: tuple[int, ...] = ()  # replicas of each stage; empty: dp everywhere

@@ -17,13 +17,14 @@ def test_enumeration_finds_exactly_the_legal_layouts(small):
     legal, rejected = candidates(small, 4)
     assert len(legal) == len(set(legal))
     every = [
-        ParallelConfig(dp, tp, pp, vp, zero=zero, sequence_parallel=sp, schedule=schedule, recompute=recompute)
-        for dp, tp, pp in product((1, 2, 4), repeat=3)
-        if dp * tp * pp == 4
-        for zero in ((0, 1, 2, 3) if dp > 1 else (0,))
+        ParallelConfig(dp, tp, pp, vp, cp, zero=zero, sequence_parallel=sp, schedule=schedule, recompute=recompute)
+        for dp, tp, pp, cp in product((1, 2, 4), repeat=4)
+        if dp * tp * pp * cp == 4
+        for zero in ((0, 1, 2, 3) if dp * cp > 1 else (0,))
         for sp in ((False, True) if tp > 1 else (False,))
         for schedule in (GENERATORS if pp > 1 else ("1f1b",))
-        for vp in ([n for n in (2,) if n * pp <= small.model.num_layers] if schedule == "interleaved" else (1,))
+        for vp in range(1, small.model.num_layers // pp + 1 if pp > 1 else 2)
+        if {"1f1b": vp == 1, "interleaved": vp > 1}.get(schedule, True)
         for recompute in ("none", "full")
     ]
 
@@ -39,15 +40,9 @@ def test_enumeration_finds_exactly_the_legal_layouts(small):
     assert rejected["model.num_heads=6 is not divisible by parallel.tp=4"] == 4
 
 
-def test_long_sequences_are_cut_and_short_ones_where_the_config_says(small, large):
-    def degrees(config):
-        return {parallel.cp for parallel in candidates(config, 8)[0]}
-
-    assert degrees(large) == {1}
+def test_long_sequences_are_cut(large):
     long = replace(large, batch=replace(large.batch, seq_len=32768), model=replace(large.model, max_seq_len=32768))
-    assert degrees(long) == {1, 2, 4}
-    named = replace(large, parallel=replace(large.parallel, cp=8))
-    assert degrees(named) == {1, 8}
+    assert {parallel.cp for parallel in candidates(long, 8)[0]} == {1, 2, 4, 8}
     best = search(long).plans[0]
     assert best.parallel.cp > 1
     assert best.peak_gib <= best.limit_gib
@@ -93,7 +88,7 @@ def test_a_slow_network_moves_the_choice(small):
 
 
 def test_memory_decides_when_it_must(large):
-    report = search(large)
+    report = search(large, fixed=("cp", "vp"), keep=None)
     assert all(plan.peak_gib <= plan.limit_gib for plan in report.plans)
     assert report.nearest_miss is not None
     assert report.nearest_miss.over_gib > 0
@@ -101,7 +96,7 @@ def test_memory_decides_when_it_must(large):
     assert report.nearest_miss.layout in over
     forced = [plan for plan in report.plans if plan.bound_by == "memory"]
     assert forced
-    assert all(plan.parallel.recompute == "full" for plan in forced)
+    assert all(plan.parallel.recompute == "full" or plan.parallel.offload == "activations" for plan in forced)
 
 
 def test_no_layout_fits(large):
@@ -139,12 +134,78 @@ def test_what_is_fixed_stays(small, given):
     kept = [p for p in candidates(small, 4)[0] if all(getattr(p, key) == value for key, value in given.items())]
     assert kept
     assert candidates(config, 4, tuple(given))[0] == kept
-    assert {p.parallel for p in search(config, fixed=tuple(given)).plans} == set(kept)
+    plans = search(config, fixed=tuple(given), keep=None).plans
+    assert {p.parallel for p in plans if not p.parallel.stage_layers} == set(kept)
 
 
 def test_a_fixed_number_of_runs_is_searched(small):
     config = replace(small, parallel=replace(small.parallel, vp=3))
-    assert {(p.parallel.vp, p.parallel.schedule) for p in search(config, fixed=("vp",)).plans} == {(3, "interleaved")}
+    plans = search(config, fixed=("vp",), keep=None).plans
+    assert {(p.parallel.vp, p.parallel.schedule) for p in plans} == {(3, "interleaved"), (3, "gpipe")}
+
+
+def test_numbers_of_runs_are_the_least_for_the_length_of_the_longest(small):
+    """Of 6 layers in 2 stages: 1, 2 and 3 runs; of 3 layers a stage, 2 runs have 2 at most and 3 have 1."""
+    large = replace(small, model=replace(small.model, num_layers=48))
+    for config, most in ((small, {1, 2, 3}), (large, {1, 2, 3, 4, 5, 6, 8, 12, 24})):
+        legal, _ = candidates(replace(config, parallel=ParallelConfig(pp=2)), 2, ("pp",))
+        assert {p.vp for p in legal if p.schedule == "gpipe"} == most
+
+
+def test_microbatch_sizes_divide_a_replicas_share(small):
+    report = search(small, any_microbatch=True, keep=None)
+    found = {(p.parallel.dp, p.microbatch_size) for p in report.plans}
+    assert found == {(dp, size) for dp in (1, 2, 4) for size in (1, 2, 4, 8, 16) if size <= 16 // dp}
+    kept = search(small)
+    assert {p.microbatch_size for p in kept.plans} == {small.batch.microbatch_size}
+    assert report.plans[0].step_s <= kept.plans[0].step_s
+
+
+def test_a_schedule_without_a_pipeline_does_no_harm(small):
+    config = replace(small, parallel=replace(small.parallel, schedule="gpipe"))
+    plans = search(config, fixed=("schedule", "pp")).plans
+    assert {(p.parallel.schedule, p.parallel.pp) for p in plans} == {("gpipe", 1)}
+
+
+def test_a_stage_with_the_head_gets_fewer_layers(large):
+    """Llama 8B's head costs as much as several layers: eight stages of four are not equally busy."""
+    one = replace(large, parallel=replace(large.parallel, pp=8))
+    best = search(one, fixed=("pp",)).plans[0]
+    assert best.parallel.stage_layers
+    assert best.parallel.stage_layers[-1] < 4
+    assert best.step_s < predict(one, replace(best.parallel, stage_layers=())).step_s
+
+
+def test_activations_go_to_the_host_only_where_memory_asks(large):
+    """A layout that offloads would not fit without."""
+    report = search(large, fixed=("pp",), keep=None)
+    offload = [p for p in report.plans if p.parallel.offload == "activations" and not p.parallel.stage_layers]
+    assert offload
+    for plan in offload:
+        kept = predict(large, replace(plan.parallel, offload="none"))
+        assert kept.peak_gib > kept.limit_gib
+        assert plan.memory.activations < kept.memory.activations
+        assert plan.offload_s > 0 == kept.offload_s
+        assert plan.bound_by == "memory"
+    slow = replace(large.cluster, device=replace(large.cluster.device, host_gbps=1.0))
+    later = predict(replace(large, cluster=slow), offload[0].parallel)
+    assert later.offload_s == pytest.approx(25 * offload[0].offload_s)
+
+
+def test_fewer_ranks_are_part_of_the_pareto_set(small):
+    report = search(small, halves=2)
+    assert {plan.num_ranks for plan in report.pareto} == {1, 2, 4}
+    for plan in report.pareto:
+        others = (p for p in report.pareto if p is not plan)
+        assert not any(
+            p.step_s <= plan.step_s and p.peak_gib <= plan.peak_gib and p.num_ranks <= plan.num_ranks for p in others
+        )
+
+
+def test_absurd_sizes_are_refused_at_once(small):
+    huge = replace(small, cluster=replace(small.cluster, nodes=10**13))
+    with pytest.raises(ValueError, match=r"^20000000000000 ranks are more than .*; lower cluster\.nodes="):
+        search(huge)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +223,7 @@ def test_nothing_has_what_is_fixed(small, given, message):
         search(replace(small, parallel=replace(small.parallel, **given)), fixed=tuple(given))
 
 
-@pytest.mark.parametrize("given", [{"order": "tp,pp"}, {"cp": 0}, {"reduction": "quick"}])
+@pytest.mark.parametrize("given", [{"order": "tp,pp"}, {"reduction": "quick"}])
 def test_a_wrong_value_of_what_is_not_searched_is_named(small, given):
     (key,) = given
     with pytest.raises(ValueError, match=rf"^parallel\.{key}=") as error:

@@ -57,7 +57,7 @@ def test_one_over_memory_says_by_how_much_and_what_helps(large: RunConfig, winne
     device = replace(large.cluster.device, memory_gib=96.0)
     batch = replace(large.batch, microbatch_size=2)
     tight = replace(large, cluster=replace(large.cluster, device=device), batch=batch)
-    answer = ask(tight, winner, "dp8,zero1,norecompute")
+    answer = ask(tight, winner, "dp8,zero1,norecompute,nooffload")
     assert answer.verdict == "memory"
     assert answer.over_gib == pytest.approx(answer.peak_gib - answer.limit_gib)
     assert answer.over_gib == pytest.approx(sum(answer.memory.values()) - tight.cluster.device.memory_gib)

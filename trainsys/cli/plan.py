@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 from trainsys.cli.arguments import Parser
 from trainsys.cli.files import write_all
 from trainsys.comm.topology import Topology
-from trainsys.config import RunConfig, load, to_yaml
+from trainsys.config import RunConfig, load, named, to_yaml
 from trainsys.planner.asked import parse_asked
 from trainsys.planner.enumerate import TAKEN
 from trainsys.planner.export.registry import EXPORTS, export
 from trainsys.planner.plan import PlanReport
 from trainsys.planner.risk import oom_probability
-from trainsys.planner.search import search
+from trainsys.planner.search import KEEP, search, with_layout
 from trainsys.planner.why import Answer, why_not
 
 _TOP = 5
@@ -32,15 +31,19 @@ EXAMPLES = """\
   trainsys plan configs/run/tiny.yaml why='dp2·tp1·pp2 zero1 1f1b'         a line of the table
   trainsys plan configs/run/tiny.yaml --explain --picture plan.png
   trainsys plan configs/run/tiny.yaml --export megatron args.sh --export deepspeed ds.json
-  trainsys plan configs/run/tiny.yaml cluster.ranks_per_node=3 --json      every layout, for a program"""
+  trainsys plan configs/run/tiny.yaml cluster.ranks_per_node=3 --json      the best layouts, for a program"""
 
 ABOUT = """\
 Search all layouts of a model on a cluster, rank them by predicted step time, say why the others were rejected, and
 write the best as a run config. Needs neither the cluster nor a GPU.
 
-Searched are dp, tp, pp, cp, ep, vp, zero, sequence_parallel, schedule and recompute. An override parallel.KEY=value
-on the command line fixes that key: only layouts with the value are ranked. What YAML files say of these keys does not,
-as a plan is itself such a file. parallel.order and parallel.reduction are taken as they are.
+Searched are dp, tp, pp, cp, ep, vp, zero, sequence_parallel, schedule, recompute and offload; of the best layouts also
+uneven splits of the layers. An override parallel.KEY=value on the command line fixes that key: only layouts with the
+value are ranked. What YAML files say of these keys does not, as a plan is itself such a file. parallel.order and
+parallel.reduction are taken as they are.
+
+A run's numbers depend on batch.microbatch_size. So it is searched only where neither a file nor an override names it,
+or with --any-microbatch.
 
 why=LAYOUT asks why that layout is not the best: which rule it breaks and what to set instead, how much memory it lacks
 and what would make it fit, or which parts of the step make it slower. LAYOUT names degrees and words as the table does
@@ -65,13 +68,17 @@ def run(argv: list[str]) -> int:
         raise ValueError("why= is given twice; ask for one layout at a time")
     config, fixed = load(inputs), _fixed(inputs)
     asked = {key: getattr(config.parallel, key) for key in fixed} | questions[0] if questions else {}
+    any_microbatch = args.any_microbatch or "batch.microbatch_size" not in named(inputs)
+    keep = max(KEEP, args.top or 0)
     try:
-        report = search(config, fixed=fixed)
+        report = search(config, fixed=fixed, keep=keep, any_microbatch=any_microbatch)
     except ValueError:
         if not asked or args.out or args.export or args.picture or args.explain:
             raise
-        return _without_winner(config, asked, args.json)
-    answer = why_not(config, asked, report.plans[0], report.num_ranks) if asked else None
+        return _without_winner(config, asked, args.json, any_microbatch)
+    best = report.plans[0]
+    answer = why_not(config, asked, best, report.num_ranks, any_microbatch) if asked else None
+    config = with_layout(config, best.parallel, best.microbatch_size)
     out = args.out or (None if answer else Path("plan.yaml"))
     write_all(_files(config, report, args, out))
     if args.json:
@@ -81,9 +88,9 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _without_winner(config: RunConfig, asked: Mapping[str, Any], as_json: bool) -> int:
+def _without_winner(config: RunConfig, asked: Mapping[str, Any], as_json: bool, any_microbatch: bool) -> int:
     """Answer a question where no layout fits. Raises ValueError for bad input."""
-    answer = why_not(config, asked, None, Topology.from_config(config.cluster).num_ranks)
+    answer = why_not(config, asked, None, Topology.from_config(config.cluster).num_ranks, any_microbatch)
     if as_json:
         print(json.dumps({"plans": [], "why": answer.to_json()}, indent=2, ensure_ascii=False))
     else:
@@ -98,7 +105,8 @@ def _parser() -> Parser:
     parser.add_config()
     parser.add_json("the report")
     parser.add_argument("--out", type=Path, help="where the winner goes (plan.yaml)")
-    parser.add_argument("--top", type=int, metavar="K", help=f"layouts to list ({_TOP}; with --json all)")
+    parser.add_argument("--top", type=int, metavar="K", help=f"layouts to list ({_TOP}; with --json {KEEP})")
+    parser.add_argument("--any-microbatch", action="store_true", help="search batch.microbatch_size whoever names it")
     parser.add_argument(
         "--explain", action="store_true", help="the winner module by module, what its step depends on, wasteful sizes"
     )
@@ -136,9 +144,8 @@ def _files(
     config: RunConfig, report: PlanReport, args: argparse.Namespace, out: Path | None
 ) -> list[tuple[str, Path, bytes]]:
     """All that is to be written, whole, before any of it is: flag, place, content. Raises ValueError."""
-    best = dataclasses.replace(config, parallel=report.plans[0].parallel)
-    files = [("--out", out, to_yaml(best).encode())] if out else []
-    files += [(f"--export {target}", Path(name), export(target, best).encode()) for target, name in args.export]
+    files = [("--out", out, to_yaml(config).encode())] if out else []
+    files += [(f"--export {target}", Path(name), export(target, config).encode()) for target, name in args.export]
     if args.picture:
         from trainsys.planner.picture import draw
 
@@ -150,7 +157,7 @@ def _files(
 
 def _json(config: RunConfig, report: PlanReport, args: argparse.Namespace, answer: Answer | None) -> dict[str, Any]:
     said = report.to_json(args.top)
-    for entry in said["plans"]:
+    for entry in [*said["plans"], *said["pareto"]]:
         entry["oom_probability"] = oom_probability(entry["peak_gib"], entry["limit_gib"])
     if args.explain:
         from trainsys.cli.plan_explain import explain

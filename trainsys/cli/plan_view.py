@@ -59,8 +59,11 @@ def _header(config: RunConfig, report: PlanReport) -> Table:
         f"{batch.global_size} sequences × {batch.seq_len} tokens per step, "
         f"{microbatches} microbatch{'es'[: 2 * (microbatches != 1)]} of {batch.microbatch_size}",
     )
-    found, every = len(report.plans), len(report.plans) + report.rejected.total()
-    table.add_row("search", f"{found} of {every} layouts are legal and fit, {report.search_s:.2g} s")
+    fit = report.pruned + report.simulated
+    table.add_row(
+        "search",
+        f"{report.legal} layouts are legal, {fit} of them fit, {report.simulated} simulated, {report.search_s:.2g} s",
+    )
     return table
 
 
@@ -111,6 +114,7 @@ def _bars(plan: Plan) -> Table:
         "cp": plan.cp_s,
         "ep": plan.ep_s,
         "dp": plan.dp_s,
+        "offload": plan.offload_s,
         "update": plan.update_s,
         "waiting": plan.waiting_s,
     }

@@ -45,6 +45,8 @@ class Topology:
     intra_node: Link
     inter_node: Link
 
+    regular = True  # all links within nodes are equal, and all between them: groups that lie alike are alike
+
     @classmethod
     def from_config(cls, cluster: ClusterConfig, num_ranks: int | None = None) -> Topology:
         """The declared cluster, or its first `num_ranks` ranks.

@@ -8,6 +8,7 @@ repeated from the state at any time. A committed step can therefore never be los
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ class Engine:
     """Modules, gradients and optimizer of one rank.
 
     Args:
-        config: of the run; `config.parallel.schedule`, `.recompute`, `.reduction` and `.sequence_parallel` apply.
+        config: of the run; of `config.parallel` schedule, recompute, offload, reduction and sequence_parallel apply.
         layout: where everything lives from now on.
         comm: already holds `wanted_groups`.
         state: this rank's masters and moments in the layout's storage order.
@@ -164,7 +165,8 @@ class Engine:
         return StageRunner(
             model, (batch.microbatch_size, seq, self.config.model.dim), self.config.train.seed,
             batch.global_size * batch.seq_len, self.tp, self.cp, self._collect, parts,
-            *((self.weights.whole,) if self.weights else ()),
+            self.weights.whole if self.weights else lambda part: nullcontext(),
+            self.config.parallel.offload == "activations",
         )  # fmt: skip
 
     def microbatches(self) -> tuple[int, ...]:

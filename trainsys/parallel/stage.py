@@ -12,6 +12,7 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.checkpoint import checkpoint
 
 from trainsys.config import ModelConfig
@@ -21,6 +22,7 @@ from trainsys.models.moe import MoE
 from trainsys.models.registry import build
 from trainsys.parallel.expert import ExpertParallel, apply_expert_parallel, keep_class
 from trainsys.parallel.loss import microbatch_loss
+from trainsys.parallel.offload import HostCopies, emptied
 from trainsys.parallel.sequence import METHODS
 from trainsys.parallel.sequence.context import ContextParallel, apply_context_parallel
 from trainsys.parallel.tensor import TensorParallel, apply_tensor_parallel
@@ -58,6 +60,7 @@ class StageRunner:
         on_grads: called after each part's backward with (microbatch, gradient per parameter name).
         parts: blocks that are computed at a time, in order -> names of their parameters; each has its own backward.
         whole: the same blocks -> a context in which their weights can be computed with.
+        offload: the host keeps activations until their backward.
     """
 
     def __init__(
@@ -71,11 +74,13 @@ class StageRunner:
         on_grads: Callable[[int, dict[str, Tensor]], None],
         parts: Mapping[range, Sequence[str]],
         whole: Callable[[range], AbstractContextManager[None]] = lambda part: nullcontext(),
+        offload: bool = False,
     ) -> None:
         self.model, self.shape, self.seed, self.total_tokens, self.tp = model, shape, seed, total_tokens, tp
         self.cp, self.params = cp, dict(model.named_parameters())
         self._on_grads, self._parts, self._whole = on_grads, parts, whole
-        self._kept: dict[int, list[tuple[Tensor | None, Tensor]]] = {}  # per part: input, output
+        self._kept: dict[int, list[tuple[Tensor | None, Tensor | GradientEdge]]] = {}  # per part: input, output
+        self.host = HostCopies(self.params.values()) if offload else None
         self.losses: dict[int, float] = {}
         self.batch = Batch(0, {})
 
@@ -96,9 +101,9 @@ class StageRunner:
         for part in self._parts:
             if x is not None:
                 x.requires_grad_()
-            with self._whole(part):
+            with self._whole(part), nullcontext() if self.host is None else self.host.saving():
                 out = self.model(tokens if x is None else x, part)
-            kept.append((x, out))
+            kept.append((x, out) if self.host is None else (emptied(x), get_gradient_edge(out)))
             x = out.detach()
         if self.model.output is None:
             return x

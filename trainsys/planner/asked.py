@@ -14,6 +14,8 @@ _WORDS: dict[str, tuple[str, Any]] = {
     "nosp": ("sequence_parallel", False),
     "recompute": ("recompute", "full"),
     "norecompute": ("recompute", "none"),
+    "offload": ("offload", "activations"),
+    "nooffload": ("offload", "none"),
     **{name: ("schedule", name) for name in GENERATORS},
 }
 
@@ -21,7 +23,7 @@ _WORDS: dict[str, tuple[str, Any]] = {
 def parse_asked(text: str) -> dict[str, Any]:
     """Keys of ``config.parallel`` with the values that `text` names; what it does not name is free.
 
-    Which layers a stage has, as in ``pp2[15,17]``, is read over: only even splits can be asked for.
+    Which layers a stage has, as in ``pp2[15,17]``, is read over: the search splits them.
 
     Raises:
         ValueError: for a word that names nothing, a key named twice, or nothing at all.

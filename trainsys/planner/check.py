@@ -12,7 +12,12 @@ from trainsys.planner.stages import Stages, notation
 from trainsys.schedule import GENERATORS
 from trainsys.space.build import axis_order
 
-_CHOICES = {"zero": (0, 1, 2, 3), "recompute": ("none", "full"), "reduction": ("canonical", "fast")}
+_CHOICES = {
+    "zero": (0, 1, 2, 3),
+    "recompute": ("none", "full"),
+    "offload": ("none", "activations"),
+    "reduction": ("canonical", "fast"),
+}
 
 
 def check_parallel(config: RunConfig, num_ranks: int) -> None:

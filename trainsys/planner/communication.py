@@ -13,6 +13,16 @@ from trainsys.comm.topology import Link, Topology
 from trainsys.config import RunConfig
 from trainsys.models.family import kv_dim
 from trainsys.models.geometry import resolve
+from trainsys.planner.groups import (
+    data_link,
+    ends_link,
+    exchange_links,
+    expert_link,
+    hop_links,
+    sequence_links,
+    team_links,
+    whole_link,
+)
 from trainsys.planner.precision import Precision
 from trainsys.planner.sizes import StageSizes, shared_elements, team_tokens
 from trainsys.planner.stages import Stages
@@ -30,12 +40,22 @@ def all_reduce_s(num_bytes: float, size: int, link: Link | None) -> float:
     return 2 * all_gather_s(num_bytes, size, link)
 
 
+def _slowest(links: tuple[Link, ...], num_bytes: float) -> Link | None:
+    """Of `links` the one that takes longest for `num_bytes`; None without any."""
+    return max(links, key=lambda link: link.transfer_s(num_bytes), default=None)
+
+
 @dataclass(frozen=True)
 class TensorCost:
     """Exposed seconds of tensor, context or expert parallelism in one microbatch, per run of layers."""
 
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
+
+    @classmethod
+    def nothing(cls, stages: Stages) -> TensorCost:
+        zeros = (0.0,) * len(stages.runs)
+        return cls(zeros, zeros)
 
 
 def boundary_bytes(config: RunConfig) -> int:
@@ -50,9 +70,9 @@ def tensor_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     Sequence parallelism replaces each by an all-gather and a reduce-scatter of the same volume (Korthikanti et al.
     2022, arXiv:2205.05198, §4.2.2). None is overlapped: each stands between two dependent matrix products.
     """
-    teams = (topology.ring(stages.ranks_of(team)) for team in range(stages.num_teams))
-    links = [link for link in teams if link is not None]
-    worst = max(links, key=lambda link: link.transfer_s(boundary_bytes(config)), default=None)
+    if stages.tp == 1:
+        return TensorCost.nothing(stages)
+    worst = _slowest(team_links(stages, topology), boundary_bytes(config))
     once = all_reduce_s(boundary_bytes(config), stages.tp, worst)
     again = 2 if config.parallel.recompute == "full" else 0
     forward = [2 * n for n in stages.runs]
@@ -68,13 +88,14 @@ def context_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tenso
     Per layer an all-gather of both forward and a reduce-scatter of their gradients backward (Llama 3, arXiv:2407.21783,
     §3.3.2); recomputing a layer gathers again. Each tp rank has its own key/value heads, one at least.
     """
+    if stages.cp == 1:
+        return TensorCost.nothing(stages)
     model, tokens = resolve(config.model), config.batch.microbatch_size * config.batch.seq_len
     width = kv_dim(model) // min(stages.tp, model.num_kv_heads)
     size = 2 * tokens * width * Precision.of(config.train.dtype).activation
     again, forward, backward = config.parallel.recompute == "full", [], []
     for run, layers in enumerate(stages.runs):
-        links = (topology.ring(group) for group in stages.sequence_groups(run % stages.count))
-        worst = max((link for link in links if link), key=lambda link: link.transfer_s(size), default=None)
+        worst = _slowest(sequence_links(stages, topology, run % stages.count), size)
         once = layers * all_gather_s(size, stages.cp, worst)
         forward.append(once)
         backward.append((1 + again) * once)
@@ -87,12 +108,13 @@ def expert_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     Two all-to-alls per layer forward and two backward (Lepikhin et al. 2020, arXiv:2006.16668, §3.3), each of the
     microbatch times the experts per token, evenly spread; forward also the numbers of rows. Recomputing repeats them.
     """
+    if stages.ep == 1:
+        return TensorCost.nothing(stages)
     model, forward, backward = config.model, [], []
+    size = boundary_bytes(config) * model.experts_per_token
     again = config.parallel.recompute == "full"
     for run, layers in enumerate(stages.runs):
-        links = (topology.ring(group) for group in stages.exchange_groups(run % stages.count))
-        size = boundary_bytes(config) * model.experts_per_token
-        worst = max((link for link in links if link), key=lambda link: link.transfer_s(size), default=None)
+        worst = _slowest(exchange_links(stages, topology, run % stages.count), size)
         swap = all_gather_s(size, stages.ep, worst)  # an all-to-all sends as much: an n-th to each of n - 1
         once = 2 * swap + all_gather_s(8 * model.num_experts, stages.ep, worst)
         forward.append(layers * once)
@@ -110,14 +132,21 @@ def exchange_costs(config: RunConfig, stages: Stages, topology: Topology) -> tup
 
 
 def send_s(config: RunConfig, stages: Stages, topology: Topology, src: int, dst: int) -> float:
-    """Seconds of one pipeline message from team `src` to team `dst`, each tp rank to its counterpart at once.
-
-    Under sequence parallelism every rank sends its own part of the sequence only.
-    """
-    parts = stages.tp if config.parallel.sequence_parallel else 1
-    size = boundary_bytes(config) / parts
+    """Seconds of one pipeline message from team `src` to team `dst`, each tp rank to its counterpart at once."""
+    size = _message_bytes(config, stages)
     pairs = zip(stages.ranks_of(src), stages.ranks_of(dst), strict=True)
     return max(topology.transfer_s(a, b, size) for a, b in pairs)
+
+
+def hop_s(config: RunConfig, stages: Stages, topology: Topology, stage: int, after: int) -> float:
+    """Seconds of one pipeline message between two stages with equally many replicas: of the slowest replica."""
+    size = _message_bytes(config, stages)
+    return max(link.transfer_s(size) for link in hop_links(stages, topology, stage, after))
+
+
+def _message_bytes(config: RunConfig, stages: Stages) -> float:
+    """Of one rank: under sequence parallelism its own part of the sequence only."""
+    return boundary_bytes(config) / (stages.tp if config.parallel.sequence_parallel else 1)
 
 
 def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: Topology, stage: int) -> float:
@@ -133,20 +162,19 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
     gathered = precision.parameter if config.parallel.zero else precision.gradient
     microbatches = config.batch.global_size // config.batch.microbatch_size
     experts, seconds = sizes.experts[stage], 0.0
-    for elements, group in (
-        (sizes.held[stage] - experts, stages.data_group(stage)),
-        (experts, stages.expert_group(stage)),
+    for elements, size, link_of in (
+        (sizes.held[stage] - experts, stages.copies(stage), data_link),
+        (experts, stages.copies(stage) // stages.ep, expert_link),
     ):
-        link, scatters = topology.ring(group), 1
-        if config.parallel.zero >= 2:
-            scatters = -(-microbatches * stages.cp // len(group))
+        scatters = -(-microbatches * stages.cp // size) if config.parallel.zero >= 2 else 1
         gathers = 2 * scatters if config.parallel.zero == 3 else 1
         if elements:
-            seconds += scatters * all_gather_s(elements * precision.gradient, len(group), link)
-            seconds += gathers * all_gather_s(elements * gathered, len(group), link)
+            link = link_of(stages, topology, stage)
+            seconds += scatters * all_gather_s(elements * precision.gradient, size, link)
+            seconds += gathers * all_gather_s(elements * gathered, size, link)
     if sizes.tied and stages.count > 1 and stage in (0, stages.count - 1):
-        ends = (*stages.data_group(0), *stages.data_group(stages.count - 1))
-        seconds += all_reduce_s(sizes.tied * precision.gradient, len(ends), topology.ring(ends))
+        copies = stages.copies(0) + stages.copies(stages.count - 1)
+        seconds += all_reduce_s(sizes.tied * precision.gradient, copies, ends_link(stages, topology))
     return seconds
 
 
@@ -156,14 +184,15 @@ def shared_s(config: RunConfig, stages: Stages, topology: Topology, stage: int) 
 
     Each sees its own query heads alone. The team that owns a piece sums it; under ``fast`` every team sums all.
     """
-    blocks, by_copies = stages.blocks(stage), dict[int, int]()
+    blocks, by_copies = set(stages.blocks(stage)), dict[int, int]()
     for block, copies, elements in shared_elements(config.model, stages.tp):
         if block in blocks:
             by_copies[copies] = by_copies.get(copies, 0) + elements
     precision, teams = Precision.of(config.train.dtype), stages.copies(stage)
     share = 1 if config.parallel.reduction == "fast" else teams
-    links = [topology.ring(range(first, first + stages.tp)) for first in stages.data_group(stage)]
-    worst = max((link for link in links if link), key=lambda link: link.transfer_s(1e6), default=None)
+    if not by_copies:
+        return 0.0
+    worst = _slowest(team_links(stages, topology, stage), 1e6)
     return sum(all_reduce_s(n * precision.state / share, copies, worst) for copies, n in by_copies.items())
 
 
@@ -173,7 +202,7 @@ def mirror_s(config: RunConfig, mirrored: float, topology: Topology) -> float:
     The owner sends its reduced gradient and the peer repeats the optimizer step. The peer is on another node where
     there is one. Snapshots in peers' memory: Wang et al. 2023 (Gemini, SOSP), §4.
     """
-    link = topology.slowest(range(topology.num_ranks))
+    link = whole_link(topology)
     if not mirrored or link is None:
         return 0.0
     return link.transfer_s(mirrored * Precision.of(config.train.dtype).state)

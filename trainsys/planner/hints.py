@@ -17,6 +17,7 @@ from trainsys.planner.check import check_layout
 from trainsys.planner.on_device import known_device
 from trainsys.planner.plan import Plan
 from trainsys.planner.predict import predict
+from trainsys.planner.search import with_layout
 
 _NEAR = 0.06  # sizes within this are tried
 _LEAST = 0.01  # gain worth a word
@@ -44,7 +45,7 @@ def hints(config: RunConfig, plan: Plan) -> tuple[Hint, ...]:
     """Better sizes for the layout of `plan`, the largest gain first, one per size; none for a device of one rate."""
     if known_device(config) is None:
         return ()
-    config = replace(config, parallel=plan.parallel)
+    config = with_layout(config, plan.parallel, plan.microbatch_size)
     best = dict[str, Hint]()
     for name, model, knobs, because in _candidates(resolve(config.model), plan.parallel.tp):
         other = replace(config, model=model)

@@ -44,31 +44,37 @@ def stage_memory(config: RunConfig, stages: Stages, sizes: StageSizes, in_flight
 
     Parameters, gradients and optimizer: Rajbhandari et al. 2020 (arXiv:1910.02054), §3.1. Activations: `layer_bytes`.
     """
-    precision = Precision.of(config.train.dtype)
-    return tuple(
-        _with_transition(
-            Memory(
-                parameters=parameter_elements(config, stages, sizes, stage) * precision.parameter / GIB,
-                gradients=gradient_elements(config, stages, sizes, stage) * precision.gradient / GIB,
-                optimizer=sizes.owned[stage] * 3 * precision.state / GIB,
-                mirror=sizes.mirrored[stage] * 3 * precision.state / GIB,
-                activations=activation_bytes(config, stages, stage, in_flight[stage]) / GIB,
-                logits=logit_bytes(config, stages, stage) / GIB,
-            ),
-            config,
+    memories = []
+    for stage in range(stages.count):
+        step = replace(
+            state_memory(config, stages, sizes, stage),
+            activations=activation_bytes(config, stages, stage, in_flight[stage]) / GIB,
+            logits=logit_bytes(config, stages, stage) / GIB,
         )
-        for stage in range(stages.count)
+        memories.append(replace(step, transition=max(0.0, changing_gib(step, config) - step.total)))
+    return tuple(memories)
+
+
+def state_memory(config: RunConfig, stages: Stages, sizes: StageSizes, stage: int) -> Memory:
+    """What a rank of `stage` holds whatever it computes."""
+    precision = Precision.of(config.train.dtype)
+    return Memory(
+        parameters=parameter_elements(config, stages, sizes, stage) * precision.parameter / GIB,
+        gradients=gradient_elements(config, stages, sizes, stage) * precision.gradient / GIB,
+        optimizer=sizes.owned[stage] * 3 * precision.state / GIB,
+        mirror=sizes.mirrored[stage] * 3 * precision.state / GIB,
+        activations=0.0,
+        logits=0.0,
     )
 
 
-def _with_transition(step: Memory, config: RunConfig) -> Memory:
+def changing_gib(state: Memory, config: RunConfig) -> float:
     """While the layout changes, the state stands twice, before and after (taken for equal), and nothing else does.
 
     Once and the staging budget with `elastic.release=progressive`.
     """
-    state = step.optimizer + step.mirror
-    changing = 2 * state if config.elastic.release == "commit" else state + config.elastic.staging_mib / 1024
-    return replace(step, transition=max(0.0, changing - step.total))
+    kept = state.optimizer + state.mirror
+    return 2 * kept if config.elastic.release == "commit" else kept + config.elastic.staging_mib / 1024
 
 
 def parameter_elements(config: RunConfig, stages: Stages, sizes: StageSizes, stage: int) -> int:
@@ -188,19 +194,33 @@ def _layer_kinds(model: ModelConfig) -> tuple[int, bool, bool]:
 
 
 def activation_bytes(config: RunConfig, stages: Stages, stage: int, in_flight: int) -> float:
-    """Bytes of activations on a rank of `stage` with `in_flight` microbatches alive, under vp of a mean run each.
+    """Bytes of activations on a rank of `stage` with `in_flight` microbatches alive, under vp of a mean run each."""
+    each, always = activation_parts(config, stages, stage)
+    return in_flight / stages.vp * each + always
 
-    Full recomputation keeps each layer's input only, plus the layer at work (Korthikanti et al. 2022, §5; Chen et al.
-    2016, arXiv:1604.06174). The last stage also keeps the inputs of the final norm and of the head.
+
+def activation_parts(config: RunConfig, stages: Stages, stage: int) -> tuple[float, float]:
+    """Bytes that a rank of `stage` keeps of one microbatch, and those of the layer at work.
+
+    The latter stand beside what is kept where a layer is computed again in the backward, or where the host keeps it.
+    """
+    layer, last = layer_bytes(config, stages.tp), stage == stages.count - 1
+    if config.parallel.offload == "activations":
+        return 0.0, layer + kept_bytes(config, stages, 0, last)
+    return kept_bytes(config, stages, stages.layers[stage], last), layer if config.parallel.recompute == "full" else 0.0
+
+
+def kept_bytes(config: RunConfig, stages: Stages, layers: int, last: bool) -> float:
+    """Bytes that `layers` layers keep of one microbatch until its backward, on the device or with the host.
+
+    Full recomputation keeps each layer's input only (Korthikanti et al. 2022, §5; Chen et al. 2016, arXiv:1604.06174).
+    The last stage also keeps the inputs of the final norm and of the head.
     """
     size = Precision.of(config.train.dtype).activation
     shards = stages.tp if config.parallel.sequence_parallel else 1
     boundary = team_tokens(config) * config.model.dim * size / shards
-    layer = layer_bytes(config, stages.tp)
-    tail = 2 * boundary if stage == stages.count - 1 else 0.0
-    if config.parallel.recompute == "full":
-        return in_flight / stages.vp * (stages.layers[stage] * boundary + tail) + layer
-    return in_flight / stages.vp * (stages.layers[stage] * layer + tail)
+    layer = boundary if config.parallel.recompute == "full" else layer_bytes(config, stages.tp)
+    return layers * layer + (2 * boundary if last else 0.0)
 
 
 def logit_bytes(config: RunConfig, stages: Stages, stage: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 from trainsys.comm.topology import Topology
@@ -16,6 +16,7 @@ from trainsys.planner.on_device import known_device, stage_modules
 from trainsys.planner.parts import step_parts
 from trainsys.planner.plan import Plan
 from trainsys.planner.precision import GIB, Precision
+from trainsys.planner.search import with_layout
 from trainsys.planner.sizes import stage_sizes, team_tokens
 from trainsys.planner.stages import Stages
 from trainsys.space.tensor import EMBED, LogicalTensor
@@ -32,6 +33,7 @@ TITLES = {
     "ep": "ep communication",
     "dp": "dp communication",
     "pp": "pp messages",
+    "offload": "offload",
     "bubble": "bubble, waiting",
     "update": "optimizer",
     "transition": "layout changes",
@@ -55,7 +57,7 @@ def breakdown(config: RunConfig, plan: Plan) -> tuple[Module, ...]:
     Computing is split by the performance model's seconds on a device of the catalogue, else by FLOPs, in which norms
     and the embedding's lookup have no part. Parameters, gradients and optimizer state lie where their elements lie.
     """
-    config = replace(config, parallel=plan.parallel)
+    config = with_layout(config, plan.parallel, plan.microbatch_size)
     stages = Stages.of(config.model, plan.parallel)
     seconds = _computing(config, stages)
     whole = sum(seconds.values())

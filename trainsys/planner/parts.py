@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trainsys.planner.plan import Plan
 
-PARTS = ("compute", "tp", "cp", "ep", "dp", "pp", "bubble", "update")
+PARTS = ("compute", "tp", "cp", "ep", "dp", "pp", "offload", "bubble", "update")
 
 
 def step_parts(plan: Plan) -> dict[str, float]:
@@ -14,6 +14,7 @@ def step_parts(plan: Plan) -> dict[str, float]:
     Where one stage computes longest and another ends last, `bubble` can be slightly negative.
     """
     named = {"compute": plan.compute_s, "tp": plan.tp_s, "cp": plan.cp_s, "ep": plan.ep_s, "dp": plan.dp_s}
+    named["offload"] = plan.offload_s
     rest = plan.step_s - sum(named.values()) - plan.update_s
     rest = 0.0 if abs(rest) < 1e-9 * plan.step_s else rest
     messages = min(plan.pp_exposed_s, max(rest, 0.0))

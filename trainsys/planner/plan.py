@@ -10,7 +10,7 @@ from typing import Any, Literal
 from trainsys.config import ParallelConfig
 from trainsys.planner.memory import Memory
 
-Bound = Literal["compute", "tp", "cp", "ep", "dp", "bubble", "memory"]
+Bound = Literal["compute", "tp", "cp", "ep", "dp", "offload", "bubble", "memory"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Plan:
         pp_exposed_s: what the pipeline's messages add to the step.
         update_s: the optimizer.
         memory: parts of `peak_gib`, on the rank that holds most.
+        offload_s: activations copied to the host and back, on the busiest stage.
+        microbatch_size: sequences per microbatch.
         bound_by: the largest part of the step, or memory, when only recomputation made the layout fit.
     """
 
@@ -49,11 +51,20 @@ class Plan:
     update_s: float
     memory: Memory
     bound_by: Bound
+    offload_s: float = 0.0
+    microbatch_size: int = 0
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that the layout uses."""
+        parallel = self.parallel
+        replicas = sum(parallel.stage_replicas) or parallel.dp * parallel.pp
+        return replicas * parallel.cp * parallel.tp
 
     @property
     def waiting_s(self) -> float:
         """Seconds of the step that the busiest stage spends waiting for others, messages included."""
-        named = self.compute_s + self.tp_s + self.cp_s + self.ep_s + self.dp_s + self.update_s
+        named = self.compute_s + self.tp_s + self.cp_s + self.ep_s + self.dp_s + self.update_s + self.offload_s
         return max(0.0, self.step_s - named)
 
     @property
@@ -78,7 +89,7 @@ class Miss:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """All legal layouts that fit, best first, and why the others are not among them.
+    """The best of all legal layouts that fit, best first, and why others are not among them.
 
     Attributes:
         cluster: one line.
@@ -86,6 +97,9 @@ class PlanReport:
         model: one line.
         rejected: layouts by reason.
         nearest_miss: of those over memory, the one that needs least more.
+        pareto: than each of these no layout is as fast, as small (within 5 %) and on as few ranks; fastest first.
+        legal: layouts, those over memory among them.
+        pruned, simulated: of those that fit, how many a bound of their step time ruled out, and how many it did not.
     """
 
     cluster: str
@@ -96,6 +110,10 @@ class PlanReport:
     rejected: Counter[str]
     nearest_miss: Miss | None
     search_s: float
+    pareto: tuple[Plan, ...] = ()
+    legal: int = 0
+    pruned: int = 0
+    simulated: int = 0
 
     def to_json(self, top: int | None = None) -> dict[str, Any]:
         """What ``trainsys plan --json`` prints; `top` limits the plans."""
@@ -105,4 +123,8 @@ class PlanReport:
             "plans": [dataclasses.asdict(plan) for plan in self.plans[:top]],
             "rejected": dict(self.rejected.most_common()),
             "search_s": self.search_s,
+            "pareto": [dataclasses.asdict(plan) for plan in self.pareto],
+            "legal": self.legal,
+            "pruned": self.pruned,
+            "simulated": self.simulated,
         }

@@ -22,5 +22,7 @@ class Precision:
 
     @classmethod
     def of(cls, dtype: DType) -> Precision:
-        size = _BYTES[dtype]
-        return cls(parameter=size, activation=size, gradient=max(4, size), state=max(4, size))
+        return _PRECISIONS[dtype]
+
+
+_PRECISIONS = {name: Precision(size, size, max(4, size), max(4, size)) for name, size in _BYTES.items()}

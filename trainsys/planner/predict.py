@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig, RunConfig
-from trainsys.planner.communication import exchange_costs, gradient_s, mirror_s, send_s, shared_s
+from trainsys.planner.communication import TensorCost, exchange_costs, gradient_s, hop_s, mirror_s, send_s, shared_s
 from trainsys.planner.compute import compute_cost, model_flops, update_s
 from trainsys.planner.device import Rate, rate
 from trainsys.planner.memory import Memory, stage_memory
-from trainsys.planner.pipeline import Hops, most_in_flight, run_pipeline, schedule_for
+from trainsys.planner.offload import offload_cost
+from trainsys.planner.pipeline import Hops, hop_lists, least_ends, most_in_flight, run_pipeline, schedule_for
 from trainsys.planner.plan import Bound, Plan
 from trainsys.planner.precision import Precision
 from trainsys.planner.sizes import stage_sizes
 from trainsys.planner.stages import Stages, notation
 
 
-def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None = None) -> Plan:
+def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None = None, whole: bool = True) -> Plan:
     """Predicted cost of training `config` with layout `parallel`, uniform or ragged, whether or not it fits.
 
     A stage is done when its last backward, its gradient exchange and its update are: the slowest one ends the step,
@@ -25,6 +27,7 @@ def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None =
 
     Args:
         measured: the rate of a rank; by default from ``config.cluster``.
+        whole: also what the pipeline's messages add, which takes a second simulation.
 
     Raises:
         ValueError: when the layout needs more ranks than the cluster has, or more replicas than microbatches.
@@ -34,14 +37,13 @@ def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None =
     topology = Topology.from_config(config.cluster, stages.num_ranks)
     measured = measured or rate(config.cluster, stages.num_ranks)
     memory = worst_memory(config, stages)
-    work = _pipeline(config, stages, topology, measured.sustained(1))
+    work = _pipeline(config, stages, topology, measured.sustained(1), whole)
     if measured.cores:
         busy_ranks = (1 - work.bubble) * stages.num_ranks
-        work = _pipeline(config, stages, topology, measured.sustained(busy_ranks))
-    exchange, update = _after(config, stages, topology)
+        work = _pipeline(config, stages, topology, measured.sustained(busy_ranks), whole)
+    exchange, update, mirror = after_step(config, stages, topology)
     ends = [sum(parts) for parts in zip(work.ends_s, exchange, update, strict=True)]
     last = max(range(stages.count), key=lambda stage: ends[stage])
-    mirror = mirror_s(config, max(stage_sizes(config.model, stages, parallel.zero).mirrored), topology)
     step_s = ends[last] + mirror
     plan = Plan(
         parallel=parallel,
@@ -52,66 +54,87 @@ def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None =
         peak_gib=memory.total,
         limit_gib=config.cluster.device.memory_gib,
         bubble=work.bubble,
-        compute_s=work.compute_s,
-        tp_s=work.tp_s,
-        cp_s=work.cp_s,
-        ep_s=work.ep_s,
+        compute_s=work.parts_s[0],
+        tp_s=work.parts_s[1],
+        cp_s=work.parts_s[2],
+        ep_s=work.parts_s[3],
         dp_s=exchange[last] + mirror,
         pp_exposed_s=work.exposed_s,
         update_s=update[last],
         memory=memory,
         bound_by="compute",
+        offload_s=work.parts_s[4],
+        microbatch_size=config.batch.microbatch_size,
     )
     return dataclasses.replace(plan, bound_by=_bound(plan))
 
 
+def least_step_s(config: RunConfig, measured: Rate) -> float:
+    """No step of the uniform layout ``config.parallel`` is predicted to be shorter; without a simulation."""
+    stages = Stages.of(config.model, config.parallel)
+    topology = Topology.from_config(config.cluster, stages.num_ranks)
+    f_s, b_s = run_sums(run_parts(config, stages, topology, measured.sustained(1)))
+    microbatches, replicas = shares(config, stages)
+    exchange, update, mirror = after_step(config, stages, topology)
+    if stages.count == 1:
+        ends = [microbatches * (f_s[0] + b_s[0])]
+    else:
+        hops = hop_lists(hops_of(config, stages, topology, replicas), stages.count)
+        ends = least_ends(config.parallel.schedule, microbatches, stages.count, f_s, b_s, *hops)
+    return (1 - 1e-12) * (max(map(sum, zip(ends, exchange, update, strict=True))) + mirror)
+
+
 def worst_memory(config: RunConfig, stages: Stages) -> Memory:
     """Memory on the rank that needs most under ``config.parallel``, by the schedule's peak of live activations."""
-    in_flight = most_in_flight(config.parallel.schedule, *_shares(config, stages), stages.vp)
+    in_flight = most_in_flight(config.parallel.schedule, *shares(config, stages), stages.vp)
     sizes = stage_sizes(config.model, stages, config.parallel.zero)
     return max(stage_memory(config, stages, sizes, in_flight), key=lambda memory: memory.total)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """Forward and backward of all microbatches: when each stage ends, and what the busiest one's time went into."""
+    """Forward and backward of all microbatches: when each stage ends, and what the busiest one's time went into:
+    computing, tensor, context and expert parallelism, copies to the host and back."""
 
     ends_s: tuple[float, ...]
     bubble: float
-    compute_s: float
-    tp_s: float
-    cp_s: float
-    ep_s: float
+    parts_s: tuple[float, ...]
     exposed_s: float
 
 
-def _pipeline(config: RunConfig, stages: Stages, topology: Topology, flops: float) -> _Work:
-    """The schedule with its messages and without: the difference is what they add."""
-    parts = (compute_cost(config, stages, flops), *exchange_costs(config, stages, topology))
+def run_parts(config: RunConfig, stages: Stages, topology: Topology, flops: float) -> tuple[TensorCost, ...]:
+    """Seconds of F and B of one microbatch, per run of layers, by what they are spent on."""
+    compute = compute_cost(config, stages, flops)
+    return (TensorCost(compute.forward_s, compute.backward_s), *exchange_costs(config, stages, topology),
+            offload_cost(config, stages))  # fmt: skip
+
+
+def run_sums(parts: Sequence[TensorCost]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Seconds of F and of B, per run."""
     f_s = tuple(map(sum, zip(*(part.forward_s for part in parts), strict=True)))
-    b_s = tuple(map(sum, zip(*(part.backward_s for part in parts), strict=True)))
-    name, (microbatches, replicas) = config.parallel.schedule, _shares(config, stages)
-    hops = _hops(config, stages, topology, replicas)
+    return f_s, tuple(map(sum, zip(*(part.backward_s for part in parts), strict=True)))
+
+
+def _pipeline(config: RunConfig, stages: Stages, topology: Topology, flops: float, whole: bool) -> _Work:
+    """The schedule with its messages and, if `whole`, without: the difference is what they add."""
+    parts = run_parts(config, stages, topology, flops)
+    f_s, b_s = run_sums(parts)
+    name, (microbatches, replicas) = config.parallel.schedule, shares(config, stages)
+    hops = hops_of(config, stages, topology, replicas)
     run = run_pipeline(name, microbatches, replicas, f_s, b_s, hops)
-    free = run_pipeline(name, microbatches, replicas, f_s, b_s) if stages.count > 1 else run
+    free = run_pipeline(name, microbatches, replicas, f_s, b_s) if whole and stages.count > 1 else run
     busiest = max(range(stages.count), key=lambda stage: run.busy_s[stage])
     own = slice(busiest, None, stages.count)
-    whole = sum(f_s[own] + b_s[own])
-    computing, tp, cp, ep = (
-        run.busy_s[busiest] * sum(part.forward_s[own] + part.backward_s[own]) / whole for part in parts
-    )
+    share = run.busy_s[busiest] / sum(f_s[own] + b_s[own])
     return _Work(
         ends_s=run.ends_s,
         bubble=run.bubble,
-        compute_s=computing,
-        tp_s=tp,
-        cp_s=cp,
-        ep_s=ep,
+        parts_s=tuple(share * sum(part.forward_s[own] + part.backward_s[own]) for part in parts),
         exposed_s=max(0.0, run.step_s - free.step_s),
     )
 
 
-def _shares(config: RunConfig, stages: Stages) -> tuple[int, tuple[int, ...]]:
+def shares(config: RunConfig, stages: Stages) -> tuple[int, tuple[int, ...]]:
     """Microbatches and replicas to simulate. Replicas with equal shares are alike: one stands for all."""
     microbatches = config.batch.global_size // config.batch.microbatch_size
     dp = stages.replicas[0]
@@ -120,40 +143,47 @@ def _shares(config: RunConfig, stages: Stages) -> tuple[int, tuple[int, ...]]:
     return microbatches, stages.replicas
 
 
-def _hops(config: RunConfig, stages: Stages, topology: Topology, replicas: tuple[int, ...]) -> Hops:
+def hops_of(config: RunConfig, stages: Stages, topology: Topology, replicas: tuple[int, ...]) -> Hops:
     """Seconds of a message between any two lanes of neighbouring stages of the simulated `replicas`.
 
     Where one lane stands for all replicas of its stage, the slowest pair of them.
     """
     if stages.count == 1:
         return {}
-    count, ends = stages.count, (0, stages.count - 1)
-    alike = replicas != stages.replicas
+    count, wraps = stages.count, stages.vp > 1
+    near = [(a, b) for a in range(count) for b in (a - 1, a + 1) if 0 <= b < count]
+    near += [(0, count - 1), (count - 1, 0)] if wraps and count > 2 else []
+    if replicas != stages.replicas or set(replicas) == {1}:
+        return {(a, b): hop_s(config, stages, topology, a, b) for a, b in near}
     # the placement of a schedule is the same for any number of microbatches
     placement = schedule_for(config.parallel.schedule, max(replicas), replicas, stages.vp).placement
-    teams = {
-        lane: (stage, [stages.team(stage, r) for r in (range(stages.replicas[stage]) if alike else [replica])])
-        for (stage, replica), lane in placement.items()
-        if stage < count
-    }
+    lanes = {(stage, replica): lane for (stage, replica), lane in placement.items() if stage < count}
     return {
-        (a, b): max(send_s(config, stages, topology, x, y) for x, y in zip(teams[a][1], teams[b][1], strict=True))
-        for a in teams
-        for b in teams
-        if abs(teams[a][0] - teams[b][0]) == 1 or (stages.vp > 1 and {teams[a][0], teams[b][0]} == set(ends))
+        (lanes[a, x], lanes[b, y]): send_s(config, stages, topology, stages.team(a, x), stages.team(b, y))
+        for a, b in near
+        for x in range(replicas[a])
+        for y in range(replicas[b])
     }
 
 
-def _after(config: RunConfig, stages: Stages, topology: Topology) -> tuple[list[float], list[float]]:
-    """Per stage, what follows its last backward: seconds of the gradient exchange, and of the update."""
-    sizes = stage_sizes(config.model, stages, config.parallel.zero)
+def after_step(
+    config: RunConfig, stages: Stages, topology: Topology, which: Sequence[int] | None = None
+) -> tuple[list[float], list[float], float]:
+    """What follows a stage's last backward: seconds of the gradient exchange, of the update, and of the mirrors.
+
+    Args:
+        which: the stages to look at; by default all.
+    """
+    sizes, own = stage_sizes(config.model, stages, config.parallel.zero), range(stages.count)
     precision, gbps = Precision.of(config.train.dtype), config.cluster.device.memory_gbps
     exchange = [
         gradient_s(config, stages, sizes, topology, stage) + shared_s(config, stages, topology, stage)
-        for stage in range(stages.count)
+        for stage in (own if which is None else which)
     ]
-    update = [update_s(own, held, precision, gbps) for own, held in zip(sizes.owned, sizes.held, strict=True)]
-    return exchange, update
+    update = [
+        update_s(sizes.owned[stage], sizes.held[stage], precision, gbps) for stage in (own if which is None else which)
+    ]
+    return exchange, update, mirror_s(config, max(sizes.mirrored), topology)
 
 
 def _bound(plan: Plan) -> Bound:
@@ -164,6 +194,7 @@ def _bound(plan: Plan) -> Bound:
         "cp": plan.cp_s,
         "ep": plan.ep_s,
         "dp": plan.dp_s,
+        "offload": plan.offload_s,
         "bubble": plan.waiting_s,
     }
     return max(parts, key=lambda name: parts[name])

@@ -57,6 +57,8 @@ def _changes(config: RunConfig, parallel: ParallelConfig) -> Iterator[tuple[str,
         yield f"batch.microbatch_size={smaller}", replace(config, batch=batch), parallel
     if parallel.recompute == "none":
         yield "parallel.recompute=full", config, replace(parallel, recompute="full")
+    if parallel.recompute == "none" and parallel.offload == "none":
+        yield "parallel.offload=activations", config, replace(parallel, offload="activations")
     if parallel.dp * parallel.cp > 1 and parallel.reduction == "canonical":
         for zero in range(parallel.zero + 1, 4):
             yield f"parallel.zero={zero}", config, replace(parallel, zero=zero)

@@ -12,6 +12,7 @@ from trainsys.planner.device import Rate, rate
 from trainsys.planner.on_device import known_device
 from trainsys.planner.plan import Plan
 from trainsys.planner.predict import predict
+from trainsys.planner.search import with_layout
 
 FACTORS = (0.5, 2.0)
 _TIE = 1.002
@@ -46,7 +47,7 @@ def sensitivity(config: RunConfig, plans: Sequence[Plan], compared: int = 8) -> 
 
     Layouts that were not among the best before are not looked at.
     """
-    measured = rate(config.cluster, _num_ranks(plans[0]))
+    measured = rate(config.cluster, plans[0].num_ranks)
     cases = []
     for what, change in CHANGES.items():
         if _counts(config, what):
@@ -78,17 +79,13 @@ def _case(what: str, factor: float, config: RunConfig, measured: Rate, plans: Se
 
 def _predicted(config: RunConfig, measured: Rate, plan: Plan) -> tuple[Plan | None, str]:
     """The plan's layout under `config`, or the rule that it breaks there."""
+    config = with_layout(config, plan.parallel, plan.microbatch_size)
     try:
         check_batch(config)
-        check_layout(replace(config, parallel=plan.parallel))
+        check_layout(config)
     except ValueError as error:
         return None, str(error).partition(";")[0]
     return predict(config, plan.parallel, measured), ""
-
-
-def _num_ranks(plan: Plan) -> int:
-    p = plan.parallel
-    return p.dp * p.cp * p.tp * p.pp
 
 
 def _counts(config: RunConfig, what: str) -> bool:

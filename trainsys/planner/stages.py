@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from trainsys.config import ModelConfig, ParallelConfig
 from trainsys.models.geometry import split_layers
@@ -107,14 +109,27 @@ class Stages:
 
 
 def notation(parallel: ParallelConfig) -> str:
-    """A layout in one token group: ``dp2·tp1·pp2 zero1 1f1b``; ragged: ``dp[2,1]·tp1·pp2[3,3] 1f1b``."""
+    """A layout in one token group: ``dp2·tp1·pp2 zero1 1f1b``; ragged: ``dp[2,1]·tp1·pp2[3,3] 1f1b``.
+
+    More than two equal numbers in a row are counted: ``pp8[1,2×6,1]``.
+    """
     replicas, layers = parallel.stage_replicas, parallel.stage_layers
-    dp = f"dp[{','.join(map(str, replicas))}]" if replicas else f"dp{parallel.dp}"
-    pp = f"pp{parallel.pp}[{','.join(map(str, layers))}]" if layers else f"pp{parallel.pp}"
+    dp = f"dp[{_list(replicas)}]" if replicas else f"dp{parallel.dp}"
+    pp = f"pp{parallel.pp}[{_list(layers)}]" if layers else f"pp{parallel.pp}"
     more = "".join(f"·{axis}{getattr(parallel, axis)}" for axis in ("cp", "ep", "vp") if getattr(parallel, axis) > 1)
     words = [f"{dp}·tp{parallel.tp}·{pp}{more}"]
     words += [f"zero{parallel.zero}"] if parallel.zero else []
     words += ["sp"] if parallel.sequence_parallel else []
     words += [parallel.schedule] if parallel.pp > 1 else []
     words += ["recompute"] if parallel.recompute == "full" else []
+    words += ["offload"] if parallel.offload == "activations" else []
     return " ".join(words)
+
+
+def _list(numbers: Sequence[int]) -> str:
+    """``1,2×6,1``."""
+    parts: list[str] = []
+    for number, same in groupby(numbers):
+        count = len(list(same))
+        parts += [f"{number}×{count}"] if count > 2 else [str(number)] * count
+    return ",".join(parts)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from trainsys.comm.topology import Topology
 from trainsys.config import RunConfig
-from trainsys.planner.communication import exchange_costs, send_s
-from trainsys.planner.compute import compute_cost
+from trainsys.planner.communication import send_s
 from trainsys.planner.device import rate
+from trainsys.planner.predict import run_parts, run_sums
 from trainsys.planner.stages import Stages
 from trainsys.schedule import Costs, Routes, Schedule, Simulation, build, simulate
 
@@ -45,13 +45,9 @@ def timeline(config: RunConfig) -> Timeline:
         return send_s(config, stages, topology, hosted[src], hosted[dst])
 
     def at(flops: float) -> Timeline:
-        compute = compute_cost(config, stages, flops)
-        parts = (compute, *exchanges)
-        f_s = tuple(map(sum, zip(*(part.forward_s for part in parts), strict=True)))
-        b_s = tuple(map(sum, zip(*(part.backward_s for part in parts), strict=True)))
+        f_s, b_s = run_sums(run_parts(config, stages, topology, flops))
         return Timeline(schedule, simulate(schedule, Costs(f_s, b_s, send_s=message)), f_s, b_s)
 
-    exchanges = exchange_costs(config, stages, topology)
     measured = rate(config.cluster, stages.num_ranks)
     result = at(measured.sustained(1))
     if measured.cores:  # as in `predict`: ranks that share cores compute faster while others wait

@@ -63,11 +63,14 @@ class Answer:
         return {**dataclasses.asdict(self), "difference_s": self.difference_s}
 
 
-def why_not(config: RunConfig, asked: Mapping[str, Any], winner: Plan | None, num_ranks: int) -> Answer:
+def why_not(
+    config: RunConfig, asked: Mapping[str, Any], winner: Plan | None, num_ranks: int, any_microbatch: bool = False
+) -> Answer:
     """Hold the best layout that has the keys of `asked` against `winner`; see `Answer`.
 
     Args:
         asked: keys of ``config.parallel`` and their values; what is missing is free, dp follows from the ranks.
+        any_microbatch: search the microbatch size too.
         winner: None where no layout fits; the answer is then that it is illegal or needs too much memory.
 
     Raises:
@@ -80,7 +83,7 @@ def why_not(config: RunConfig, asked: Mapping[str, Any], winner: Plan | None, nu
     if broken:
         return _illegal(broken, winner, words)
     try:
-        best = search(named, num_ranks, fixed=list(asked)).plans[0]
+        best = search(named, num_ranks, list(asked), keep=1, any_microbatch=any_microbatch).plans[0]
     except ValueError as error:  # none of them fits, or none is among those searched
         return _lacking(named, asked, winner, words, num_ranks, str(error))
     return _beaten(best, winner, words)
@@ -96,7 +99,7 @@ def _beaten(plan: Plan, winner: Plan | None, words: str) -> Answer:
     factor = plan.step_s / rival.step_s
     verdict: Literal["best", "tie", "slower"] = "slower" if factor > _TIE else "tie"
     return Answer(
-        "best" if plan.parallel == rival.parallel else verdict,
+        "best" if plan.layout == rival.layout else verdict,
         words,
         winner.layout if winner else "",
         layout=plan.layout,
@@ -169,6 +172,7 @@ def _completions(named: RunConfig, asked: Mapping[str, Any], num_ranks: int) -> 
         choices = {
             "zero": range(1 if replicas == 1 else 2 if named.parallel.reduction == "fast" else 4),
             "recompute": ("none", "full"),
+            "offload": ("none", "activations"),
             "sequence_parallel": (False, True) if degrees["tp"] > 1 else (False,),
             "ep": [n for n in range(1, max(named.model.num_experts, 1) + 1) if replicas % n == 0],
         }  # fmt: skip

@@ -4,10 +4,14 @@ All lanes share one order of the forwards and one of the backwards, in which not
 keeps its own part of both. It alternates while it can, and starts a forward only while it keeps fewer activations than
 its limit. Under such limits lanes may come to wait in a cycle; then the limit rises by one where the first unfinished
 forward of all is, which needs nothing that is not there. So the run always ends.
+
+Inside the run an action is one number: F of `stage` for microbatch mb of m is ``stage · m + mb``, and B that number of
+all stages later, so that a deep pipeline of many microbatches is decided in milliseconds.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 from trainsys.schedule.actions import Action, Kind
@@ -27,57 +31,85 @@ def in_turns(
         backwards: the same in that of the backwards.
         limits: per lane, of how many (stage, microbatch) it may keep the activations, unless nobody could go on; ≥ 1.
     """
+    count, stages = routes.num_microbatches, routes.num_stages
+    lane_of = [placement[stage, replica] for stage, row in enumerate(routes.table) for replica in row]
+    lanes: list[list[Action]] = [[] for _ in limits]
+    for number in turns(stages, count, lane_of, forwards, backwards, limits):
+        work = number % (stages * count)
+        kind = Kind.F if work == number else Kind.B
+        lanes[lane_of[work]].append(Action(work // count, kind, work % count))
+    return tuple(map(tuple, lanes))
 
-    def lane_of(work: Work) -> _Lane:
-        return lanes[placement[work[0], routes.table[work[0]][work[1]]]]
 
-    lanes = [_Lane(limit) for limit in limits]
-    last = routes.num_stages - 1
+def turns(
+    stages: int,
+    count: int,
+    lane_of: Sequence[int],
+    forwards: Sequence[Work],
+    backwards: Sequence[Work],
+    limits: Sequence[int],
+) -> array[int]:
+    """The actions of all lanes as numbers, tick by tick: an order in which nothing comes before what it needs.
+
+    Args:
+        count: microbatches.
+        lane_of: of F ``stage · count + mb``.
+    """
+    lanes = [_Lane(limit, stages, count) for limit in limits]
     for stage, mb in forwards:
-        needs = Action(stage - 1, Kind.F, mb) if stage else None
-        lane_of((stage, mb)).forwards.append((Action(stage, Kind.F, mb), needs))
+        lanes[lane_of[stage * count + mb]].forwards.append(stage * count + mb)
     for stage, mb in backwards:
-        needs = Action(stage + 1, Kind.B, mb) if stage < last else None
-        lane_of((stage, mb)).backwards.append((Action(stage, Kind.B, mb), needs))
-    done: set[Action | None] = {None}
+        lanes[lane_of[stage * count + mb]].backwards.append(stage * count + mb)
+    done = bytearray(2 * stages * count)
+    order: array[int] = array("i")
     left = [lane for lane in lanes if lane.forwards]
     while left:
-        ran = [action for lane in left if (action := lane.step(done)) is not None]
-        done.update(ran)
+        ran = [number for lane in left if (number := lane.step(done)) >= 0]
+        for number in ran:
+            done[number] = 1
+        order.extend(ran)
         if not ran:
-            lane_of(next(work for work in forwards if Action(work[0], Kind.F, work[1]) not in done)).limit += 1
+            stuck = next(work for work in forwards if not done[work[0] * count + work[1]])
+            lanes[lane_of[stuck[0] * count + stuck[1]]].limit += 1
         left = [lane for lane in left if lane.ended < len(lane.backwards)]
-    return tuple(tuple(lane.actions) for lane in lanes)
+    return order
 
 
 class _Lane:
-    """What one lane has to do, each action beside what it needs of another lane, and what it has done."""
+    """What one lane has to do, and what it has done."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.forwards: list[tuple[Action, Action | None]] = []
-        self.backwards: list[tuple[Action, Action | None]] = []
-        self.actions: list[Action] = []
+    def __init__(self, limit: int, stages: int, count: int) -> None:
+        self.limit, self.count, self.all = limit, count, stages * count
+        self.forwards: list[int] = []
+        self.backwards: list[int] = []
         self.started = self.ended = 0
+        self.was_backward = False
 
-    def step(self, done: set[Action | None]) -> Action | None:
-        """One tick: a backward after a forward and a forward after a backward, else the other one, else nothing."""
-        forward = bool(self.actions) and self.actions[-1].kind is Kind.B
-        action = self._next(forward, done) or self._next(not forward, done)
-        if action is not None:
-            self.actions.append(action)
-        return action
+    def step(self, done: bytearray) -> int:
+        """One tick: a backward after a forward and a forward after a backward, else the other one, else -1."""
+        if self.was_backward:
+            number = self._forward(done)
+            return number if number >= 0 else self._backward(done)
+        number = self._backward(done)
+        return number if number >= 0 else self._forward(done)
 
-    def _next(self, forward: bool, done: set[Action | None]) -> Action | None:
-        if forward:
-            if self.started == len(self.forwards) or self.started - self.ended >= self.limit:
-                return None
-            action, needs = self.forwards[self.started]
-            self.started += needs in done
-            return action if needs in done else None
+    def _forward(self, done: bytearray) -> int:
+        if self.started == len(self.forwards) or self.started - self.ended >= self.limit:
+            return -1
+        work = self.forwards[self.started]
+        if work >= self.count and not done[work - self.count]:
+            return -1
+        self.started += 1
+        self.was_backward = False
+        return work
+
+    def _backward(self, done: bytearray) -> int:
         if self.ended == self.started:
-            return None
-        action, needs = self.backwards[self.ended]
-        ready = needs in done and Action(action.stage, Kind.F, action.microbatch) in done
-        self.ended += ready
-        return action if ready else None
+            return -1
+        work = self.backwards[self.ended]
+        later = work + self.count
+        if not done[work] or (later < self.all and not done[self.all + later]):
+            return -1
+        self.ended += 1
+        self.was_backward = True
+        return self.all + work

@@ -1,0 +1,166 @@
+"""Which ranks exchange what, and the link that holds them up: of one group of each kind, not of every group.
+
+Where a topology is regular (all nodes and all links of a kind are equal), ranks that lie alike relative to the nodes
+are alike: a group is known by where it starts within a node and by its strides, and a long one by two or three periods
+of its way through the nodes. Elsewhere every group is looked at, rank by rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import product
+from math import gcd
+
+from trainsys.comm.topology import Link, Topology
+from trainsys.planner.stages import Stages
+
+Level = tuple[int, int]  # (stride, count)
+
+
+@lru_cache(maxsize=8192)
+def team_links(stages: Stages, topology: Topology, stage: int | None = None) -> tuple[Link, ...]:
+    """The slowest links of the teams of `stage`, or of all of them; one for teams that lie alike."""
+    if not _alike(stages, topology):
+        which = range(stages.num_teams) if stage is None else (rank // stages.tp for rank in stages.data_group(stage))
+        return _distinct(topology.ring(stages.ranks_of(team)) for team in which)
+    levels = [(stages.tp, stages.cp), _replicas(stages)] if stage is not None else [(stages.tp, stages.num_teams)]
+    return _rings(topology, _first(stages, stage or 0), levels, ((1, stages.tp),))
+
+
+@lru_cache(maxsize=8192)
+def sequence_links(stages: Stages, topology: Topology, stage: int) -> tuple[Link, ...]:
+    """The slowest links of the groups that share a sequence."""
+    if not _alike(stages, topology):
+        return _distinct(map(topology.ring, stages.sequence_groups(stage)))
+    return _rings(topology, _first(stages, stage), [_replicas(stages)], ((stages.tp, stages.cp),))
+
+
+@lru_cache(maxsize=8192)
+def exchange_links(stages: Stages, topology: Topology, stage: int) -> tuple[Link, ...]:
+    """The slowest links of the groups that send each other tokens."""
+    ep, cp = stages.ep, stages.cp
+    if not _alike(stages, topology) or (cp % ep and ep % cp):
+        return _distinct(map(topology.ring, stages.exchange_groups(stage)))
+    stride, dp = _replicas(stages)
+    if cp % ep == 0:
+        starts = [(stages.tp * ep, cp // ep), (stride, dp)]
+        return _rings(topology, _first(stages, stage), starts, ((stages.tp, ep),))
+    many = ep // cp
+    return _rings(topology, _first(stages, stage), [(stride * many, dp // many)], ((stages.tp, cp), (stride, many)))
+
+
+@lru_cache(maxsize=8192)
+def data_link(stages: Stages, topology: Topology, stage: int) -> Link | None:
+    """The slowest link of those that average the gradients of `stage`."""
+    if not _alike(stages, topology):
+        return topology.ring(stages.data_group(stage))
+    return _ring(topology, _first(stages, stage), ((stages.tp, stages.cp), _replicas(stages)))
+
+
+@lru_cache(maxsize=8192)
+def expert_link(stages: Stages, topology: Topology, stage: int) -> Link | None:
+    """The slowest link of those that average the gradients of one class of experts."""
+    ep, cp = stages.ep, stages.cp
+    if not _alike(stages, topology) or (cp % ep and ep % cp):
+        return topology.ring(stages.expert_group(stage))
+    stride, dp = _replicas(stages)
+    if cp % ep == 0:
+        return _ring(topology, _first(stages, stage), ((stages.tp * ep, cp // ep), (stride, dp)))
+    return _ring(topology, _first(stages, stage), ((stride * (ep // cp), dp * cp // ep),))
+
+
+@lru_cache(maxsize=8192)
+def ends_link(stages: Stages, topology: Topology) -> Link | None:
+    """The slowest link of those that hold a tied embedding: first and last stage together."""
+    if not _alike(stages, topology):
+        return topology.ring((*stages.data_group(0), *stages.data_group(stages.count - 1)))
+    last = _first(stages, stages.count - 1)
+    return _ring(topology, 0, ((stages.tp, stages.cp), (last, 2), _replicas(stages)))
+
+
+@lru_cache(maxsize=32768)
+def hop_links(stages: Stages, topology: Topology, stage: int, after: int) -> tuple[Link, ...]:
+    """The links between the teams of `stage` and their counterparts of stage `after`, of equally many replicas."""
+    if not _alike(stages, topology):
+        teams = ((stages.team(stage, r), stages.team(after, r)) for r in range(stages.replicas[stage]))
+        pairs = (pair for a, b in teams for pair in zip(stages.ranks_of(a), stages.ranks_of(b), strict=True))
+        return _distinct(topology.link(a, b) for a, b in pairs)
+    first, apart = _first(stages, stage), _first(stages, after) - _first(stages, stage)
+    node = topology.ranks_per_node
+    inside = {0 <= start + apart < node for start in _offsets(topology, first, [_replicas(stages), (1, stages.tp)])}
+    return _distinct(topology.intra_node if near else topology.inter_node for near in inside)
+
+
+@lru_cache(maxsize=64)
+def whole_link(topology: Topology) -> Link | None:
+    """The slowest link of all."""
+    last = topology.num_ranks - 1
+    return topology.slowest((0, min(1, last), last) if topology.regular else range(topology.num_ranks))
+
+
+def _alike(stages: Stages, topology: Topology) -> bool:
+    """Whether equal groups of `stages` may be taken for one."""
+    return topology.regular and stages.even
+
+
+def _first(stages: Stages, stage: int) -> int:
+    """The first rank of `stage` in the first replica of an even layout."""
+    return stage * stages.cp * stages.tp
+
+
+def _replicas(stages: Stages) -> Level:
+    return stages.cp * stages.tp * stages.count, stages.replicas[0]
+
+
+def _distinct(found: Iterable[Link | None]) -> tuple[Link, ...]:
+    return tuple(dict.fromkeys(link for link in found if link is not None))
+
+
+def _offsets(topology: Topology, first: int, levels: list[Level]) -> set[int]:
+    """Where in a node the ranks first + multiples of all strides lie."""
+    node, found = topology.ranks_per_node, {first % topology.ranks_per_node}
+    for stride, count in levels:
+        steps = range(min(count, node // gcd(stride, node)))
+        found = {(start + stride * step) % node for start in found for step in steps}
+    return found
+
+
+def _rings(topology: Topology, first: int, starts: list[Level], levels: tuple[Level, ...]) -> tuple[Link, ...]:
+    """The distinct slowest links of groups of `levels`, one at each of `starts`."""
+    return _distinct(_ring(topology, start, levels) for start in _offsets(topology, first, starts))
+
+
+def _ring(topology: Topology, start: int, levels: tuple[Level, ...]) -> Link | None:
+    """What holds up a ring of the ranks `start` + multiples of all strides."""
+    return _regular_ring(topology, start % topology.ranks_per_node, _short(levels, topology.ranks_per_node))
+
+
+@lru_cache(maxsize=65536)
+def _regular_ring(topology: Topology, start: int, levels: tuple[Level, ...]) -> Link | None:
+    return topology.ring(_members(start, levels))
+
+
+def _members(start: int, levels: tuple[Level, ...]) -> Iterator[int]:
+    for steps in product(*(range(count) for _, count in reversed(levels))):
+        yield start + sum(step * stride for step, (stride, _) in zip(steps, reversed(levels), strict=True))
+
+
+def _short(levels: tuple[Level, ...], node: int) -> tuple[Level, ...]:
+    """The same way through nodes of `node` ranks in fewer ranks: two periods and what is over of each level.
+
+    A stride that continues the level before it is the same level, longer.
+    """
+    merged: list[Level] = []
+    for stride, count in levels:
+        if count == 1:
+            continue
+        if merged and stride == merged[-1][0] * merged[-1][1]:
+            stride, count = merged[-1][0], merged[-1][1] * count
+            merged.pop()
+        merged.append((stride, count))
+    short = []
+    for stride, count in merged:
+        period = node // gcd(stride, node)
+        short.append((stride, count if count < 3 * period else 2 * period + count % period))
+    return tuple(short)

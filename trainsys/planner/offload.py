@@ -1,0 +1,18 @@
+"""Seconds of keeping activations with the host: out after the forward, back for the backward."""
+
+from __future__ import annotations
+
+from trainsys.config import RunConfig
+from trainsys.planner.communication import TensorCost
+from trainsys.planner.memory import kept_bytes
+from trainsys.planner.stages import Stages
+
+
+def offload_cost(config: RunConfig, stages: Stages) -> TensorCost:
+    """Exposed seconds of the copies of one microbatch, per run of layers: the engine waits for each."""
+    if config.parallel.offload == "none":
+        return TensorCost.nothing(stages)
+    last = len(stages.runs) - 1
+    moved = (kept_bytes(config, stages, layers, run == last) for run, layers in enumerate(stages.runs))
+    once = tuple(size / (config.cluster.device.host_gbps * 1e9) for size in moved)
+    return TensorCost(once, once)
