@@ -37,7 +37,9 @@ def draw(plans: Sequence[Plan], title: str, form: str = "png") -> bytes:
         said = {"textcoords": "offset points", "va": "center", "fontsize": 9}
         left.annotate(f"{plan.step_s * scale:.3g}", (sum(step.values()), place), (4, 0), **said)
         box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.0}
-        right.annotate(f"{plan.peak_gib:.3g}", (plan.peak_gib, place), (-4, 0), ha="right", bbox=box, **said)
+        inside = plan.peak_gib > limit / 4  # beside a long bar it would hide the limit
+        offset, side = ((-4, 0), "right") if inside else ((4, 0), "left")
+        right.annotate(f"{plan.peak_gib:.3g}", (plan.peak_gib, place), offset, ha=side, bbox=box, **said)
     left.set_yticks(range(len(plans)), [plan.layout for plan in plans], fontsize=9)
     left.invert_yaxis()
     _legend(figure, left, "outside lower left")
