@@ -265,9 +265,14 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
 
 def save(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration as YAML; `load` reads it back to an equal object."""
+    path.write_text(to_yaml(config))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The text that `save` writes."""
     from omegaconf import OmegaConf
 
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

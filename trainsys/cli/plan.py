@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from trainsys.cli.arguments import Parser
-from trainsys.config import RunConfig, load, named, save
+from trainsys.cli.files import write_all
+from trainsys.comm.topology import Topology
+from trainsys.config import RunConfig, load, named, to_yaml
+from trainsys.planner.asked import parse_asked
 from trainsys.planner.enumerate import TAKEN
+from trainsys.planner.export.registry import EXPORTS, export
+from trainsys.planner.plan import PlanReport
 from trainsys.planner.ranking import with_layout
+from trainsys.planner.risk import oom_probability
 from trainsys.planner.search import KEEP, search
+from trainsys.planner.why import Answer, why_not
 
 _TOP = 5
+_WHY = "why="
 
 EXAMPLES = """\
   trainsys plan configs/run/demo.yaml --out runs/demo/plan.yaml
   trainsys plan configs/model/llama-8b.yaml configs/cluster/dgx-h100-4.yaml train.dtype=bfloat16 batch.global_size=128
   trainsys plan configs/run/tiny.yaml parallel.zero=1 parallel.tp=2        the best of those
+  trainsys plan configs/run/tiny.yaml why=tp4                              why not that one
+  trainsys plan configs/run/tiny.yaml why='dp2·tp1·pp2 zero1 1f1b'         a line of the table
+  trainsys plan configs/run/tiny.yaml --explain --picture plan.png
+  trainsys plan configs/run/tiny.yaml --export megatron args.sh --export deepspeed ds.json
   trainsys plan configs/run/tiny.yaml cluster.ranks_per_node=3 --json      the best layouts, for a program"""
 
 ABOUT = """\
@@ -29,55 +44,153 @@ value are ranked. What YAML files say of these keys does not, as a plan is itsel
 parallel.reduction are taken as they are.
 
 A run's numbers depend on batch.microbatch_size. So it is searched only where neither a file nor an override names it,
-or with --any-microbatch."""
+or with --any-microbatch.
+
+why=LAYOUT asks why that layout is not the best: which rule it breaks and what to set instead, how much memory it lacks
+and what would make it fit, or which parts of the step make it slower. LAYOUT names degrees and words as the table does
+(tp8,pp4 or "dp8·tp4·pp1 zero1 sp"); what it does not name is free, and dp follows from the ranks. Only the answer is
+printed, and a plan is written only where --out says so.
+
+OOM is the probability that a rank runs out of memory, from how far the memory model lies from 131 published peaks.
+docs/planning.md reads a plan line by line."""
 
 
 def run(argv: list[str]) -> int:
-    """Plan, print the ranking, and write the winner as the config that ``trainsys train`` reads.
+    """Plan, print the ranking or an answer, and write the winner as the config that ``trainsys train`` reads.
 
     Raises:
-        ValueError: for bad input; nothing is written then.
+        ValueError: for bad input, or what a target of ``--export`` cannot express; nothing is written then.
     """
+    args = _parser().parse_intermixed_args(argv)
+    _check(args)
+    questions = [parse_asked(a.removeprefix(_WHY)) for a in args.config if a.startswith(_WHY)]
+    inputs = [a for a in args.config if not a.startswith(_WHY)]
+    if len(questions) > 1:
+        raise ValueError("why= is given twice; ask for one layout at a time")
+    config, fixed = load(inputs), _fixed(inputs)
+    asked = {key: getattr(config.parallel, key) for key in fixed} | questions[0] if questions else {}
+    any_microbatch = args.any_microbatch or "batch.microbatch_size" not in named(inputs)
+    keep = max(KEEP, args.top or 0)
+    try:
+        report = search(config, fixed=fixed, keep=keep, any_microbatch=any_microbatch, halves=args.halves)
+    except ValueError:
+        if not asked or args.out or args.export or args.picture or args.explain:
+            raise
+        return _without_winner(config, asked, args.json, any_microbatch)
+    best = report.plans[0]
+    answer = why_not(config, asked, best, report.num_ranks, any_microbatch) if asked else None
+    config = with_layout(config, best.parallel, best.microbatch_size)
+    out = args.out or (None if answer else Path("plan.yaml"))
+    write_all(_files(config, report, args, out))
+    if args.json:
+        print(json.dumps(_json(config, report, args, answer), indent=2, ensure_ascii=False))
+    else:
+        _show(config, report, args, answer, out)
+    return 0
+
+
+def _without_winner(config: RunConfig, asked: Mapping[str, Any], as_json: bool, any_microbatch: bool) -> int:
+    """Answer a question where no layout fits. Raises ValueError for bad input."""
+    answer = why_not(config, asked, None, Topology.from_config(config.cluster).num_ranks, any_microbatch)
+    if as_json:
+        print(json.dumps({"plans": [], "why": answer.to_json()}, indent=2, ensure_ascii=False))
+    else:
+        from trainsys.cli.plan_why import show_answer
+
+        show_answer(answer)
+    return 0
+
+
+def _parser() -> Parser:
     parser = Parser("plan", ABOUT, EXAMPLES)
     parser.add_config()
     parser.add_json("the report")
-    parser.add_argument("--out", type=Path, default=Path("plan.yaml"), help="where the winner goes (plan.yaml)")
+    parser.add_argument("--out", type=Path, help="where the winner goes (plan.yaml)")
     parser.add_argument("--top", type=int, metavar="K", help=f"layouts to list ({_TOP}; with --json {KEEP})")
     parser.add_argument(
         "--halves", type=int, default=0, metavar="N", help="pareto: also 1/2, 1/4, … of the ranks, N times"
     )
     parser.add_argument("--any-microbatch", action="store_true", help="search batch.microbatch_size whoever names it")
-    args = parser.parse_intermixed_args(argv)
+    parser.add_argument(
+        "--explain", action="store_true", help="the winner module by module, what its step depends on, wasteful sizes"
+    )
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="the listed layouts as bars, time and memory")
+    parser.add_argument(
+        "--export",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("TARGET", "FILE"),
+        help=f"also write the winner for another framework: {', '.join(EXPORTS)}; may be repeated",
+    )
+    parser.add_argument("--why", help=argparse.SUPPRESS)
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What can be refused before the search. Raises ValueError."""
     if args.top is not None and args.top < 1:
         raise ValueError(f"--top {args.top} must be at least 1")
     if args.halves < 0:
         raise ValueError(f"--halves {args.halves} must not be negative")
-    config = load(args.config)
-    any_microbatch = args.any_microbatch or "batch.microbatch_size" not in named(args.config)
-    keep = max(KEEP, args.top or 0)
-    report = search(config, fixed=_fixed(args.config), keep=keep, any_microbatch=any_microbatch, halves=args.halves)
-    best = report.plans[0]
-    config = with_layout(config, best.parallel, best.microbatch_size)
-    _write(config, args.out)
-    if args.json:
-        print(json.dumps(report.to_json(args.top), indent=2, ensure_ascii=False))
-    else:
-        from trainsys.cli.plan_view import show
+    if args.why is not None:
+        raise ValueError(f"--why {args.why}: a question is written as the overrides are; use why={args.why}")
+    for target, _ in args.export:
+        if target not in EXPORTS:
+            raise ValueError(f"--export {target} is unknown; use {', '.join(EXPORTS)}")
+    if args.picture and args.picture.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--picture {args.picture} must end in .png, .pdf or .svg")
+    places = [args.out or Path("plan.yaml"), *(Path(name) for _, name in args.export)]
+    places += [args.picture] if args.picture else []
+    if len({place.absolute() for place in places}) < len(places):
+        raise ValueError("--out, --export and --picture name one file twice; give each its own")
 
-        show(config, report, args.top or _TOP, args.out)
-    return 0
+
+def _files(
+    config: RunConfig, report: PlanReport, args: argparse.Namespace, out: Path | None
+) -> list[tuple[str, Path, bytes]]:
+    """All that is to be written, whole, before any of it is: flag, place, content. Raises ValueError."""
+    files = [("--out", out, to_yaml(config).encode())] if out else []
+    files += [(f"--export {target}", Path(name), export(target, config).encode()) for target, name in args.export]
+    if args.picture:
+        from trainsys.planner.picture import draw
+
+        title = f"{report.model}\non {report.cluster}"
+        form = args.picture.suffix[1:]
+        files.append(("--picture", args.picture, draw(report.plans[: args.top or _TOP], title, form)))
+    return files
+
+
+def _json(config: RunConfig, report: PlanReport, args: argparse.Namespace, answer: Answer | None) -> dict[str, Any]:
+    said = report.to_json(args.top)
+    for entry in [*said["plans"], *said["pareto"]]:
+        entry["oom_probability"] = oom_probability(entry["peak_gib"], entry["limit_gib"])
+    if args.explain:
+        from trainsys.cli.plan_explain import explain
+
+        said["explain"] = explain(config, report).to_json()
+    return said | ({"why": answer.to_json()} if answer else {})
+
+
+def _show(
+    config: RunConfig, report: PlanReport, args: argparse.Namespace, answer: Answer | None, out: Path | None
+) -> None:
+    from trainsys.cli.plan_view import show, show_written
+
+    if answer:
+        from trainsys.cli.plan_why import show_answer
+
+        show_answer(answer)
+    else:
+        show(config, report, args.top or _TOP)
+    if args.explain:
+        from trainsys.cli.plan_explain import explain, show_explanation
+
+        show_explanation(explain(config, report))
+    show_written(out, [(target, Path(name)) for target, name in args.export], args.picture)
 
 
 def _fixed(args: list[str]) -> list[str]:
     """The keys that overrides fix, of those that are searched or cannot be."""
     keys = [a.partition("=")[0].removeprefix("parallel.") for a in args if a.startswith("parallel.") and "=" in a]
     return [key for key in dict.fromkeys(keys) if key not in TAKEN]
-
-
-def _write(config: RunConfig, path: Path) -> None:
-    """Write `config` to `path`. Raises ValueError when the file cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(config, path)
-    except OSError as error:
-        raise ValueError(f"--out {path} cannot be written: {error.strerror}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,32 +12,44 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from trainsys.cli.units import bar, chance, gib, grid, seconds
 from trainsys.config import RunConfig
+from trainsys.planner.hints import hints
 from trainsys.planner.on_device import known_device
 from trainsys.planner.plan import Plan, PlanReport
+from trainsys.planner.risk import oom_probability
 
+_RISKY, _SAFE = 0.1, 0.02  # of running out of memory: worth a word, and not
 _WIDE = 96  # columns from which the ranking has room for bars
 _REASONS = 8  # against layouts that are listed
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
-def show(config: RunConfig, report: PlanReport, top: int, out: Path, console: Console | None = None) -> None:
+def show(config: RunConfig, report: PlanReport, top: int, console: Console | None = None) -> None:
     """Print `report`. Colours only on a terminal; NO_COLOR and COLUMNS are respected (by rich)."""
     console = console or Console(highlight=False)
     best = report.plans[0]
     parts = [_header(config, report), _winner(best), _ranking(report, top, console.width), _bars(best)]
-    if report.rejected:
-        parts.append(_rejected(report))
+    parts += [part for part in (_rejected(report), _advice(config, report)) if part.row_count]
     for part in parts:
         console.print(Padding(part, (0, 0, 1, 1), expand=False))
-    command = f"trainsys train {shlex.quote(str(out))}"
-    console.print(Text.assemble((" train it   ", "dim"), (command, "bold")), soft_wrap=True)  # to be copied whole
+
+
+def show_written(
+    out: Path | None, exports: Sequence[tuple[str, Path]], picture: Path | None, console: Console | None = None
+) -> None:
+    """What to do with the files; long paths are not broken, as they are to be copied whole."""
+    console = console or Console(highlight=False)
+    lines = [("train it", f"trainsys train {shlex.quote(str(out))}")] if out else []
+    lines += [(target, str(path)) for target, path in exports]
+    lines += [("picture", str(picture))] if picture else []
+    for label, text in lines:
+        console.print(Text.assemble((f" {label:<10} ", "dim"), (text, "bold")), soft_wrap=True)
 
 
 def _header(config: RunConfig, report: PlanReport) -> Table:
     batch = config.batch
     microbatches = batch.global_size // batch.microbatch_size
-    table = _grid()
+    table = grid()
     table.add_row("cluster", report.cluster)
     known = known_device(config)
     reached = f"a step reaches {config.cluster.device.efficiency:.0%} of it"
@@ -56,8 +69,8 @@ def _header(config: RunConfig, report: PlanReport) -> Table:
 
 
 def _winner(plan: Plan) -> Table:
-    numbers = f"   {_step(plan.step_s)} per step · {plan.tokens_per_s:,.0f} tokens/s · MFU {plan.mfu:.1%}"
-    table = _grid()
+    numbers = f"   {seconds(plan.step_s)} per step · {plan.tokens_per_s:,.0f} tokens/s · MFU {plan.mfu:.1%}"
+    table = grid()
     table.add_row("best", Text.assemble((plan.layout, "bold green"), numbers))
     return table
 
@@ -73,20 +86,21 @@ def _ranking(report: PlanReport, top: int, width: int) -> Table:
     table.add_column(f"GiB of {limit:g}", justify="right", no_wrap=True)
     if wide:
         table.add_column("", no_wrap=True)
-    for name in ("bubble", "comm"):
+    for name in ("OOM", "bubble", "comm"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("bound by", no_wrap=True)
     several = len({plan.microbatch_size for plan in report.plans}) > 1
     for place, plan in enumerate(report.plans[:top], start=1):
-        bar = [_bar(plan.peak_gib / limit, 8)] if wide else []
+        cells = [bar(plan.peak_gib / limit, 8)] if wide else []
         table.add_row(
             str(place),
             Text(plan.layout + (f" mb{plan.microbatch_size}" if several else ""), style="green" if place == 1 else ""),
-            _step(plan.step_s),
+            seconds(plan.step_s),
             f"{plan.tokens_per_s:,.0f}",
             f"{plan.mfu:.1%}",
-            _gib(plan.peak_gib),
-            *bar,
+            gib(plan.peak_gib),
+            *cells,
+            chance(oom_probability(plan.peak_gib, limit)),
             f"{plan.bubble:.0%}",
             f"{plan.exposed_comm:.0%}",
             plan.bound_by,
@@ -107,22 +121,22 @@ def _bars(plan: Plan) -> Table:
         "waiting": plan.waiting_s,
     }
     memory = dataclasses.asdict(plan.memory)
-    table = _grid()
-    for title, values, form in (("time", parts, _step), ("memory", memory, lambda gib: f"{_gib(gib)} GiB")):
+    table = grid()
+    for title, values, form in (("time", parts, seconds), ("memory", memory, lambda value: f"{gib(value)} GiB")):
         total = sum(values.values())
         for name, value in sorted(values.items(), key=lambda item: -item[1]):
             if value < total / 1000:
                 continue
-            bar = _bar(value / total, 24).append(f" {form(value)}, {value / total:.0%}", style="default")
-            table.add_row(title, Text(f"{name:<12}").append_text(bar))
+            filled = bar(value / total, 24).append(f" {form(value)}, {value / total:.0%}", style="default")
+            table.add_row(title, Text(f"{name:<12}").append_text(filled))
             title = ""
     return table
 
 
 def _rejected(report: PlanReport) -> Table:
     """How many layouts were ruled out, by reason."""
-    table = _grid()
-    digits = len(str(max(report.rejected.values())))
+    table = grid()
+    digits = len(str(max(report.rejected.values(), default=0)))
     for place, (reason, count) in enumerate(report.rejected.most_common(_REASONS)):
         table.add_row("" if place else "rejected", Text(f"{count:>{digits}}  {reason}"))
     rest = report.rejected.most_common()[_REASONS:]
@@ -131,28 +145,17 @@ def _rejected(report: PlanReport) -> Table:
     return table
 
 
-def _grid() -> Table:
-    """Label on the left, text on the right."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", width=9, no_wrap=True)
-    table.add_column(overflow="fold")
+def _advice(config: RunConfig, report: PlanReport) -> Table:
+    """What deserves a second look: a winner that may not fit, and a size that wastes the device."""
+    best, table = report.plans[0], grid()
+    risk = oom_probability(best.peak_gib, best.limit_gib)
+    if risk > _RISKY:
+        safer = next((p for p in report.plans if oom_probability(p.peak_gib, p.limit_gib) <= _SAFE), None)
+        said = f"{chance(risk)} that the best runs out of memory"
+        if safer:
+            said += f"; {safer.layout}: {chance(oom_probability(safer.peak_gib, safer.limit_gib))}"
+            said += f", {safer.step_s / best.step_s - 1:.1%} slower"
+        table.add_row("risk", said)
+    for hint in hints(config, best)[:1]:
+        table.add_row("hint", f"{hint.knobs}: {hint.gain:+.0%} FLOP/s ({hint.because})")
     return table
-
-
-def _bar(share: float, width: int) -> Text:
-    """A bar of `width` cells, filled to `share`, in eighths of a cell; red when nearly full."""
-    eighths = min(round(max(share, 0.0) * width * 8), width * 8)
-    full, rest = divmod(max(eighths, 1), 8)
-    filled = "█" * full + (_EIGHTHS[rest] if rest else "")
-    style = "red" if share > 0.95 and width < 10 else "cyan"
-    return Text(filled, style=style).append("·" * (width - len(filled)), style="dim")
-
-
-def _gib(value: float) -> str:
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
-
-
-def _step(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -80,6 +80,22 @@ class Device:
             raise ValueError(f"device {self.name}: no rate of attention kernel {kernel!r}; known: {known}")
         forward, backward = self.attention[kernel]
         return forward * self.tflops * 1e12, backward * self.tflops * 1e12
+
+
+@lru_cache(maxsize=64)
+def scaled(base: Device, rate: float = 1.0, memory: float = 1.0) -> Device:
+    """`base` with `rate` times its FLOP/s and `memory` times its bandwidth; from then on in the catalogue by its name.
+
+    The fabric stays; a peak that products do not reach is reached no better.
+    """
+    other = replace(
+        base,
+        name=f"{base.name}, rate×{rate:g}, memory×{memory:g}",
+        tflops=base.tflops * rate,
+        fp8_tflops=base.fp8_tflops * rate,
+        memory_gbps=base.memory_gbps * memory,
+    )
+    return catalogue().setdefault(other.name, other)
 
 
 @lru_cache(maxsize=1)

@@ -18,20 +18,37 @@ class LayerCost:
     """Seconds, forward and backward; communication and recomputation are not in them.
 
     Attributes:
-        product_s: matrix products with weights.
+        attention_s, mlp_s: matrix products with weights, of the MLP's or the experts'.
         core_s: attention between queries, keys and values.
-        stream_s: norms, activations, residuals, casts.
+        norm_s, rotary_s, activation_s: what only moves memory: norms and residuals; what prepares queries and keys;
+            the MLP's activation, and sorting tokens for their experts.
         reduce_s: one tensor-parallel all-reduce; there are two in each direction.
         context_s: keys and values of the other cp ranks, forward.
         experts_s: tokens sent to their experts and back, in each direction.
+        host_s: waiting for launches, in each direction.
     """
 
-    product_s: tuple[float, float]
+    attention_s: tuple[float, float]
+    mlp_s: tuple[float, float]
     core_s: tuple[float, float]
-    stream_s: tuple[float, float]
+    norm_s: tuple[float, float]
+    rotary_s: tuple[float, float]
+    activation_s: tuple[float, float]
     reduce_s: float
     context_s: float
     experts_s: float
+    host_s: float = 0.0
+
+    @property
+    def product_s(self) -> tuple[float, float]:
+        """Matrix products with weights."""
+        return self.attention_s[0] + self.mlp_s[0], self.attention_s[1] + self.mlp_s[1]
+
+    @property
+    def stream_s(self) -> tuple[float, float]:
+        """What only moves memory."""
+        forward, backward = (self.norm_s[i] + self.rotary_s[i] + self.activation_s[i] for i in (0, 1))
+        return forward, backward
 
     @property
     def forward_s(self) -> float:
@@ -42,7 +59,7 @@ class LayerCost:
         return self._local_s(1) + 2 * self.reduce_s + 2 * self.context_s + self.experts_s
 
     def _local_s(self, direction: int) -> float:
-        return self.product_s[direction] + self.core_s[direction] + self.stream_s[direction]
+        return self.product_s[direction] + self.core_s[direction] + self.stream_s[direction] + self.host_s
 
     def again_s(self, job: Job) -> float:
         """Seconds of recomputation in the backward pass."""
@@ -58,21 +75,19 @@ def layer_cost(job: Job) -> LayerCost:
     shape, tp = job.shape, job.degrees.tp
     keys = 2 * job.tokens * shape.kv_heads * shape.head_dim / tp * 2
     context = gather_s(job, keys * job.degrees.cp, job.degrees.cp, tp)
+    norms, rotary, activations = _streams(job)
     return LayerCost(
-        product_s=_products(job),
+        attention_s=_dense(job, _attention_matrices(job)),
+        mlp_s=expert_products(job) if shape.experts else _dense(job, _mlp_matrices(job)),
         core_s=_fused(job) if job.software.attention != "unfused" else _unfused(job),
-        stream_s=_streams(job),
+        norm_s=norms,
+        rotary_s=rotary,
+        activation_s=activations,
         reduce_s=all_reduce_s(job, job.tokens * shape.hidden * 2, tp),
         context_s=0.0 if job.software.overlap_context else context,
         experts_s=exchange_s(job) if shape.experts else 0.0,
+        host_s=job.software.host_s,
     )
-
-
-def _products(job: Job) -> tuple[float, float]:
-    """Forward products, and backward both of the input's and of the weight's gradient."""
-    attention = _dense(job, _attention_matrices(job))
-    mlp = expert_products(job) if job.shape.experts else _dense(job, _mlp_matrices(job))
-    return attention[0] + mlp[0], attention[1] + mlp[1]
 
 
 def _attention_matrices(job: Job) -> list[tuple[int, int]]:
@@ -123,14 +138,14 @@ def _unfused(job: Job) -> tuple[float, float]:
     return forward, 2 * products + device.stream_s(5 * scores) + device.stream_s(6 * scores)
 
 
-def _streams(job: Job) -> tuple[float, float]:
-    """Two norms, two residuals, the activation and what prepares q, k and v."""
+def _streams(job: Job) -> list[tuple[float, float]]:
+    """Two norms and two residuals; what prepares q, k and v; the activation."""
     shape, tp, traits = job.shape, job.degrees.tp, job.software
     apart = job.tokens // tp if job.sequence_parallel else job.tokens
     qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim // tp
-    moved = [traits.norm * apart * shape.hidden] * 2 + [traits.residual * apart * shape.hidden] * 2
-    moved += [traits.rotary * job.tokens * qkv]
-    moved += expert_streams(job) if shape.experts else [traits.activation * job.tokens * shape.ffn / tp]
-    forward = sum(map(job.device.stream_s, moved))
-    backward = sum(job.device.stream_s(_BACKWARD * n) for n in moved)
-    return forward + traits.host_s, backward + traits.host_s
+    norms = [traits.norm * apart * shape.hidden] * 2 + [traits.residual * apart * shape.hidden] * 2
+    inner = expert_streams(job) if shape.experts else [traits.activation * job.tokens * shape.ffn / tp]
+    return [
+        (sum(map(job.device.stream_s, moved)), sum(job.device.stream_s(_BACKWARD * n) for n in moved))
+        for moved in (norms, [traits.rotary * job.tokens * qkv], inner)
+    ]

@@ -35,6 +35,23 @@ def run_seconds(config: RunConfig, stages: Stages, device: Device) -> tuple[tupl
     return tuple(forward), tuple(backward)
 
 
+def stage_modules(config: RunConfig, stages: Stages, device: Device, stage: int) -> dict[str, float]:
+    """Seconds of one microbatch on a rank of `stage`, forward and backward, by module; the sum of `run_seconds`."""
+    job = _job(config, stages.tp, stages.cp, stages.ep, device)
+    cost, layers = layer_cost(job), stages.layers[stage]
+    per_layer = {
+        "attention": sum(cost.attention_s + cost.core_s + cost.rotary_s),
+        "mlp": sum(cost.mlp_s + cost.activation_s),
+        "norms": sum(cost.norm_s),
+        "recomputation": _layer(job)[0] if job.recompute == "full" else 0.0,
+    }
+    return {
+        "embedding": sum(embedding_s(job)) if stage == 0 else 0.0,
+        **{name: layers * seconds for name, seconds in per_layer.items()},
+        "head": sum(head_s(job)) if stage == stages.count - 1 else 0.0,
+    }
+
+
 @lru_cache(maxsize=4096)
 def _layer(job: Job) -> tuple[float, float]:
     cost = layer_cost(job)

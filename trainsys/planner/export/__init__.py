@@ -1,0 +1,1 @@
+"""A plan as the launch arguments of other frameworks, one file per framework."""
