@@ -55,7 +55,7 @@ def tasks(draw: st.DrawFn) -> tuple[RunConfig, int, bool]:
     device = DeviceConfig("made up", 0.01, memory_gib, 0.5, 10.0, host_gbps, backend)
     links = [LinkConfig(draw(st.sampled_from([0.02, 1.0, 100.0])), draw(st.sampled_from([0, 1e-5]))) for _ in range(2)]
     per_node = draw(st.sampled_from([2, 3, 8]))
-    cluster = ClusterConfig("c", -(-ranks // per_node), per_node, device, *links, draw(st.booleans()))
+    cluster = ClusterConfig("c", -(-ranks // per_node), per_node, device, *links, shared_cores=draw(st.booleans()))
     batch = BatchConfig(draw(st.sampled_from([4, 12, 16, 24])), draw(st.sampled_from([1, 2])), 64)
     parallel = ParallelConfig(reduction=draw(st.sampled_from(["canonical", "fast"])))
     model = draw(st.sampled_from([LLAMA, MIXTRAL, GPT2]))

@@ -46,7 +46,7 @@ def test_a_bad_plain_order_is_mended(small: RunConfig, tmp_path: Path, capsys: p
         f"device: {{tflops: 1.0}}, links: {{gbps: {rows}}}}}\n"
     )
     out = tmp_path / "plan.yaml"
-    assert main(["plan", str(source), "parallel.dp=2", "parallel.pp=2", f"--out={out}"]) == 0
+    assert main(["plan", str(source), "parallel.dp=2", "parallel.pp=2", "batch.microbatch_size=2", f"--out={out}"]) == 0
     assert "placed" in capsys.readouterr().out
     written = load([str(out)])
     assert written.parallel.devices == at

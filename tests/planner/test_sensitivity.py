@@ -118,4 +118,4 @@ def test_the_gain_that_bloom_measured_is_predicted_in_part() -> None:
         odd, even = steps[microbatch, 14400], steps[microbatch, 13824]
         measured, predicted = even[0] / odd[0], even[1] / odd[1]
         assert 1.26 < measured < 1.31
-        assert 1.1 < predicted < 1.18
+        assert 1.15 < predicted < 1.25

@@ -17,7 +17,7 @@ from trainsys.planner.check import check_layout
 from trainsys.planner.on_device import known_device
 from trainsys.planner.plan import Plan
 from trainsys.planner.predict import predict
-from trainsys.planner.search import with_layout
+from trainsys.planner.ranking import with_layout
 
 _NEAR = 0.06  # sizes within this are tried
 _LEAST = 0.01  # gain worth a word

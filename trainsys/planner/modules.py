@@ -16,7 +16,7 @@ from trainsys.planner.on_device import known_device, stage_modules
 from trainsys.planner.parts import step_parts
 from trainsys.planner.plan import Plan
 from trainsys.planner.precision import GIB, Precision
-from trainsys.planner.search import with_layout
+from trainsys.planner.ranking import with_layout
 from trainsys.planner.sizes import stage_sizes, team_tokens
 from trainsys.planner.stages import Stages
 from trainsys.space.tensor import EMBED, LogicalTensor

@@ -12,7 +12,7 @@ from trainsys.planner.device import Rate, rate
 from trainsys.planner.on_device import known_device
 from trainsys.planner.plan import Plan
 from trainsys.planner.predict import predict
-from trainsys.planner.search import with_layout
+from trainsys.planner.ranking import with_layout
 
 FACTORS = (0.5, 2.0)
 _TIE = 1.002
