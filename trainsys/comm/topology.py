@@ -152,22 +152,45 @@ class Topology:
             kinds.append(self.inter_node)
         return Link(min(k.gbps for k in kinds), max(k.latency_s for k in kinds))
 
-    def ring(self, ranks: Iterable[int]) -> Link | None:
-        """What holds up a ring collective over `ranks`: as `slowest`, but between two nodes all of a node's members
-        send at once, each over its own share of the adapters. A pair uses one share, a ring through whole nodes all.
+    def direct(self, ranks: Iterable[int]) -> Link | None:
+        """What holds up an exchange in which each of `ranks` sends every other an equal part, all at once: the link
+        over which a ring would take as long.
 
-        Of measured links only those count that a ring in the order of `ranks`, node after node, goes over.
+        What goes to other nodes leaves over the sender's own share of the adapters, beside what stays in the node, but
+        in all no rank sends faster than over its fastest link.
         """
         members = tuple(dict.fromkeys(ranks))
         slowest = self.slowest(members)
         if slowest is None:
             return None
         if self.links is not None:
-            return Link(*self.links.ring([self._rank(rank) for rank in members]))
+            parts_s = self.links.direct([self._rank(rank) for rank in members])
+        else:
+            sizes, count = Counter(map(self.node_of, members)).values(), len(members)
+            inside, away = (max(sizes) - 1) / self.intra_node.gbps, (count - min(sizes)) / self.inter_node.gbps
+            fastest = max([self.intra_node.gbps] * (inside > 0) + [self.inter_node.gbps] * (away > 0))
+            parts_s = max(inside, away, (count - 1) / fastest)
+        return Link((len(members) - 1) / parts_s, slowest.latency_s)
+
+    def ring(self, ranks: Iterable[int], abreast: bool = True) -> Link | None:
+        """What holds up a ring collective over `ranks`: as `slowest`, but between two nodes all of a node's members
+        send at once, each over its own share of the adapters. A pair uses one share, a ring through whole nodes all.
+
+        Of measured links only those count that a ring in the order of `ranks`, node after node, goes over.
+
+        Args:
+            abreast: False for a backend that makes one ring only.
+        """
+        members = tuple(dict.fromkeys(ranks))
+        slowest = self.slowest(members)
+        if slowest is None:
+            return None
+        if self.links is not None:
+            return Link(*self.links.ring([self._rank(rank) for rank in members], abreast))
         per_node = Counter(map(self.node_of, members))
         if len(per_node) == 1:
             return slowest
-        rates = [self.inter_node.gbps * min(per_node.values())]
+        rates = [self.inter_node.gbps * (min(per_node.values()) if abreast else 1)]
         if max(per_node.values()) > 1:
             rates.append(self.intra_node.gbps)
         return Link(min(rates), slowest.latency_s)

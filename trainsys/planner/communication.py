@@ -1,8 +1,8 @@
 """Seconds of communication under the α-β model: tensor, context, data and pipeline parallelism, the peer's mirror.
 
-A collective runs as a ring at the speed of its group's slowest link; between nodes, of its ranks' links together. Ring
-costs: Thakur, Rabenseifner and Gropp 2005, "Optimization of collective communication operations in MPICH";
-bandwidth-optimal by Patarasuk and Yuan 2009.
+The engine exchanges by direct messages, each rank with every other of its group at once (`Topology.direct`); only the
+``fast`` reduction is the backend's ring. The volume of both is a ring's: Thakur, Rabenseifner and Gropp 2005,
+"Optimization of collective communication operations in MPICH"; optimal by Patarasuk and Yuan 2009.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def tensor_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     Sequence parallelism replaces each by an all-gather and a reduce-scatter of the same volume (Korthikanti et al.
     2022, arXiv:2205.05198, §4.2.2). None is overlapped: each stands between two dependent matrix products.
     """
-    teams = (topology.ring(stages.ranks_of(team)) for team in range(stages.num_teams))
+    teams = (topology.direct(stages.ranks_of(team)) for team in range(stages.num_teams))
     links = [link for link in teams if link is not None]
     worst = max(links, key=lambda link: link.transfer_s(boundary_bytes(config)), default=None)
     once = all_reduce_s(boundary_bytes(config), stages.tp, worst)
@@ -73,7 +73,7 @@ def context_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tenso
     size = 2 * tokens * width * Precision.of(config.train.dtype).activation
     again, forward, backward = config.parallel.recompute == "full", [], []
     for run, layers in enumerate(stages.runs):
-        links = (topology.ring(group) for group in stages.sequence_groups(run % stages.count))
+        links = (topology.direct(group) for group in stages.sequence_groups(run % stages.count))
         worst = max((link for link in links if link), key=lambda link: link.transfer_s(size), default=None)
         once = layers * all_gather_s(size, stages.cp, worst)
         forward.append(once)
@@ -90,7 +90,7 @@ def expert_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     model, forward, backward = config.model, [], []
     again = config.parallel.recompute == "full"
     for run, layers in enumerate(stages.runs):
-        links = (topology.ring(group) for group in stages.exchange_groups(run % stages.count))
+        links = (topology.direct(group) for group in stages.exchange_groups(run % stages.count))
         size = boundary_bytes(config) * model.experts_per_token
         worst = max((link for link in links if link), key=lambda link: link.transfer_s(size), default=None)
         swap = all_gather_s(size, stages.ep, worst)  # an all-to-all sends as much: an n-th to each of n - 1
@@ -137,7 +137,7 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
         (sizes.held[stage] - experts, stages.data_group(stage)),
         (experts, stages.expert_group(stage)),
     ):
-        link, scatters = topology.ring(group), 1
+        link, scatters = _reducing(config, topology, group), 1
         if config.parallel.zero >= 2:
             scatters = -(-microbatches * stages.cp // len(group))
         gathers = 2 * scatters if config.parallel.zero == 3 else 1
@@ -146,8 +146,15 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
             seconds += gathers * all_gather_s(elements * gathered, len(group), link)
     if sizes.tied and stages.count > 1 and stage in (0, stages.count - 1):
         ends = (*stages.data_group(0), *stages.data_group(stages.count - 1))
-        seconds += all_reduce_s(sizes.tied * precision.gradient, len(ends), topology.ring(ends))
+        seconds += all_reduce_s(sizes.tied * precision.gradient, len(ends), _reducing(config, topology, ends))
     return seconds
+
+
+def _reducing(config: RunConfig, topology: Topology, group: tuple[int, ...]) -> Link | None:
+    """What holds up the reduction over `group`: direct messages, or the backend's ring if it need not be canonical."""
+    if config.parallel.reduction == "fast":
+        return topology.ring(group, abreast=config.cluster.device.backend == "nccl")
+    return topology.direct(group)
 
 
 def shared_s(config: RunConfig, stages: Stages, topology: Topology, stage: int) -> float:
@@ -162,7 +169,7 @@ def shared_s(config: RunConfig, stages: Stages, topology: Topology, stage: int) 
             by_copies[copies] = by_copies.get(copies, 0) + elements
     precision, teams = Precision.of(config.train.dtype), stages.copies(stage)
     share = 1 if config.parallel.reduction == "fast" else teams
-    links = [topology.ring(range(first, first + stages.tp)) for first in stages.data_group(stage)]
+    links = [topology.direct(range(first, first + stages.tp)) for first in stages.data_group(stage)]
     worst = max((link for link in links if link), key=lambda link: link.transfer_s(1e6), default=None)
     return sum(all_reduce_s(n * precision.state / share, copies, worst) for copies, n in by_copies.items())
 
