@@ -137,7 +137,7 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
         (sizes.held[stage] - experts, stages.data_group(stage)),
         (experts, stages.expert_group(stage)),
     ):
-        link, scatters = _reducing(config, topology, group), 1
+        link, scatters = _slowest_shard(config, topology, group), 1
         if config.parallel.zero >= 2:
             scatters = -(-microbatches * stages.cp // len(group))
         gathers = 2 * scatters if config.parallel.zero == 3 else 1
@@ -151,10 +151,22 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
 
 
 def _reducing(config: RunConfig, topology: Topology, group: tuple[int, ...]) -> Link | None:
-    """What holds up the reduction over `group`: direct messages, or the backend's ring if it need not be canonical."""
-    if config.parallel.reduction == "fast":
-        return topology.ring(group, abreast=config.cluster.device.backend == "nccl")
-    return topology.direct(group)
+    """What holds up the reduction over `group`: direct messages, or the backend's ring if it need not be canonical.
+
+    gloo makes one ring, in which each rank sends to the one before it.
+    """
+    if config.parallel.reduction != "fast":
+        return topology.direct(group)
+    return (
+        topology.ring(group) if config.cluster.device.backend == "nccl" else topology.ring(group[::-1], abreast=False)
+    )
+
+
+def _slowest_shard(config: RunConfig, topology: Topology, group: tuple[int, ...]) -> Link | None:
+    """The same where every tp shard has a group of its own, which on regular links are alike."""
+    shards = range(1 if topology.regular else config.parallel.tp)
+    links = (_reducing(config, topology, tuple(rank + shard for rank in group)) for shard in shards)
+    return min((link for link in links if link), key=lambda link: link.gbps, default=None)
 
 
 def shared_s(config: RunConfig, stages: Stages, topology: Topology, stage: int) -> float:
