@@ -152,25 +152,63 @@ class Topology:
             kinds.append(self.inter_node)
         return Link(min(k.gbps for k in kinds), max(k.latency_s for k in kinds))
 
-    def ring(self, ranks: Iterable[int]) -> Link | None:
+    def direct(self, ranks: Iterable[int]) -> Link | None:
+        """What holds up an exchange in which each of `ranks` sends every other an equal part, all at once: the link
+        over which a ring would take as long.
+
+        What goes to other nodes leaves over the sender's own share of the adapters, beside what stays in the node, but
+        in all no rank sends faster than over its fastest link.
+        """
+        members = tuple(dict.fromkeys(ranks))
+        if self.links is None:
+            return self.direct_over(*self._spread(members))
+        slowest = self.slowest(members)
+        if slowest is None:
+            return None
+        parts_s = self.links.direct([self._rank(rank) for rank in members])
+        return Link((len(members) - 1) / parts_s, slowest.latency_s)
+
+    def direct_over(self, count: int, most: int, fewest: int) -> Link | None:
+        """`direct` over declared links, of `count` ranks: `most` of them in one node, `fewest` in another."""
+        if count < 2:
+            return None
+        kinds = self._kinds(count, most)
+        inside, away = (most - 1) / self.intra_node.gbps, (count - fewest) / self.inter_node.gbps
+        parts_s = max(inside, away, (count - 1) / max(kind.gbps for kind in kinds))
+        return Link((count - 1) / parts_s, max(kind.latency_s for kind in kinds))
+
+    def ring(self, ranks: Iterable[int], abreast: bool = True) -> Link | None:
         """What holds up a ring collective over `ranks`: as `slowest`, but between two nodes all of a node's members
         send at once, each over its own share of the adapters. A pair uses one share, a ring through whole nodes all.
 
         Of measured links only those count that a ring in the order of `ranks`, node after node, goes over.
+
+        Args:
+            abreast: False for a backend that makes one ring only.
         """
         members = tuple(dict.fromkeys(ranks))
-        slowest = self.slowest(members)
-        if slowest is None:
+        if self.links is None:
+            return self.ring_over(*self._spread(members), abreast)
+        if len(members) < 2:
             return None
-        if self.links is not None:
-            return Link(*self.links.ring([self._rank(rank) for rank in members]))
-        per_node = Counter(map(self.node_of, members))
-        if len(per_node) == 1:
-            return slowest
-        rates = [self.inter_node.gbps * min(per_node.values())]
-        if max(per_node.values()) > 1:
-            rates.append(self.intra_node.gbps)
-        return Link(min(rates), slowest.latency_s)
+        return Link(*self.links.ring([self._rank(rank) for rank in members], abreast))
+
+    def ring_over(self, count: int, most: int, fewest: int, abreast: bool = True) -> Link | None:
+        """`ring` over declared links, of `count` ranks: `most` of them in one node, `fewest` in another."""
+        if count < 2:
+            return None
+        near = [self.intra_node.gbps] * (most > 1)
+        far = [self.inter_node.gbps * (fewest if abreast else 1)] * (count > most)
+        return Link(min(near + far), max(kind.latency_s for kind in self._kinds(count, most)))
+
+    def _spread(self, members: Sequence[int]) -> tuple[int, int, int]:
+        """How many `members` there are, and how many in the nodes that hold most and fewest of them."""
+        per_node = Counter(map(self.node_of, members)).values()
+        return len(members), max(per_node, default=0), min(per_node, default=0)
+
+    def _kinds(self, count: int, most: int) -> list[Link]:
+        """The declared links among `count` ranks, of which a node holds `most`."""
+        return [self.intra_node] * (most > 1) + [self.inter_node] * (count > most)
 
     def describe(self) -> str:
         """One line: ``dgx-h100-4: 4 nodes × 8 H100 (72 GiB), 450 GB/s within a node, 50 GB/s between``."""
