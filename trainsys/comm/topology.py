@@ -211,7 +211,7 @@ class Topology:
         return [self.intra_node] * (most > 1) + [self.inter_node] * (count > most)
 
     def describe(self) -> str:
-        """One line: ``dgx-h100-4: 4 nodes × 8 H100 (72 GiB), 450 GB/s within a node, 50 GB/s between``."""
+        """One line: ``dgx-h100-4: 4 nodes × 8 H100 (72 GiB), 370 GB/s within a node, 40 GB/s between``."""
         full, rest = divmod(self.num_ranks, self.ranks_per_node)
         parts = [f"{full} node{'s'[: full != 1]} × {self.ranks_per_node}"] if full else []
         parts += [f"1 node × {rest}"] if rest else []
