@@ -93,7 +93,7 @@ def test_nothing_is_taken_for_alike_where_links_are_measured(monkeypatch):
     ):  # fmt: skip
         cached.cache_clear()
     misses = groups._regular_link.cache_info().misses
-    monkeypatch.setattr(Topology, "regular", False)
+    monkeypatch.setattr(Topology, "even_links", False)
     assert search(config).plans == short.plans
     assert groups._regular_link.cache_info().misses == misses
 

@@ -19,7 +19,7 @@ SIZES = (1.0, 1e5, 1e9)
 class Irregular(Topology):
     """The same links, of which nothing is taken for granted."""
 
-    regular = False
+    even_links = False
 
 
 def slow(links: tuple[Link, ...]) -> list[float]:

@@ -1,8 +1,8 @@
 """Which ranks exchange what, and the link that holds them up: of one group of each kind, not of every group.
 
-Where a topology is regular (all nodes and all links of a kind are equal), ranks that lie alike relative to the nodes
-are alike: a group is known by where it starts within a node and by its strides, and a long one by two or three periods
-of its way through the nodes. Elsewhere every group of every tp shard is looked at, rank by rank.
+Where links are even (all nodes and all links of a kind are equal), ranks that lie alike relative to the nodes are
+alike: a group is known by where it starts within a node and by its strides, and a long one by two or three periods of
+its way through the nodes. Elsewhere every group of every tp shard is looked at, rank by rank.
 """
 
 from __future__ import annotations
@@ -113,12 +113,12 @@ def hop_links(stages: Stages, topology: Topology, stage: int, after: int) -> tup
 def whole_link(topology: Topology) -> Link | None:
     """The slowest link of all."""
     last = topology.num_ranks - 1
-    return topology.slowest((0, min(1, last), last) if topology.regular else range(topology.num_ranks))
+    return topology.slowest((0, min(1, last), last) if topology.even_links else range(topology.num_ranks))
 
 
 def _alike(stages: Stages, topology: Topology) -> bool:
     """Whether equal groups of `stages` may be taken for one."""
-    return topology.regular and stages.even
+    return topology.even_links and stages.even
 
 
 def _first(stages: Stages, stage: int) -> int:
