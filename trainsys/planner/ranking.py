@@ -77,22 +77,19 @@ class Ranking:
             del best[keep:]
         return [plan for _, plan in best]
 
-    def of_each_pipeline(self, most: int) -> list[Plan]:
-        """The layout with the least bound of each grid with a pipeline; the first `most` of them."""
-        found: dict[int, Plan] = {}
+    def of_each_pipeline(self, most: int) -> list[tuple[ParallelConfig, int]]:
+        """The layout with the least bound of each grid with a pipeline, with one run of layers per stage and with
+        several, the first `most` of them; then those nearest to fit of as many grids of which none does."""
+        found: dict[tuple[int, bool], tuple[ParallelConfig, int]] = {}
         for index in map(int, self.by_bound):
             block = int(self.space.block[index])
-            if block not in found and self.space.blocks[block].grid.pp > 1:
-                found[block] = self.plan(index)
+            if self.space.blocks[block].grid.pp > 1:
+                parallel, size = self.space.layout(index)
+                found.setdefault((block, parallel.vp > 1), (parallel, size))
                 if len(found) == most:
                     break
-        return list(found.values())
-
-    def in_excess(self, most: int) -> list[Plan]:
-        """The first `most` pipelines that do not fit as their layers are split: with another split they might."""
-        tight = [(parallel, size) for parallel, size in self.space.tight if parallel.pp > 1][:most]
-        configs = (with_layout(self.config, parallel, size) for parallel, size in tight)
-        return [predict(config, config.parallel, self.measured, whole=False) for config in configs]
+        tight = [(parallel, size) for parallel, size in self.space.tight if parallel.pp > 1]
+        return [*found.values(), *tight[:most]]
 
     def front(self) -> list[Plan]:
         """Layouts such that none is both faster and, by more than 5 %, smaller than all of them."""

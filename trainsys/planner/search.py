@@ -26,7 +26,7 @@ from trainsys.planner.plan import Miss, Plan, PlanReport
 from trainsys.planner.predict import worst_stage
 from trainsys.planner.ranking import Array, Ranking, Space, not_dominated, order, with_layout
 from trainsys.planner.stages import Stages, notation
-from trainsys.planner.uneven import evened
+from trainsys.planner.uneven import evened, most_promising
 from trainsys.space.build import ORDER, axis_order
 
 KEEP = 20  # layouts of a report
@@ -69,7 +69,7 @@ def search(
     front = ranking.front()
     uneven = best[:KEEP]
     if topology.others:
-        more = ranking.of_each_pipeline(_MIXED) + ranking.in_excess(_MIXED)
+        more = most_promising(config, ranking.of_each_pipeline(4 * _MIXED), measured, _MIXED)
         uneven += (plan for plan in more if plan not in uneven)
     best = sorted([*best, *evened(config, uneven, measured)], key=order)[:keep]
     if not best:

@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from trainsys.comm.topology import Topology
-from trainsys.config import DeviceConfig, RunConfig
+from trainsys.config import DeviceConfig, ParallelConfig, RunConfig
 from trainsys.models.geometry import split_layers
 from trainsys.planner.device import Rate
 from trainsys.planner.devices import stage_devices
 from trainsys.planner.plan import Plan
-from trainsys.planner.predict import predict, run_parts, run_sums
+from trainsys.planner.predict import predict, run_parts, run_sums, shares
+from trainsys.planner.ranking import with_layout
 from trainsys.planner.stages import Stages
 
 
@@ -31,6 +32,24 @@ def evened(config: RunConfig, plans: Sequence[Plan], measured: Rate) -> Iterator
         other = predict(own, dataclasses.replace(plan.parallel, stage_layers=runs), measured, whole=False)
         if other.peak_gib <= other.limit_gib:
             yield other
+
+
+def most_promising(
+    config: RunConfig, layouts: Sequence[tuple[ParallelConfig, int]], measured: Rate, most: int
+) -> list[Plan]:
+    """Of `layouts` (with their microbatch sizes) those that would be fastest if layers could be split at will."""
+    configs = [with_layout(config, parallel, size) for parallel, size in layouts]
+    configs = sorted(configs, key=lambda own: _levelled_s(own, measured))[:most]
+    return [predict(own, own.parallel, measured, whole=False) for own in configs]
+
+
+def _levelled_s(config: RunConfig, measured: Rate) -> float:
+    """Seconds of a step whose stages all have equally much to do, the exchange after it left out."""
+    stages = Stages.of(config.model, config.parallel)
+    topology = Topology.from_config(config.cluster, stages.num_ranks, config.parallel.devices)
+    layers_per_s = sum(n / s for n, s in zip(stages.layers, _busy(config, stages, topology, measured), strict=True))
+    microbatches, _ = shares(config, stages)
+    return config.model.num_layers / layers_per_s * (microbatches + (stages.count - 1) / stages.vp)
 
 
 def least_busy(config: RunConfig, measured: Rate) -> tuple[int, ...]:
