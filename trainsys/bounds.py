@@ -66,6 +66,12 @@ def check_bounds(config: Any) -> None:
             raise ValueError(f"{key}={value} is too large; it must fit into 64 bits")
         if not low <= value <= high:  # NaN is in no interval
             raise ValueError(f"{key}={value:g} {rule}" if isinstance(value, float) else f"{key}={value} {rule}")
+    for i, other in enumerate(config.cluster.other_devices):
+        for key, (low, high, rule) in BOUNDS.items():
+            name = key.removeprefix("cluster.device.")
+            if name != key and not low <= getattr(other.device, name) <= high:
+                value = getattr(other.device, name)
+                raise ValueError(f"cluster.other_devices[{i}].device.{name}={value:g} {rule}")
     for key, choices in CHOICES.items():
         value = attrgetter(key)(config)
         if value not in choices:

@@ -60,6 +60,14 @@ class DeviceConfig:
 
 
 @dataclass(frozen=True)
+class OtherDevices:
+    """The last ``nodes`` nodes of a cluster have devices of another type."""
+
+    nodes: int
+    device: DeviceConfig
+
+
+@dataclass(frozen=True)
 class LinkConfig:
     """α-β model of a link: time(bytes) = latency_s + bytes / (gbps · 1e9). GB/s are 1e9 bytes per second."""
 
@@ -92,7 +100,9 @@ class LinksConfig:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """What the cluster is: ``nodes`` × ``ranks_per_node`` equal devices, and the links among them."""
+    """What the cluster is: ``nodes`` × ``ranks_per_node`` devices, and the links among them. All devices are equal but
+    for those of ``other_devices``, whose entries stand for the last nodes, in their order. Plans count with them; what
+    a layout after a loss needs is still held against ``device.memory_gib`` alone."""
 
     name: str = "local"  # shown in plans
     nodes: int = 2  # machines
@@ -104,6 +114,13 @@ class ClusterConfig:
     shared_cores: bool = False  # ranks share this machine's cores (a local CPU cluster)
     node_mtbf_hours: float = 0.0  # mean time between failures of one node; 0: plans take them to last for ever
     node_repair_hours: float = 2.0  # until a failed node, or one in its place, is back
+    other_devices: tuple[Any, ...] = ()  # [{nodes: 2, device: {name: …}}, …]; keys left out are as in device
+
+    def __post_init__(self) -> None:
+        if self.other_devices:
+            from trainsys.other_devices import other_devices
+
+            object.__setattr__(self, "other_devices", other_devices(self.other_devices, self.device))
 
 
 @dataclass(frozen=True)

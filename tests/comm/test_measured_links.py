@@ -41,6 +41,8 @@ def test_a_uniform_matrix_says_what_the_kinds_say(cluster: ClusterConfig, per_no
         for ranks in combinations(range(6), size):
             assert measured.slowest(ranks) == plain.slowest(ranks), ranks
             assert measured.ring(ranks) == plain.ring(ranks), ranks
+            assert measured.ring(ranks, abreast=False) == plain.ring(ranks, abreast=False), ranks
+            assert measured.direct(ranks) == plain.direct(ranks), ranks
     assert measured.link(0, 5) == plain.link(0, 5)
     assert measured.link(1, 0) == plain.link(1, 0)
 
@@ -61,6 +63,18 @@ def test_a_ring_goes_over_its_own_hops_only() -> None:
     # 0 -> 2 and 1 -> 3 at once, back 2 -> 0 and 3 -> 1: twice the slower of each
     assert topology.ring((0, 1, 2, 3)) == Link(2 * 4.0, 5e-6)
     assert topology.ring((0, 1, 3, 2)) == Link(2 * 3.0, 5e-6)  # counterparts the other way round: 3 -> 0 is slower
+
+
+def test_an_exchange_waits_for_the_rank_that_sends_or_receives_most() -> None:
+    plain = Topology.from_config(CLUSTER)
+    assert plain.direct((0, 3)) == Link(10.0, 5e-6)
+    assert plain.direct((0, 1, 2)) == Link(100.0, 1e-6)
+    assert plain.direct((0, 1, 3, 4)) == Link(3 / (2 / 10), 5e-6)  # two of three parts leave the node
+    assert plain.direct((0, 1, 2, 3)) == Link(3 / (3 / 10), 5e-6)  # all three of rank 3's do
+    assert plain.direct((0,)) is None
+    measured = Topology.from_config(with_links(FOUR, ROWS))
+    assert measured.direct((0, 2, 3)) == Link(pytest.approx(2 / max(2 / 5, 1 / 4, 1 / 3)), 5e-6)
+    assert measured.ring((0, 1, 2, 3), abreast=False) == Link(3.0, 5e-6)  # hops 1 -> 2 and 3 -> 0
 
 
 def test_links_per_node_keep_the_declared_ones_within() -> None:

@@ -89,13 +89,13 @@ def test_nothing_is_taken_for_alike_where_links_are_measured(monkeypatch):
     short = search(config)
     for cached in (
         groups.team_links, groups.sequence_links, groups.exchange_links, groups.hop_links,
-        groups.data_link, groups.expert_link, groups.ends_link, groups.whole_link,
+        groups.data_links, groups.expert_links, groups.ends_links, groups.whole_link,
     ):  # fmt: skip
         cached.cache_clear()
-    misses = groups._regular_ring.cache_info().misses
-    monkeypatch.setattr(Topology, "regular", False)
+    misses = groups._regular_link.cache_info().misses
+    monkeypatch.setattr(Topology, "even_links", False)
     assert search(config).plans == short.plans
-    assert groups._regular_ring.cache_info().misses == misses
+    assert groups._regular_link.cache_info().misses == misses
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -66,7 +66,9 @@ def test_never_slower(small: RunConfig, nodes: int, per_node: int, seed: int) ->
     ]
     found = place_plans(config, plain, measured, seconds=0.4)
     assert all(new.step_s <= old.step_s for new, old in zip(found, plain, strict=True))
-    assert min(new.step_s / old.step_s for new, old in zip(found, plain, strict=True)) < 0.95
+    assert min(new.step_s / old.step_s for new, old in zip(found, plain, strict=True)) < 0.99, (
+        "nothing gained on links that differ by factors"
+    )
     for plan in found:
         assert sorted(plan.parallel.devices) in ([], list(range(size)))
 

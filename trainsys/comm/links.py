@@ -49,25 +49,43 @@ class Links:
             found.append((float(self._apart[at].min()), float(self.latency_s[at].max())))
         return min(gbps for gbps, _ in found), max(latency_s for _, latency_s in found)
 
-    def ring(self, ranks: Sequence[int]) -> tuple[float, float]:
+    def direct(self, ranks: Sequence[int]) -> float:
+        """Seconds until each of `ranks` has sent every other 1 GB, all at once.
+
+        A rank's links within its node share what the fastest of them has, and so do those to other nodes, and all.
+        """
+        rows, nodes = np.array(ranks) // self.ranks_per_row, np.array(ranks) // self.ranks_per_node
+        gbps = self.gbps[np.ix_(rows, rows)]
+        gbps = np.where(rows[:, None] == rows[None], self.intra[0], gbps)
+        same, others, found = nodes[:, None] == nodes[None], ~np.eye(len(rows), dtype=bool), 0.0
+        for kind in (same & others, ~same, others):
+            if not kind.any():
+                continue
+            for axis in (0, 1):  # what each receives, what each sends
+                fastest = np.where(kind, gbps, 1e-300).max(axis)
+                slowest = float(np.where(kind, gbps, np.inf).min())
+                found = max(found, 1 / slowest, float((kind.sum(axis) / fastest)[kind.any(axis)].max()))
+        return found
+
+    def ring(self, ranks: Sequence[int], abreast: bool) -> tuple[float, float]:
         """The slowest hop of a ring over `ranks`, two at least, in the order given but node after node.
 
-        Between two nodes as many members send at once as the smallest node has, each to its counterpart.
+        `abreast`: between two nodes as many members send at once as the smallest node has, each to its counterpart.
         """
         nodes: dict[int, list[int]] = {}
         for rank in ranks:
             nodes.setdefault(rank // self.ranks_per_node, []).append(rank)
         groups = list(nodes.values())
-        abreast = min(map(len, groups))
+        lanes = min(map(len, groups)) if abreast else 1
         closes = [groups[0]] if len(groups) == 1 else []  # within one node the ring returns to where it began
         within = [self.between(a, b) for group in groups for a, b in pairwise(group)]
         within += [self.between(group[-1], group[0]) for group in closes]
         across = [
             self.between(a, b)
             for here, there in (pairwise([*groups, groups[0]]) if len(groups) > 1 else ())
-            for a, b in zip(here[:abreast], there[:abreast], strict=True)
+            for a, b in (zip(here[:lanes], there[:lanes], strict=True) if abreast else [(here[-1], there[0])])
         ]
-        rates = [gbps for gbps, _ in within] + [abreast * gbps for gbps, _ in across]
+        rates = [gbps for gbps, _ in within] + [lanes * gbps for gbps, _ in across]
         return min(rates), max(latency_s for _, latency_s in (*within, *across))
 
     def range_between_nodes(self, nodes: int) -> tuple[float, float]:

@@ -30,13 +30,13 @@ class EmulatedDevice(TorchDispatchMode):
     """
 
     def __init__(self, flops: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._flops, self._owed_s, self.slept_s = flops, 0.0, 0.0
         self._computed_s = 0.0  # this thread's time on the CPU at the last product
 
     def __enter__(self) -> EmulatedDevice:
         self._owed_s, self._computed_s = 0.0, time.thread_time()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_dispatch__(

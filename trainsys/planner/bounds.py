@@ -17,6 +17,7 @@ from trainsys.comm.topology import Topology
 from trainsys.config import RunConfig
 from trainsys.planner.communication import hop_s
 from trainsys.planner.device import Rate
+from trainsys.planner.devices import stage_limits
 from trainsys.planner.enumerate import Block
 from trainsys.planner.in_flight import FORMS
 from trainsys.planner.memory import activation_parts, changing_gib, logit_bytes, state_memory
@@ -35,11 +36,13 @@ class Outlook:
     """Of every layout of a block.
 
     Attributes:
-        peak_gib: memory of the rank that needs most.
+        peak_gib: memory of the rank that needs most, or is nearest to its limit.
+        limit_gib: that limit.
         least_s: the step takes at least so long.
     """
 
     peak_gib: Array
+    limit_gib: Array
     least_s: Array
 
 
@@ -49,6 +52,7 @@ class _Parts:
     def __init__(self, config: RunConfig, block: Block, topology: Topology, flops: float) -> None:
         self.config, self.block, self.topology, self.flops = config, block, topology, flops
         self.stages = Stages.of(config.model, block.grid)  # without vp: the layers of a stage do not depend on it
+        self.limits = stage_limits(self.stages, topology)
         self.microbatches = [config.batch.global_size // size // block.grid.dp for size in block.microbatch_sizes]
 
     def variant(self, size: int, **parallel: Any) -> RunConfig:
@@ -59,22 +63,30 @@ class _Parts:
     def worst_stages(self) -> list[int]:
         """Those that can need most memory: both ends, and of equal ones between them the first, which keeps most."""
         layers, last = self.stages.layers, self.stages.count - 1
-        first = {layers[stage]: stage for stage in range(last - 1, 0, -1)}
+        first = {(layers[stage], self.limits[stage]): stage for stage in range(last - 1, 0, -1)}
         return sorted({0, last, *first.values()})
 
-    def peaks(self) -> Array:
-        """GiB of the worst stage."""
-        block, peaks = self.block, np.zeros(self.block.shape)
+    def peaks(self) -> tuple[Array, Array]:
+        """GiB of the worst stage, and its limit."""
+        block, peaks, limits = self.block, np.zeros(self.block.shape), np.array(self.limits[0])
+        if len(set(self.limits)) > 1:
+            limits = np.full(block.shape, self.limits[0])
         each, always, logits = self._activations()
         flight = self._in_flight()
         state, changing = self._states()
-        for place, _ in enumerate(self.worst_stages()):
+        for place, stage in enumerate(self.worst_stages()):
             kept = flight[:, None, :, None, None, place] * each[:, :, None, :, :, place]
             kept = (kept + always[:, :, None, :, :, place]) / GIB + logits[:, None, None, None, None, place] / GIB
             total = state[:, None, None, None, None, :, place] + kept[..., None]
-            np.maximum(peaks, np.maximum(total, changing[:, None, None, None, None, :, place]), out=peaks)
+            need = np.maximum(total, changing[:, None, None, None, None, :, place])
+            if not limits.shape:
+                np.maximum(peaks, need, out=peaks)
+                continue
+            worse = need / self.limits[stage] > peaks / limits
+            np.copyto(peaks, need, where=worse)
+            limits[worse] = self.limits[stage]
         assert peaks.shape == block.shape
-        return peaks
+        return peaks, limits
 
     def _activations(self) -> tuple[Array, Array, Array]:
         """Bytes of one microbatch kept, at work, and of logits."""
@@ -158,6 +170,7 @@ class _Parts:
                                 size, recompute=recompute, offload=offload, sequence_parallel=sequence_parallel
                             ),
                             self.stages,
+                            self.topology,
                         )
                         f[i, j, k, m] += copies.forward_s
                         b[i, j, k, m] += copies.backward_s
@@ -207,4 +220,4 @@ def _before(seconds: Array, share: Array, hops: Array) -> Array:
 def outlook(config: RunConfig, block: Block, topology: Topology, measured: Rate) -> Outlook:
     """Memory and least step time of every layout of a legal `block`, without simulating any."""
     parts = _Parts(config, block, topology, measured.sustained(1))
-    return Outlook(parts.peaks(), parts.least() * (1 - 1e-12))
+    return Outlook(*parts.peaks(), parts.least() * (1 - 1e-12))

@@ -7,7 +7,7 @@ import dataclasses
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import check_split, resolve, split_layers
 from trainsys.planner.experts import check_experts
-from trainsys.planner.predict import worst_memory
+from trainsys.planner.predict import worst_stage
 from trainsys.planner.stages import Stages, notation
 from trainsys.schedule import GENERATORS
 from trainsys.space.build import axis_order, check_devices
@@ -129,8 +129,7 @@ def check_product(parallel: ParallelConfig, num_ranks: int) -> None:
 
 def check_memory(config: RunConfig) -> None:
     """Whether the rank that needs most memory has it. Raises ValueError."""
-    memory = worst_memory(config, Stages.of(config.model, config.parallel))
-    limit = config.cluster.device.memory_gib
+    memory, limit = worst_stage(config, Stages.of(config.model, config.parallel))
     if memory.total <= limit:
         return
     parts = {name: gib for name, gib in dataclasses.asdict(memory).items() if gib}

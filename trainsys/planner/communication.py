@@ -1,8 +1,8 @@
 """Seconds of communication under the α-β model: tensor, context, data and pipeline parallelism, the peer's mirror.
 
-A collective runs as a ring at the speed of its group's slowest link; between nodes, of its ranks' links together. Ring
-costs: Thakur, Rabenseifner and Gropp 2005, "Optimization of collective communication operations in MPICH";
-bandwidth-optimal by Patarasuk and Yuan 2009.
+The engine exchanges by direct messages, each rank with every other of its group at once (`Topology.direct`); only the
+``fast`` reduction is the backend's ring. The volume of both is a ring's: Thakur, Rabenseifner and Gropp 2005,
+"Optimization of collective communication operations in MPICH"; optimal by Patarasuk and Yuan 2009.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from trainsys.config import RunConfig
 from trainsys.models.family import kv_dim
 from trainsys.models.geometry import resolve
 from trainsys.planner.groups import (
-    data_link,
-    ends_link,
+    Way,
+    data_links,
+    ends_links,
     exchange_links,
-    expert_link,
+    expert_links,
     hop_links,
     sequence_links,
     team_links,
@@ -161,21 +162,29 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
     precision = Precision.of(config.train.dtype)
     gathered = precision.parameter if config.parallel.zero else precision.gradient
     microbatches = config.batch.global_size // config.batch.microbatch_size
-    experts, seconds = sizes.experts[stage], 0.0
-    for elements, size, link_of in (
-        (sizes.held[stage] - experts, stages.copies(stage), data_link),
-        (experts, stages.copies(stage) // stages.ep, expert_link),
+    experts, seconds, way = sizes.experts[stage], 0.0, _reducing(config)
+    for elements, size, links_of in (
+        (sizes.held[stage] - experts, stages.copies(stage), data_links),
+        (experts, stages.copies(stage) // stages.ep, expert_links),
     ):
         scatters = -(-microbatches * stages.cp // size) if config.parallel.zero >= 2 else 1
         gathers = 2 * scatters if config.parallel.zero == 3 else 1
         if elements:
-            link = link_of(stages, topology, stage)
+            link = _slowest(links_of(stages, topology, stage, way), elements * precision.gradient / size)
             seconds += scatters * all_gather_s(elements * precision.gradient, size, link)
             seconds += gathers * all_gather_s(elements * gathered, size, link)
     if sizes.tied and stages.count > 1 and stage in (0, stages.count - 1):
         copies = stages.copies(0) + stages.copies(stages.count - 1)
-        seconds += all_reduce_s(sizes.tied * precision.gradient, copies, ends_link(stages, topology))
+        tied = sizes.tied * precision.gradient
+        seconds += all_reduce_s(tied, copies, _slowest(ends_links(stages, topology, way), tied / copies))
     return seconds
+
+
+def _reducing(config: RunConfig) -> Way:
+    """How gradients are added: by direct messages, or by the backend's ring if the sum need not be canonical."""
+    if config.parallel.reduction != "fast":
+        return "direct"
+    return "ring" if config.cluster.device.backend == "nccl" else "one ring"
 
 
 def shared_s(config: RunConfig, stages: Stages, topology: Topology, stage: int) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainsys.config import RunConfig
+from trainsys.comm.topology import Topology
+from trainsys.config import DeviceConfig, RunConfig
 from trainsys.models.geometry import forward_flops
+from trainsys.planner.devices import on_device, relative_rate, stage_devices
 from trainsys.planner.on_device import known_device, run_seconds
 from trainsys.planner.precision import Precision
 from trainsys.planner.sizes import team_tokens
@@ -40,6 +42,27 @@ def compute_cost(config: RunConfig, stages: Stages, flops: float) -> ComputeCost
         again = sum(s for b, s in seconds.items() if 0 <= b < head) / flops if recomputes else 0.0
         forward.append(once)
         backward.append(2 * once + again)
+    return ComputeCost(tuple(forward), tuple(backward))
+
+
+def slowest_compute(config: RunConfig, stages: Stages, topology: Topology, flops: float) -> ComputeCost:
+    """`compute_cost` where devices differ: of each run what it takes on the slowest device that runs its stage.
+
+    Args:
+        flops: of ``cluster.device``; others have theirs in proportion to what is declared of both.
+    """
+    if not topology.others:
+        return compute_cost(config, stages, flops)
+    own, costs = config.cluster.device, dict[DeviceConfig, ComputeCost]()
+    forward, backward = [], []
+    for run in range(len(stages.runs)):
+        devices = stage_devices(stages, topology, run % stages.count)
+        for device in devices:
+            if device not in costs:
+                rate = flops if device == own else flops * relative_rate(device, own)
+                costs[device] = compute_cost(on_device(config, device), stages, rate)
+        forward.append(max(costs[device].forward_s[run] for device in devices))
+        backward.append(max(costs[device].backward_s[run] for device in devices))
     return ComputeCost(tuple(forward), tuple(backward))
 
 

@@ -52,6 +52,8 @@ def rate(cluster: ClusterConfig, num_ranks: int) -> Rate:
     else:
         peak = gemm_flops()
         source = f"measured {_flops(peak)} on this machine"
+    for other in cluster.other_devices:
+        source += f"; {other.device.name} {_flops(other.device.tflops * 1e12) if other.device.tflops else 'the same'}"
     if not cluster.shared_cores:
         return Rate(peak, peak * device.efficiency, source)
     cores = os.cpu_count() or 1

@@ -10,7 +10,8 @@ from trainsys.comm.topology import Topology
 from trainsys.config import RunConfig
 from trainsys.models.geometry import forward_flops, resolve, tensors
 from trainsys.planner.communication import boundary_bytes, exchange_costs
-from trainsys.planner.compute import compute_cost
+from trainsys.planner.compute import slowest_compute
+from trainsys.planner.devices import on_device, peak_flops, stage_devices
 from trainsys.planner.memory import layer_bytes, parameter_elements
 from trainsys.planner.on_device import known_device, stage_modules
 from trainsys.planner.parts import step_parts
@@ -75,13 +76,16 @@ def breakdown(config: RunConfig, plan: Plan) -> tuple[Module, ...]:
 
 def _computing(config: RunConfig, stages: Stages) -> dict[str, float]:
     """Seconds (without a known device: FLOPs) of one microbatch on the busiest stage."""
-    device, topology = known_device(config), Topology.from_config(config.cluster, stages.num_ranks)
-    costs = (compute_cost(config, stages, _flops(config)), *exchange_costs(config, stages, topology))
+    topology = Topology.from_config(config.cluster, stages.num_ranks, config.parallel.devices)
+    costs = (slowest_compute(config, stages, topology, _flops(config)), *exchange_costs(config, stages, topology))
     busy = [
         sum(sum(cost.forward_s[stage :: stages.count] + cost.backward_s[stage :: stages.count]) for cost in costs)
         for stage in range(stages.count)
     ]
     busiest = max(range(stages.count), key=lambda stage: busy[stage])
+    slowest = min(stage_devices(stages, topology, busiest), key=lambda device: peak_flops(device) * device.efficiency)
+    config = on_device(config, slowest)
+    device = known_device(config)
     return stage_modules(config, stages, device, busiest) if device else _flop_modules(config, stages, busiest)
 
 

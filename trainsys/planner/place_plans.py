@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import permutations
+from math import inf
 from time import perf_counter
 
 import numpy as np
@@ -46,7 +47,7 @@ def place_plans(config: RunConfig, plans: Sequence[Plan], measured: Rate, second
     grids: dict[tuple[int, ...], list[int]] = {}
     for i, plan in enumerate(plans):
         p = plan.parallel
-        grids.setdefault((p.dp, p.cp, p.tp, p.pp, plan.microbatch_size), []).append(i)
+        grids.setdefault((p.dp, p.cp, p.tp, p.pp, plan.microbatch_size, *p.devices), []).append(i)
     found = list(plans)
     chosen = list(grids.values())[:_GRIDS]
     for members in chosen:
@@ -55,19 +56,21 @@ def place_plans(config: RunConfig, plans: Sequence[Plan], measured: Rate, second
         for i in members[:_EACH] if devices else ():
             parallel = dataclasses.replace(plans[i].parallel, devices=devices)
             placed = predict(config, parallel, measured)
-            if placed.step_s < plans[i].step_s * (1 - _GAIN):
+            fits = placed.peak_gib <= placed.limit_gib  # where devices differ, places change that
+            if fits and placed.step_s < plans[i].step_s * (1 - _GAIN):
                 bound = plans[i].bound_by if plans[i].bound_by == "memory" else placed.bound_by
                 found[i] = dataclasses.replace(placed, layout=notation(parallel), bound_by=bound)
     return found
 
 
 def _devices(config: RunConfig, parallel: ParallelConfig, measured: Rate, seconds: float) -> Places:
-    """The rank at each place of `parallel`'s mesh; empty where none better than the plain order was found."""
+    """The rank at each place of `parallel`'s mesh; empty where none better than its own order was found."""
     begin = perf_counter()
-    plain = tuple(range(Topology.from_config(config.cluster, Stages.of(config.model, parallel).num_ranks).num_ranks))
+    plain = parallel.devices or tuple(range(Stages.of(config.model, parallel).num_ranks))
 
     def step_s(devices: Places) -> float:
-        return predict(config, dataclasses.replace(parallel, devices=devices), measured).step_s
+        plan = predict(config, dataclasses.replace(parallel, devices=devices), measured)
+        return plan.step_s if plan.peak_gib <= plan.limit_gib else inf
 
     best, best_s = plain, step_s(plain)
     few = len(plain) <= _FEW

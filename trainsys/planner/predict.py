@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.planner.communication import TensorCost, exchange_costs, gradient_s, hop_s, mirror_s, send_s, shared_s
-from trainsys.planner.compute import compute_cost, model_flops, update_s
+from trainsys.planner.compute import model_flops, slowest_compute, update_s
 from trainsys.planner.device import Rate, rate
+from trainsys.planner.devices import relative_peaks, stage_devices, stage_limits
 from trainsys.planner.memory import Memory, stage_memory
 from trainsys.planner.offload import offload_cost
 from trainsys.planner.pipeline import Hops, hop_lists, least_ends, most_in_flight, run_pipeline, schedule_for
@@ -36,7 +37,7 @@ def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None =
     stages = Stages.of(config.model, parallel)
     topology = Topology.from_config(config.cluster, stages.num_ranks, parallel.devices)
     measured = measured or rate(config.cluster, stages.num_ranks)
-    memory = worst_memory(config, stages)
+    memory, limit_gib = worst_stage(config, stages, topology)
     work = _pipeline(config, stages, topology, measured.sustained(1), whole)
     if measured.cores:
         busy_ranks = (1 - work.bubble) * stages.num_ranks
@@ -50,9 +51,9 @@ def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None =
         layout=notation(parallel),
         step_s=step_s,
         tokens_per_s=config.batch.global_size * config.batch.seq_len / step_s,
-        mfu=model_flops(config) / (step_s * measured.peak_flops * topology.num_ranks),
+        mfu=model_flops(config) / (step_s * measured.peak_flops * relative_peaks(topology)),
         peak_gib=memory.total,
-        limit_gib=config.cluster.device.memory_gib,
+        limit_gib=limit_gib,
         bubble=work.bubble,
         compute_s=work.parts_s[0],
         tp_s=work.parts_s[1],
@@ -86,9 +87,22 @@ def least_step_s(config: RunConfig, measured: Rate) -> float:
 
 def worst_memory(config: RunConfig, stages: Stages) -> Memory:
     """Memory on the rank that needs most under ``config.parallel``, by the schedule's peak of live activations."""
+    return max(_memories(config, stages), key=lambda memory: memory.total)
+
+
+def worst_stage(config: RunConfig, stages: Stages, topology: Topology | None = None) -> tuple[Memory, float]:
+    """Memory of a rank of the stage that is nearest to its limit or furthest above it, and that limit in GiB."""
+    if not config.cluster.other_devices:
+        return worst_memory(config, stages), config.cluster.device.memory_gib
+    topology = topology or Topology.from_config(config.cluster, stages.num_ranks, config.parallel.devices)
+    memories = zip(_memories(config, stages), stage_limits(stages, topology), strict=True)
+    return max(memories, key=lambda entry: (entry[0].total / entry[1], entry[0].total))
+
+
+def _memories(config: RunConfig, stages: Stages) -> tuple[Memory, ...]:
     in_flight = most_in_flight(config.parallel.schedule, *shares(config, stages), stages.vp)
     sizes = stage_sizes(config.model, stages, config.parallel.zero)
-    return max(stage_memory(config, stages, sizes, in_flight), key=lambda memory: memory.total)
+    return stage_memory(config, stages, sizes, in_flight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +118,9 @@ class _Work:
 
 def run_parts(config: RunConfig, stages: Stages, topology: Topology, flops: float) -> tuple[TensorCost, ...]:
     """Seconds of F and B of one microbatch, per run of layers, by what they are spent on."""
-    compute = compute_cost(config, stages, flops)
+    compute = slowest_compute(config, stages, topology, flops)
     return (TensorCost(compute.forward_s, compute.backward_s), *exchange_costs(config, stages, topology),
-            offload_cost(config, stages))  # fmt: skip
+            offload_cost(config, stages, topology))  # fmt: skip
 
 
 def run_sums(parts: Sequence[TensorCost]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -174,15 +188,14 @@ def after_step(
     Args:
         which: the stages to look at; by default all.
     """
-    sizes, own = stage_sizes(config.model, stages, config.parallel.zero), range(stages.count)
-    precision, gbps = Precision.of(config.train.dtype), config.cluster.device.memory_gbps
+    sizes, precision = stage_sizes(config.model, stages, config.parallel.zero), Precision.of(config.train.dtype)
+    which = range(stages.count) if which is None else which
+    gbps = {s: min(device.memory_gbps for device in stage_devices(stages, topology, s)) for s in which}
     exchange = [
         gradient_s(config, stages, sizes, topology, stage) + shared_s(config, stages, topology, stage)
-        for stage in (own if which is None else which)
+        for stage in which
     ]
-    update = [
-        update_s(sizes.owned[stage], sizes.held[stage], precision, gbps) for stage in (own if which is None else which)
-    ]
+    update = [update_s(sizes.owned[stage], sizes.held[stage], precision, gbps[stage]) for stage in which]
     return exchange, update, mirror_s(config, max(sizes.mirrored), topology)
 
 

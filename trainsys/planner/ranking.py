@@ -16,7 +16,7 @@ from trainsys.config import ParallelConfig, RunConfig
 from trainsys.planner.device import Rate
 from trainsys.planner.enumerate import Block
 from trainsys.planner.plan import Miss, Plan
-from trainsys.planner.predict import least_step_s, predict, worst_memory
+from trainsys.planner.predict import least_step_s, predict, worst_stage
 from trainsys.planner.stages import Stages
 
 _EQUAL = 0.002  # step times this close (relative) count as a tie; memory within 5 %
@@ -26,7 +26,8 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Space:
-    """All legal layouts that fit: number `number[i]` of block ``blocks[block[i]]``, and why the others do not."""
+    """All legal layouts that fit: number `number[i]` of block ``blocks[block[i]]``, and why the others do not. Of
+    blocks of which none fits, the nearest in `tight`."""
 
     blocks: list[Block] = field(default_factory=list)
     block: Array = field(default_factory=lambda: np.zeros(0, np.int32))
@@ -36,6 +37,7 @@ class Space:
     rejected: Counter[str] = field(default_factory=Counter)
     legal: int = 0
     nearest: Miss | None = None
+    tight: list[tuple[ParallelConfig, int]] = field(default_factory=list)
 
     def layout(self, index: int) -> tuple[ParallelConfig, int]:
         block: Block = self.blocks[self.block[index]]
@@ -74,6 +76,23 @@ class Ranking:
             insort(best, (order(plan), plan), key=lambda entry: entry[0])
             del best[keep:]
         return [plan for _, plan in best]
+
+    def of_each_pipeline(self, most: int) -> list[Plan]:
+        """The layout with the least bound of each grid with a pipeline; the first `most` of them."""
+        found: dict[int, Plan] = {}
+        for index in map(int, self.by_bound):
+            block = int(self.space.block[index])
+            if block not in found and self.space.blocks[block].grid.pp > 1:
+                found[block] = self.plan(index)
+                if len(found) == most:
+                    break
+        return list(found.values())
+
+    def in_excess(self, most: int) -> list[Plan]:
+        """The first `most` pipelines that do not fit as their layers are split: with another split they might."""
+        tight = [(parallel, size) for parallel, size in self.space.tight if parallel.pp > 1][:most]
+        configs = (with_layout(self.config, parallel, size) for parallel, size in tight)
+        return [predict(config, config.parallel, self.measured, whole=False) for config in configs]
 
     def front(self) -> list[Plan]:
         """Layouts such that none is both faster and, by more than 5 %, smaller than all of them."""
@@ -134,8 +153,8 @@ def _memory_bound(config: RunConfig, plan: Plan) -> Plan:
     without = dataclasses.replace(plan.parallel, recompute="none", offload="none")
     if without == plan.parallel:
         return plan
-    needed = worst_memory(dataclasses.replace(config, parallel=without), Stages.of(config.model, without)).total
-    return dataclasses.replace(plan, bound_by="memory") if needed > plan.limit_gib else plan
+    needed, limit_gib = worst_stage(dataclasses.replace(config, parallel=without), Stages.of(config.model, without))
+    return dataclasses.replace(plan, bound_by="memory") if needed.total > limit_gib else plan
 
 
 def order(plan: Plan) -> tuple[Any, ...]:

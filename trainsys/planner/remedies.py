@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.planner.check import check_layout
-from trainsys.planner.predict import worst_memory
+from trainsys.planner.predict import worst_stage
 from trainsys.planner.stages import Stages, notation
 
 
@@ -23,11 +23,12 @@ class Remedy:
 
 def remedies(config: RunConfig, parallel: ParallelConfig) -> tuple[Remedy, ...]:
     """Changes, each alone, that would let `parallel` fit, the smallest of each kind; where none does, the best one."""
-    limit, found = config.cluster.device.memory_gib, list[tuple[str, Remedy]]()
+    found = list[tuple[str, Remedy]]()
     for change, other, layout in _changes(config, parallel):
         if not illegal_for(other, layout):
-            peak = peak_gib(other, layout)
-            found.append((change.partition("=")[0], Remedy(change, notation(layout), peak, peak <= limit)))
+            needed, limit = worst_stage(replace(other, parallel=layout), Stages.of(other.model, layout))
+            remedy = Remedy(change, notation(layout), needed.total, needed.total <= limit)
+            found.append((change.partition("=")[0], remedy))
     fitting = dict[str, Remedy]()
     for knob, remedy in found:
         if remedy.fits:
@@ -46,7 +47,7 @@ def illegal_for(config: RunConfig, parallel: ParallelConfig) -> str:
 
 def peak_gib(config: RunConfig, parallel: ParallelConfig) -> float:
     """GiB on the rank that needs most under `parallel`."""
-    return worst_memory(replace(config, parallel=parallel), Stages.of(config.model, parallel)).total
+    return worst_stage(replace(config, parallel=parallel), Stages.of(config.model, parallel))[0].total
 
 
 def _changes(config: RunConfig, parallel: ParallelConfig) -> Iterator[tuple[str, RunConfig, ParallelConfig]]:

@@ -6,7 +6,8 @@ many predicted ones as are kept.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Iterator
 from time import perf_counter
 
 import numpy as np
@@ -17,16 +18,19 @@ from trainsys.models.geometry import num_params, resolve
 from trainsys.planner.bounds import outlook
 from trainsys.planner.check import MOST_MICROBATCHES, check_batch
 from trainsys.planner.device import Rate, rate
+from trainsys.planner.devices import stage_by_stage
 from trainsys.planner.enumerate import Block, blocks, check_fixed, check_size, divisors
 from trainsys.planner.nothing import nothing_fits, nothing_with
 from trainsys.planner.place_plans import place_plans
 from trainsys.planner.plan import Miss, Plan, PlanReport
-from trainsys.planner.predict import worst_memory
+from trainsys.planner.predict import worst_stage
 from trainsys.planner.ranking import Array, Ranking, Space, not_dominated, order, with_layout
 from trainsys.planner.stages import Stages, notation
 from trainsys.planner.uneven import evened
+from trainsys.space.build import ORDER, axis_order
 
 KEEP = 20  # layouts of a report
+_MIXED = 48  # grids with a pipeline whose layers are also split by what devices can do, where these differ
 
 
 def search(
@@ -60,18 +64,21 @@ def search(
     space = _survey(config, topology, measured, fixed, any_microbatch)
     if fixed and not space.legal:
         raise ValueError(nothing_with(config, topology.num_ranks, fixed, space.rejected))
-    if not len(space.least_s):
-        raise ValueError(
-            nothing_fits(topology, space.rejected, space.nearest, config.parallel.reduction == "canonical")
-        )
     ranking = Ranking(config, measured, space)
     best = ranking.best(len(space.least_s) if keep is None else keep)
     front = ranking.front()
-    best = sorted([*best, *evened(config, best[:KEEP], measured)], key=order)[:keep]
+    uneven = best[:KEEP]
+    if topology.others:
+        more = ranking.of_each_pipeline(_MIXED) + ranking.in_excess(_MIXED)
+        uneven += (plan for plan in more if plan not in uneven)
+    best = sorted([*best, *evened(config, uneven, measured)], key=order)[:keep]
+    if not best:
+        canonical = config.parallel.reduction == "canonical"
+        raise ValueError(nothing_fits(topology, space.rejected, space.nearest, canonical))
     for number in range(1, halves + 1):
         front += _smaller(config, topology.num_ranks >> number, fixed, any_microbatch)
     plans = [ranking.in_full(plan) for plan in best]
-    if not topology.regular:
+    if topology.links is not None:
         plans = sorted(place_plans(config, plans, measured), key=order)
     pareto = tuple(ranking.in_full(plan) for plan in not_dominated([*best, *front]))
     return PlanReport(
@@ -99,39 +106,54 @@ def _survey(
     config: RunConfig, topology: Topology, measured: Rate, fixed: Collection[str], any_microbatch: bool
 ) -> Space:
     """Bound every legal layout; the nearest of those over memory is told."""
-    space, limit = Space(), config.cluster.device.memory_gib
+    space = Space()
     found: list[tuple[Array, ...]] = []
     misses, nearest = 0, (float("inf"), (config.parallel, 0))
     for block, reason in blocks(config, topology.num_ranks, fixed, any_microbatch):
         if reason:
             space.rejected[reason] += block.size
             continue
-        view = outlook(config, block, topology, measured)
-        asked = _asked_for(block, view.peak_gib <= limit)
-        fits = asked & (view.peak_gib <= limit)
-        over = asked & ~fits
-        space.legal += int(asked.sum())
-        misses += int(over.sum())
-        peaks = np.where(over, view.peak_gib, np.inf)
-        if peaks.min() < nearest[0]:
-            nearest = float(peaks.min()), block.layout(int(peaks.argmin()))
-        numbers = np.flatnonzero(fits)
-        found.append(
-            (
-                np.full(len(numbers), len(space.blocks), np.int32),
-                numbers.astype(np.int32),
-                view.least_s.ravel()[numbers],
-                view.peak_gib.ravel()[numbers],
+        for placed, where in _places(block, topology):
+            view = outlook(config, placed, where, measured)
+            asked = _asked_for(placed, view.peak_gib <= view.limit_gib)
+            fits = asked & (view.peak_gib <= view.limit_gib)
+            over = asked & ~fits
+            space.legal += int(asked.sum())
+            misses += int(over.sum())
+            needs = np.where(over, view.peak_gib - view.limit_gib, np.inf)
+            if needs.min() < nearest[0]:
+                nearest = float(needs.min()), placed.layout(int(needs.argmin()))
+            if over.any() and not fits.any():
+                space.tight.append(placed.layout(int(needs.argmin())))
+            numbers = np.flatnonzero(fits)
+            found.append(
+                (
+                    np.full(len(numbers), len(space.blocks), np.int32),
+                    numbers.astype(np.int32),
+                    view.least_s.ravel()[numbers],
+                    view.peak_gib.ravel()[numbers],
+                )
             )
-        )
-        space.blocks.append(block)
+            space.blocks.append(placed)
     if found:
         space.block, space.number, space.least_s, space.peak_gib = map(np.concatenate, zip(*found, strict=True))
     if misses:
         space.nearest = _miss(config, *nearest[1], any_microbatch)
-        over_gib = f"{space.nearest.over_gib:.3g} GiB over the {limit:g} GiB"
+        over_gib = f"{space.nearest.over_gib:.3g} GiB over the {space.nearest.limit_gib:g} GiB"
         space.rejected[f"over memory: nearest is {space.nearest.layout}, {over_gib}"] = misses
     return space
+
+
+def _places(block: Block, topology: Topology) -> Iterator[tuple[Block, Topology]]:
+    """`block` as ranks are numbered and, where devices differ, with its stages of one type each."""
+    yield block, topology
+    grid = block.grid
+    if topology.others and grid.pp > 1 and axis_order(grid) == ORDER:
+        devices = stage_by_stage(topology, grid.dp, grid.pp, grid.cp * grid.tp)
+        if devices == tuple(range(topology.num_ranks)):
+            return
+        placed = dataclasses.replace(block, grid=dataclasses.replace(grid, devices=devices))
+        yield placed, topology.placed(devices)
 
 
 def _asked_for(block: Block, fits: Array) -> Array:
@@ -144,9 +166,9 @@ def _asked_for(block: Block, fits: Array) -> Array:
 
 def _miss(config: RunConfig, parallel: ParallelConfig, microbatch_size: int, any_microbatch: bool) -> Miss:
     config = with_layout(config, parallel, microbatch_size)
-    memory = worst_memory(config, Stages.of(config.model, parallel))
+    memory, limit_gib = worst_stage(config, Stages.of(config.model, parallel))
     name = notation(parallel) + (f" mb{microbatch_size}" if any_microbatch else "")
-    return Miss(name, memory.total, config.cluster.device.memory_gib, memory)
+    return Miss(name, memory.total, limit_gib, memory)
 
 
 def _smaller(config: RunConfig, num_ranks: int, fixed: Collection[str], any_microbatch: bool) -> list[Plan]:

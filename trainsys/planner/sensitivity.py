@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from trainsys.config import ClusterConfig, RunConfig
+from trainsys.config import ClusterConfig, DeviceConfig, RunConfig
 from trainsys.perf.device import scaled
 from trainsys.planner.check import check_batch, check_layout
 from trainsys.planner.device import Rate, rate
+from trainsys.planner.devices import on_device
 from trainsys.planner.on_device import known_device
 from trainsys.planner.plan import Plan
 from trainsys.planner.predict import predict
@@ -106,21 +107,33 @@ def _link(name: str) -> Change:
 
 
 def _device_rate(config: RunConfig, measured: Rate, factor: float) -> tuple[RunConfig, Rate]:
-    known, device = known_device(config), config.cluster.device
-    name = scaled(known, rate=factor).name if known else device.name
+    def changed(device: DeviceConfig) -> DeviceConfig:
+        known = known_device(on_device(config, device))
+        name = scaled(known, rate=factor).name if known else device.name
+        return replace(device, name=name, tflops=device.tflops * factor)
+
     faster = replace(
         measured,
         peak_flops=measured.peak_flops * factor,
         flops=measured.flops * factor,
         alone_flops=measured.alone_flops * factor,
     )
-    return _cluster(config, device=replace(device, name=name, tflops=device.tflops * factor)), faster
+    return _devices(config, changed), faster
 
 
 def _device_memory(config: RunConfig, measured: Rate, factor: float) -> tuple[RunConfig, Rate]:
-    known, device = known_device(config), config.cluster.device
-    name = scaled(known, memory=factor).name if known else device.name
-    return _cluster(config, device=replace(device, name=name, memory_gbps=device.memory_gbps * factor)), measured
+    def changed(device: DeviceConfig) -> DeviceConfig:
+        known = known_device(on_device(config, device))
+        name = scaled(known, memory=factor).name if known else device.name
+        return replace(device, name=name, memory_gbps=device.memory_gbps * factor)
+
+    return _devices(config, changed), measured
+
+
+def _devices(config: RunConfig, changed: Callable[[DeviceConfig], DeviceConfig]) -> RunConfig:
+    """Every type of device changed."""
+    others = tuple(replace(other, device=changed(other.device)) for other in config.cluster.other_devices)
+    return _cluster(config, device=changed(config.cluster.device), other_devices=others)
 
 
 def _cluster(config: RunConfig, **changes: object) -> RunConfig:

@@ -1,4 +1,4 @@
-"""Uneven splits of the layers: the stage with the head gets fewer, so that none holds up the others."""
+"""Uneven splits of the layers: stages with the head or on slow devices get fewer, so that none holds up the others."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from trainsys.comm.topology import Topology
-from trainsys.config import RunConfig
+from trainsys.config import DeviceConfig, RunConfig
 from trainsys.models.geometry import split_layers
 from trainsys.planner.device import Rate
+from trainsys.planner.devices import stage_devices
 from trainsys.planner.plan import Plan
 from trainsys.planner.predict import predict, run_parts, run_sums
 from trainsys.planner.stages import Stages
@@ -35,29 +36,33 @@ def evened(config: RunConfig, plans: Sequence[Plan], measured: Rate) -> Iterator
 def least_busy(config: RunConfig, measured: Rate) -> tuple[int, ...]:
     """Layers of each run such that the busiest stage of ``config.parallel`` has least to do.
 
-    All layers cost the same, so the stages are filled one layer at a time, always the one that ends up least busy. Of
-    equally good splits the one with fewer layers on early stages, which keep most activations.
+    All layers of a stage cost the same, so the stages are filled one layer at a time, always the one that ends up least
+    busy. Of equally good splits the one with fewer layers on early stages, which keep most activations.
     """
     vp, stages = config.parallel.vp, Stages.of(config.model, config.parallel)
-    others = [run for run in range(len(stages.runs)) if run % stages.count]
-    giver = max(others, key=lambda run: stages.runs[run])
-    if stages.runs[giver] == 1:
-        return stages.runs
-    seconds = _busy(config, stages, measured)
-    moved = [n + (run == 0) - (run == giver) for run, n in enumerate(stages.runs)]
-    once = _busy(config, dataclasses.replace(stages, runs=tuple(moved)), measured)[0] - seconds[0]
+    topology = Topology.from_config(config.cluster, stages.num_ranks, config.parallel.devices)
+    seconds, known = _busy(config, stages, topology, measured), dict[tuple[DeviceConfig, ...], float]()
+    for stage in range(stages.count):
+        devices = stage_devices(stages, topology, stage)
+        if devices not in known:
+            giver = max((r for r in range(len(stages.runs)) if r % stages.count != stage), key=stages.runs.__getitem__)
+            if stages.runs[giver] == 1:
+                return stages.runs
+            moved = tuple(n + (run == stage) - (run == giver) for run, n in enumerate(stages.runs))
+            more = _busy(config, dataclasses.replace(stages, runs=moved), topology, measured)
+            known[devices] = more[stage] - seconds[stage]
+    once = [known[stage_devices(stages, topology, stage)] for stage in range(stages.count)]
     layers = [vp] * stages.count  # every run has one
-    busy = [whole - (own - vp) * once for whole, own in zip(seconds, stages.layers, strict=True)]
+    busy = [whole - (own - vp) * layer for whole, own, layer in zip(seconds, stages.layers, once, strict=True)]
     for _ in range(config.model.num_layers - sum(layers)):
-        stage = min(range(stages.count), key=lambda s: (round(busy[s] / once, 9), -s))
+        stage = min(range(stages.count), key=lambda s: (round((busy[s] + once[s]) / once[0], 9), -s))
         layers[stage] += 1
-        busy[stage] += once
+        busy[stage] += once[stage]
     by_stage = [split_layers(count, vp) for count in layers]
     return tuple(by_stage[stage][turn] for turn in range(vp) for stage in range(stages.count))
 
 
-def _busy(config: RunConfig, stages: Stages, measured: Rate) -> list[float]:
+def _busy(config: RunConfig, stages: Stages, topology: Topology, measured: Rate) -> list[float]:
     """Seconds of F and B of one microbatch, per stage."""
-    topology = Topology.from_config(config.cluster, stages.num_ranks, config.parallel.devices)
     f_s, b_s = run_sums(run_parts(config, stages, topology, measured.sustained(1)))
     return [sum(f_s[s :: stages.count] + b_s[s :: stages.count]) for s in range(stages.count)]

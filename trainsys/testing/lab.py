@@ -142,6 +142,7 @@ def _batch(pid: int, tool: str, commands: Iterable[str]) -> None:
 
 def _into_own_network(rank: int, world_size: int, store: Any) -> int:
     """Leave the machine's network for an empty one of this process; returns its number."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # ranks of a pool run in batches, and wake up late
     try:
         os.nice(_NICE)
     except PermissionError:
