@@ -11,7 +11,7 @@ from trainsys.config import DeviceConfig, OtherDevices
 if TYPE_CHECKING:
     from trainsys.config import ClusterConfig
 
-_EXAMPLE = "[{nodes: 1, device: {name: v100-32gb}}]"
+_EXAMPLE = "[{nodes: 1, device: {name: a100-80gb-sxm}}]"
 
 
 def other_devices(entries: Sequence[Any], device: DeviceConfig) -> tuple[OtherDevices, ...]:

@@ -27,6 +27,7 @@ class Device:
         memory_reached: share of `memory_gbps` that streaming kernels reach.
         fabric_gbps: bus bandwidth of a ring inside a node by the number of ranks, GB/s, as nccl-tests counts it.
         attention: kernel -> share of `tflops` that its forward and its backward reach.
+        bf16: its matrix units take bfloat16; else float16 alone.
         fp8_tflops: dense peak with 8-bit operands; 0: has none.
         fp8_sustained: as `sustained`, of `fp8_tflops`.
         launch_s: until a kernel starts after the one before it.
@@ -42,6 +43,7 @@ class Device:
     memory_reached: float
     fabric_gbps: Mapping[int, float]
     attention: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    bf16: bool = True
     fp8_tflops: float = 0.0
     fp8_sustained: float = 0.0
     launch_s: float = 4e-6
@@ -53,11 +55,12 @@ class Device:
         Raises:
             ValueError: the device has no such precision.
         """
-        if precision in _HALF:
+        half = _HALF if self.bf16 else _HALF[:1]
+        if precision in half:
             return self.tflops * self.sustained * 1e12
         if precision in _EIGHT and self.fp8_tflops:
             return self.fp8_tflops * self.fp8_sustained * 1e12
-        has = (*_HALF, *(_EIGHT if self.fp8_tflops else ()))
+        has = (*half, *(_EIGHT if self.fp8_tflops else ()))
         raise ValueError(f"device {self.name} has no precision {precision!r}; use {', '.join(has)}")
 
     def stream_s(self, num_bytes: float) -> float:

@@ -16,10 +16,20 @@ from trainsys.planner.stages import Stages
 
 
 def known_device(config: RunConfig) -> Device | None:
-    """The catalogue's entry of ``cluster.device.name``; None where one declared or measured rate stands for it all."""
+    """The catalogue's entry of ``cluster.device.name``; None where one declared or measured rate stands for it all.
+
+    Raises:
+        ValueError: its matrix units do not take bfloat16.
+    """
     if config.train.dtype != "bfloat16":
         return None
-    return catalogue().get(config.cluster.device.name)
+    device = catalogue().get(config.cluster.device.name)
+    if device is not None and not device.bf16:
+        raise ValueError(
+            f"cluster.device.name={device.name} has no bfloat16; set train.dtype=float32, and cluster.device.tflops to "
+            "its rate"
+        )
+    return device
 
 
 def run_seconds(config: RunConfig, stages: Stages, device: Device) -> tuple[tuple[float, ...], tuple[float, ...]]:
