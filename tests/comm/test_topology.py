@@ -78,7 +78,7 @@ def test_impossible_clusters_are_refused(cluster, num_ranks, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "ranks"), [("local-4", 4), ("local-6", 6), ("dgx-a100-2", 16), ("dgx-h100-4", 32), ("mixed-a100-v100", 32)]
+    ("name", "ranks"), [("local-4", 4), ("local-6", 6), ("dgx-a100-2", 16), ("dgx-h100-4", 32), ("mixed-h100-a100", 32)]
 )
 def test_the_cluster_files_load(name, ranks):
     cluster = load([f"configs/cluster/{name}.yaml"]).cluster

@@ -184,19 +184,19 @@ def test_mfu_is_of_the_sum_of_all_peaks() -> None:
 
 
 def test_the_file_of_a_mixed_cluster(tmp_path) -> None:
-    config = load(["configs/cluster/mixed-a100-v100.yaml"])
+    config = load(["configs/cluster/mixed-h100-a100.yaml"])
     (other,) = config.cluster.other_devices
     assert (other.nodes, other.device.name, other.device.efficiency) == (
         2,
-        "v100-32gb",
+        "a100-80gb-sxm",
         config.cluster.device.efficiency,
     )
     topology = Topology.from_config(config.cluster)
     assert topology.describe().startswith(
-        "mixed-a100-v100: 2 nodes × 8 a100-80gb-sxm (72 GiB) + 2 nodes × 8 v100-32gb (28.8 GiB), 134.5 GB/s"
+        "mixed-h100-a100: 2 nodes × 8 h100-80gb-sxm (72 GiB) + 2 nodes × 8 a100-80gb-sxm (72 GiB), 229 GB/s"
     )
     assert not topology.regular
-    assert [topology.device_of(rank).name[:4] for rank in (15, 16)] == ["a100", "v100"]
+    assert [topology.device_of(rank).name[:4] for rank in (15, 16)] == ["h100", "a100"]
     assert Topology.from_config(config.cluster, 16).regular
     save(config, tmp_path / "saved.yaml")
     assert load([str(tmp_path / "saved.yaml")]) == config
