@@ -82,5 +82,5 @@ def test_every_device_of_the_catalogue_can_be_planned_for(llama: RunConfig, name
 
 def test_a_device_without_bfloat16_is_refused(llama: RunConfig) -> None:
     cluster = replace(llama.cluster, device=replace(llama.cluster.device, name="t4"))
-    with pytest.raises(ValueError, match="t4 has no bfloat16; set train.dtype=float32"):
+    with pytest.raises(ValueError, match=r"t4 has no bfloat16; set train\.dtype=float32"):
         predict(replace(llama, cluster=cluster), ParallelConfig(dp=16, reduction="fast"))

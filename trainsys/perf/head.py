@@ -9,10 +9,10 @@ from trainsys.perf.job import Job
 def head_s(job: Job) -> tuple[float, float]:
     """Logits and loss, forward and backward. Recipes for fp8 leave them in 16 bits."""
     device, tokens, hidden, traits = job.device, job.tokens, job.shape.hidden, job.software
-    vocab = job.shape.vocab // job.degrees.tp
-    forward = gemm_s(device, tokens, vocab, hidden, "bf16") + device.stream_s(traits.logits * tokens * vocab)
-    backward = gemm_s(device, tokens, hidden, vocab, "bf16")
-    backward += weight_gradient_s(job, vocab, hidden, "bf16")
+    vocab, half = job.shape.vocab // job.degrees.tp, "fp16" if job.precision == "fp16" else "bf16"
+    forward = gemm_s(device, tokens, vocab, hidden, half) + device.stream_s(traits.logits * tokens * vocab)
+    backward = gemm_s(device, tokens, hidden, vocab, half)
+    backward += weight_gradient_s(job, vocab, hidden, half)
     return forward, backward + device.stream_s(14 * tokens * vocab)
 
 
