@@ -7,16 +7,27 @@ from collections.abc import Sequence
 
 from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig, RunConfig
-from trainsys.planner.communication import TensorCost, exchange_costs, gradient_s, hop_s, mirror_s, send_s, shared_s
+from trainsys.planner.communication import (
+    TensorCost,
+    boundary_bytes,
+    exchange_costs,
+    gradient_s,
+    hop_s,
+    mirror_s,
+    send_s,
+    shared_s,
+)
 from trainsys.planner.compute import compute_cost, model_flops, update_s
 from trainsys.planner.device import Rate, rate
 from trainsys.planner.memory import Memory, stage_memory
 from trainsys.planner.offload import offload_cost
-from trainsys.planner.pipeline import Hops, hop_lists, least_ends, most_in_flight, run_pipeline, schedule_for
+from trainsys.planner.pipeline import Hops, hop_lists, least_ends, least_ragged_ends, most_in_flight, run_pipeline
 from trainsys.planner.plan import Bound, Plan
 from trainsys.planner.precision import Precision
 from trainsys.planner.sizes import stage_sizes
 from trainsys.planner.stages import Stages, notation
+from trainsys.schedule import Routes
+from trainsys.schedule.schedule import stage_major
 
 
 def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None = None, whole: bool = True) -> Plan:
@@ -70,18 +81,29 @@ def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None =
 
 
 def least_step_s(config: RunConfig, measured: Rate) -> float:
-    """No step of the uniform layout ``config.parallel`` is predicted to be shorter; without a simulation."""
+    """No step of the layout ``config.parallel`` is predicted to be shorter; without a simulation."""
     stages = Stages.of(config.model, config.parallel)
     topology = Topology.from_config(config.cluster, stages.num_ranks, config.parallel.devices)
     f_s, b_s = run_sums(run_parts(config, stages, topology, measured.sustained(1)))
     microbatches, replicas = shares(config, stages)
     exchange, update, mirror = after_step(config, stages, topology)
     if stages.count == 1:
-        ends = [microbatches * (f_s[0] + b_s[0])]
-    else:
+        ends = [-(-microbatches // replicas[0]) * (f_s[0] + b_s[0])]
+    elif set(replicas) == {1}:
         hops = hop_lists(hops_of(config, stages, topology, replicas), stages.count)
         ends = least_ends(config.parallel.schedule, microbatches, stages.count, f_s, b_s, *hops)
+    else:
+        hop = _least_hop_s(config, stages, topology)
+        ends = least_ragged_ends(config.parallel.schedule, microbatches, replicas, f_s, b_s, hop)
     return (1 - 1e-12) * (max(map(sum, zip(ends, exchange, update, strict=True))) + mirror)
+
+
+def _least_hop_s(config: RunConfig, stages: Stages, topology: Topology) -> float:
+    """No pipeline message is faster; where links are measured, not looked for."""
+    if not topology.regular:
+        return 0.0
+    size = boundary_bytes(config) / (stages.tp if config.parallel.sequence_parallel else 1)
+    return min(link.transfer_s(size) for link in (topology.intra_node, topology.inter_node))
 
 
 def worst_memory(config: RunConfig, stages: Stages) -> Memory:
@@ -144,25 +166,23 @@ def shares(config: RunConfig, stages: Stages) -> tuple[int, tuple[int, ...]]:
 
 
 def hops_of(config: RunConfig, stages: Stages, topology: Topology, replicas: tuple[int, ...]) -> Hops:
-    """Seconds of a message between any two lanes of neighbouring stages of the simulated `replicas`.
+    """Seconds of a message between any two lanes of neighbouring stages of the simulated `replicas` that send any.
 
     Where one lane stands for all replicas of its stage, the slowest pair of them.
     """
     if stages.count == 1:
         return {}
     count, wraps = stages.count, stages.vp > 1
+    microbatches = config.batch.global_size // config.batch.microbatch_size
     near = [(a, b) for a in range(count) for b in (a - 1, a + 1) if 0 <= b < count]
     near += [(0, count - 1), (count - 1, 0)] if wraps and count > 2 else []
     if replicas != stages.replicas or set(replicas) == {1}:
         return {(a, b): hop_s(config, stages, topology, a, b) for a, b in near}
-    # the placement of a schedule is the same for any number of microbatches
-    placement = schedule_for(config.parallel.schedule, max(replicas), replicas, stages.vp).placement
-    lanes = {(stage, replica): lane for (stage, replica), lane in placement.items() if stage < count}
+    lanes, rows = stage_major(replicas), Routes.balanced(microbatches, replicas).table
     return {
         (lanes[a, x], lanes[b, y]): send_s(config, stages, topology, stages.team(a, x), stages.team(b, y))
         for a, b in near
-        for x in range(replicas[a])
-        for y in range(replicas[b])
+        for x, y in dict.fromkeys(zip(rows[a], rows[b], strict=True))
     }
 
 
