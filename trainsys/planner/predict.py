@@ -19,6 +19,7 @@ from trainsys.planner.communication import (
 )
 from trainsys.planner.compute import compute_cost, model_flops, update_s
 from trainsys.planner.device import Rate, rate
+from trainsys.planner.in_flight import FORMS
 from trainsys.planner.memory import Memory, stage_memory
 from trainsys.planner.offload import offload_cost
 from trainsys.planner.pipeline import Hops, hop_lists, least_ends, least_ragged_ends, most_in_flight, run_pipeline
@@ -98,6 +99,15 @@ def least_step_s(config: RunConfig, measured: Rate) -> float:
     return (1 - 1e-12) * (max(map(sum, zip(ends, exchange, update, strict=True))) + mirror)
 
 
+def least_busy_s(config: RunConfig, stages: Stages, measured: Rate) -> float:
+    """Seconds that the busiest rank computes in a step: less than `least_step_s`, and sooner known."""
+    compute = compute_cost(config, stages, measured.sustained(1))
+    microbatches, replicas = shares(config, stages)
+    own = [slice(stage, None, stages.count) for stage in range(stages.count)]
+    once = [sum(compute.forward_s[runs] + compute.backward_s[runs]) for runs in own]
+    return (1 - 1e-12) * max(-(-microbatches // n) * seconds for n, seconds in zip(replicas, once, strict=True))
+
+
 def _least_hop_s(config: RunConfig, stages: Stages, topology: Topology) -> float:
     """No pipeline message is faster; where links are measured, not looked for."""
     if not topology.regular:
@@ -111,6 +121,19 @@ def worst_memory(config: RunConfig, stages: Stages) -> Memory:
     in_flight = most_in_flight(config.parallel.schedule, *shares(config, stages), stages.vp)
     sizes = stage_sizes(config.model, stages, config.parallel.zero)
     return max(stage_memory(config, stages, sizes, in_flight), key=lambda memory: memory.total)
+
+
+def memory_gib(config: RunConfig, stages: Stages) -> float:
+    """GiB on the rank that needs most."""
+    return worst_memory(config, stages).total
+
+
+def least_memory_gib(config: RunConfig, stages: Stages) -> float:
+    """No more than `memory_gib`, and the same where the peak of activations has a closed form."""
+    if set(shares(config, stages)[1]) == {1} and config.parallel.schedule in FORMS:
+        return memory_gib(config, stages)
+    sizes = stage_sizes(config.model, stages, config.parallel.zero)
+    return max(memory.total for memory in stage_memory(config, stages, sizes, (1,) * stages.count))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""A pipeline whose stages differ in replicas, without events: the times and activations of `trainsys.schedule.simulate`.
+"""A pipeline whose stages differ in replicas: the times and activations of `trainsys.schedule.simulate`, without events.
 
-After a loss hundreds of such pipelines are candidates, while ranks wait. Without vp a message's link carries forwards
+After a loss many such pipelines are candidates, while ranks wait. Without vp a message's link carries forwards
 only or backwards only, in the order in which both of its ends run them, so that times follow from one pass over the
 actions. A test compares every number with the simulation's.
 """
