@@ -19,7 +19,7 @@ from trainsys.planner.communication import (
 )
 from trainsys.planner.compute import compute_cost, model_flops, update_s
 from trainsys.planner.device import Rate, rate
-from trainsys.planner.in_flight import FORMS
+from trainsys.planner.in_flight import FORMS, least_ragged
 from trainsys.planner.memory import Memory, stage_memory
 from trainsys.planner.offload import offload_cost
 from trainsys.planner.pipeline import Hops, hop_lists, least_ends, least_ragged_ends, most_in_flight, run_pipeline
@@ -130,10 +130,12 @@ def memory_gib(config: RunConfig, stages: Stages) -> float:
 
 def least_memory_gib(config: RunConfig, stages: Stages) -> float:
     """No more than `memory_gib`, and the same where the peak of activations has a closed form."""
-    if set(shares(config, stages)[1]) == {1} and config.parallel.schedule in FORMS:
+    name, (microbatches, replicas) = config.parallel.schedule, shares(config, stages)
+    if set(replicas) == {1} and name in FORMS:
         return memory_gib(config, stages)
+    alive = least_ragged(name, microbatches, replicas) if stages.vp == 1 else (1,) * stages.count
     sizes = stage_sizes(config.model, stages, config.parallel.zero)
-    return max(memory.total for memory in stage_memory(config, stages, sizes, (1,) * stages.count))
+    return max(sum(vars(memory).values()) for memory in stage_memory(config, stages, sizes, alive))
 
 
 @dataclasses.dataclass(frozen=True)

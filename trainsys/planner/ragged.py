@@ -1,4 +1,4 @@
-"""A pipeline whose stages differ in replicas: the times and activations of `trainsys.schedule.simulate`, without events.
+"""A pipeline whose stages differ in replicas: times and activations of `trainsys.schedule.simulate`, without events.
 
 After a loss many such pipelines are candidates, while ranks wait. Without vp a message's link carries forwards
 only or backwards only, in the order in which both of its ends run them, so that times follow from one pass over the
@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from trainsys.planner.lane_order import sorted_actions
 from trainsys.schedule import GENERATORS, Routes
+from trainsys.schedule.generators.one_f_one_b import numbered
 from trainsys.schedule.schedule import stage_major
 
 Number = TypeVar("Number", int, float)
@@ -40,14 +41,18 @@ class Order:
 def ragged_order(name: str, microbatches: int, replicas: tuple[int, ...]) -> Order:
     """What each lane does when. Raises ValueError for more replicas than microbatches."""
     routes = Routes.balanced(microbatches, replicas)
-    schedule, placement = GENERATORS[name](routes, 1), stage_major(replicas)
-    actions = sorted_actions(schedule.lanes, microbatches, len(replicas))
+    placement = stage_major(replicas)
+    if name == "1f1b":
+        actions = numbered(routes)
+    else:
+        actions = sorted_actions(GENERATORS[name](routes, 1).lanes, microbatches, len(replicas))
     lane_of = [placement[stage, replica] for stage, row in enumerate(routes.table) for replica in row]
     alive, most, count = [0] * len(placement), [0] * len(placement), len(lane_of)
     for action in actions:
         lane = lane_of[action % count]
         alive[lane] += 1 if action < count else -1
-        most[lane] = max(most[lane], alive[lane])
+        if alive[lane] > most[lane]:
+            most[lane] = alive[lane]
     return Order(actions, tuple(lane_of), tuple(most))
 
 

@@ -94,10 +94,10 @@ class _Cost:
     def exact(self, parallel: ParallelConfig) -> float:
         """Infinite for what does not fit."""
         config, stages = self._with(parallel)
-        plan = predict(config, parallel, self.measured, whole=False)
-        if plan.peak_gib > config.cluster.device.memory_gib:
+        if memory_gib(config, stages) > config.cluster.device.memory_gib:
             return inf
-        return self._whole(stages, plan.step_s, self._moved(stages, parallel))
+        step_s = predict(config, parallel, self.measured, whole=False).step_s
+        return self._whole(stages, step_s, self._moved(stages, parallel))
 
     def _with(self, parallel: ParallelConfig) -> tuple[RunConfig, Stages]:
         config = dataclasses.replace(self.config, parallel=parallel)
