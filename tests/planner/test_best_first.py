@@ -1,4 +1,4 @@
-"""The fast choice of a successor: pipelines without events, bounds that hold, and the answer of looking at everything."""
+"""The fast choice of a successor: pipelines without events, bounds that hold, and what looking at everything says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainsys.planner.candidates import candidates, reachable
 from trainsys.planner.device import rate
 from trainsys.planner.in_flight import least_ragged
 from trainsys.planner.moves import moved_bytes
-from trainsys.planner.pipeline import _simulated, least_ragged_ends, run_pipeline
+from trainsys.planner.pipeline import _simulated, least_ragged_ends, most_in_flight, run_pipeline
 from trainsys.planner.predict import predict
 from trainsys.planner.stages import Stages, notation
 from trainsys.planner.successor import HORIZON_STEPS, MARGIN, expected_stay_s, successor
@@ -43,25 +43,28 @@ def test_ragged_pipelines_without_events_are_those_with_events() -> None:
         replicas = tuple(draw.randint(1, 4) for _ in range(draw.randint(2, 5)))
         if len(set(replicas)) == 1:
             continue
-        name, microbatches = draw.choice(["1f1b", "gpipe"]), draw.randint(4, 20)
-        f_s, b_s = (tuple(scale * draw.random() for _ in replicas) for scale in (1, 2))
+        name, microbatches = draw.choice(["1f1b", "gpipe", "interleaved"]), draw.randint(4, 20)
+        vp = draw.choice([2, 3]) if name == "interleaved" else 1
+        f_s, b_s = (tuple(scale * draw.random() for _ in replicas * vp) for scale in (1, 2))
         lanes, slow = stage_major(replicas), draw.choice([0.0, 0.1, 1.5])
         hops = {
             (a, b): slow * (0.5 + draw.random()) for (s, _), a in lanes.items() for (t, _), b in lanes.items()
-            if abs(s - t) == 1
+            if abs(s - t) in (1, len(replicas) - 1)
         }  # fmt: skip
         run = run_pipeline(name, microbatches, replicas, f_s, b_s, hops)
         assert run == _simulated(name, microbatches, replicas, f_s, b_s, tuple(sorted(hops.items())))
         least = least_ragged_ends(name, microbatches, replicas, f_s, b_s, slow / 2)
         assert all(low <= end * (1 + 1e-12) for low, end in zip(least, run.ends_s, strict=True))
-        assert all(map(int.__le__, least_ragged(name, microbatches, replicas), run.in_flight))
+        assert run.in_flight == most_in_flight(name, microbatches, replicas, vp)
+        if vp == 1:
+            assert all(map(int.__le__, least_ragged(name, microbatches, replicas), run.in_flight))
 
 
 def test_the_successor_is_the_best_of_all_candidates(small: RunConfig) -> None:
     """Every candidate predicted, on clusters with too little memory, slow links, shared cores, experts, failures."""
     moe = load(["configs/model/mixtral-tiny.yaml", "configs/cluster/local-4.yaml", "cluster.device.tflops=1.0"])
     draw, found = random.Random(3), set[str]()
-    for _ in range(150):
+    for _ in range(60):
         config, teams, alive = drawn(draw, draw.choice([small, small, moe]))
         if not teams:
             continue
@@ -74,7 +77,7 @@ def test_the_successor_is_the_best_of_all_candidates(small: RunConfig) -> None:
         else:
             assert after == exhaustive(config, teams, alive)
         found.add(after)
-    assert len(found) > 40
+    assert len(found) > 20
 
 
 def drawn(draw: random.Random, base: RunConfig) -> tuple[RunConfig, int, list[int]]:

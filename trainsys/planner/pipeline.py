@@ -70,15 +70,15 @@ def run_pipeline(
 
 
 def _by_order(name: str, replicas: tuple[int, ...], runs: int) -> bool:
-    """Whether the order of a ragged pipeline's actions is enough to time it."""
-    return set(replicas) != {1} and name in FORMS and runs == len(replicas)
+    """Whether the order of a ragged pipeline's actions is enough to time it: `ragged`."""
+    return set(replicas) != {1} and name in FORMS and (runs == len(replicas) or len(replicas) > 2)
 
 
 def _ragged(
     name: str, microbatches: int, replicas: tuple[int, ...], f_s: tuple[float, ...], b_s: tuple[float, ...],
     hops: Hops | None,
 ) -> Pipeline:  # fmt: skip
-    order = ragged_order(name, microbatches, replicas)
+    order = ragged_order(name, microbatches, replicas, len(f_s) // len(replicas))
     ends, busy = ragged_times(order, microbatches, f_s, b_s, hops)
     worst, used = per_stage(replicas, ends), per_stage(replicas, busy)
     in_flight = tuple(per_stage(replicas, order.alive))
@@ -189,8 +189,8 @@ def most_in_flight(name: str, microbatches: int, replicas: tuple[int, ...], vp: 
     """Most activations of a run alive on a lane of each stage: the order of actions decides it, not their duration."""
     if set(replicas) == {1} and name in FORMS:
         return FORMS[name](microbatches, len(replicas), vp)
-    if _by_order(name, replicas, len(replicas) * vp):
-        return tuple(per_stage(replicas, ragged_order(name, microbatches, replicas).alive))
+    if name in FORMS:
+        return tuple(per_stage(replicas, ragged_order(name, microbatches, replicas, vp).alive))
     ones = (1.0,) * len(replicas) * vp
     return _simulated(name, microbatches, replicas, ones, ones, ()).in_flight
 

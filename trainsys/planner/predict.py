@@ -135,7 +135,7 @@ def least_memory_gib(config: RunConfig, stages: Stages) -> float:
         return memory_gib(config, stages)
     alive = least_ragged(name, microbatches, replicas) if stages.vp == 1 else (1,) * stages.count
     sizes = stage_sizes(config.model, stages, config.parallel.zero)
-    return max(sum(vars(memory).values()) for memory in stage_memory(config, stages, sizes, alive))
+    return max(memory.total for memory in stage_memory(config, stages, sizes, alive))
 
 
 @dataclasses.dataclass(frozen=True)

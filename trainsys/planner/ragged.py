@@ -1,8 +1,8 @@
 """A pipeline whose stages differ in replicas: times and activations of `trainsys.schedule.simulate`, without events.
 
-After a loss many such pipelines are candidates, while ranks wait. Without vp a message's link carries forwards
-only or backwards only, in the order in which both of its ends run them, so that times follow from one pass over the
-actions. A test compares every number with the simulation's.
+After a loss many such pipelines are candidates, while ranks wait. Unless it has two stages under vp, a message's
+link carries forwards only or backwards only, in the order in which both of its ends run them, so that times follow from
+one pass over the actions. A test compares every number with the simulation's.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class Order:
-    """The compute actions of all lanes, as numbers: of m microbatches, F of stage s for microbatch i is s·m + i, and B
-    that of all stages later.
+    """The compute actions of all lanes, as numbers: of m microbatches, F of run s (without vp: stage) for microbatch i
+    is s·m + i, and B that of all runs later.
 
     Attributes:
         actions: in an order in which nothing comes before what it needs.
@@ -38,16 +38,16 @@ class Order:
 
 
 @lru_cache(maxsize=64)
-def ragged_order(name: str, microbatches: int, replicas: tuple[int, ...]) -> Order:
+def ragged_order(name: str, microbatches: int, replicas: tuple[int, ...], vp: int = 1) -> Order:
     """What each lane does when. Raises ValueError for more replicas than microbatches."""
-    routes = Routes.balanced(microbatches, replicas)
-    placement = stage_major(replicas)
+    routes = Routes.balanced(microbatches, replicas, vp)
+    placement = stage_major(replicas * vp, vp)
     if name == "1f1b":
         actions = numbered(routes)
     else:
-        actions = sorted_actions(GENERATORS[name](routes, 1).lanes, microbatches, len(replicas))
+        actions = sorted_actions(GENERATORS[name](routes, vp).lanes, microbatches, len(replicas) * vp)
     lane_of = [placement[stage, replica] for stage, row in enumerate(routes.table) for replica in row]
-    alive, most, count = [0] * len(placement), [0] * len(placement), len(lane_of)
+    alive, most, count = [0] * sum(replicas), [0] * sum(replicas), len(lane_of)
     for action in actions:
         lane = lane_of[action % count]
         alive[lane] += 1 if action < count else -1
@@ -66,7 +66,7 @@ def ragged_times(
     and the link is free, as in `lane_order.lane_times`.
 
     Args:
-        f_s, b_s: seconds per stage.
+        f_s, b_s: seconds per run of layers.
         hops: seconds of a message between lanes (source, destination); none: 0.
     """
     lane_of, count = order.lane_of, len(order.lane_of)
@@ -77,10 +77,10 @@ def ragged_times(
     for action in order.actions:
         forward = action < count
         work = action if forward else action - count
-        lane, stage = lane_of[work], work // microbatches
+        lane, run = lane_of[work], work // microbatches
         needed = action - microbatches if forward else action + microbatches
-        start, seconds = now[lane], f_s[stage] if forward else b_s[stage]
-        if stage if forward else needed < top:
+        start, seconds = now[lane], f_s[run] if forward else b_s[run]
+        if run if forward else needed < top:
             link = lane_of[needed if forward else needed - count], lane
             arrived = max(end[needed], posted[lane], free.get(link, 0.0)) + (hops[link] if hops else 0.0)
             free[link] = arrived
