@@ -118,8 +118,9 @@ def _verdict(config: RunConfig, fastest: Plan, views: Views) -> Table:
         other = next(own for plan, own in views if plan == fastest)
         said += f": {look.goodput / other.goodput - 1:.1%} more than the fastest, {fastest.layout}"
     table.add_row("written", said)
-    if look.beyond > _RARE:
-        lost = max((-s.change for s in look.successors), default=0)
-        more = f"more than {lost} nodes are lost {look.beyond:.0%} of the time, counted as standing still"
-        table.add_row("", f"{more}; look further with --nodes-lost")
+    lost = max((-s.change for s in look.successors), default=0)
+    goes_on = any(s.layout for s in look.successors if s.change == -lost)
+    if look.beyond > _RARE and goes_on and lost < cluster.nodes - 1:
+        said = f"more than {lost} nodes are lost {look.beyond:.0%} of the time, counted as standing still"
+        table.add_row("", f"{said}; look further with --nodes-lost {lost + 1}")
     return table
