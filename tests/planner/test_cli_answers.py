@@ -130,8 +130,9 @@ def test_bad_input_is_one_line_and_writes_nothing(
 
 
 ELASTIC = [
-    *CONFIGS, "cluster.shared_cores=false", "cluster.device.tflops=0.01", "batch.global_size=2",
-    "batch.microbatch_size=2", "parallel.cp=1", "--elastic", "--out", "p.yaml",
+    *CONFIGS, "cluster.shared_cores=false", "cluster.device.tflops=0.01", "cluster.intra_node.gbps=100",
+    "cluster.inter_node.gbps=100", "batch.global_size=6", "batch.microbatch_size=2", "parallel.cp=1", "--elastic",
+    "--out", "p.yaml",
 ]  # fmt: skip
 
 
@@ -145,11 +146,11 @@ def test_what_earns_most_where_nodes_fail_is_written(
     assert "written    dp1·tp4·pp1" in said
     assert "stops: needs ≥ 4 ranks, 0 in whole teams of parallel.tp=4" in " ".join(said.split())
     assert load(["p.yaml"]).parallel.tp == 4
-    assert main(["plan", *ELASTIC, "cluster.node_mtbf_hours=10", "--explain"]) == 0
+    assert main(["plan", *ELASTIC, "cluster.node_mtbf_hours=4", "--explain"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "more than the fastest, dp1·tp4·pp1" in said
     assert load(["p.yaml"]).parallel.pp == 2
-    assert main(["plan", *ELASTIC, "cluster.node_mtbf_hours=10", "--json"]) == 0
+    assert main(["plan", *ELASTIC, "cluster.node_mtbf_hours=4", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     first, *others = report["elastic"]["plans"]
     assert report["elastic"]["written"] == first["layout"] != report["plans"][0]["layout"]

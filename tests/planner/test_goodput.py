@@ -33,7 +33,7 @@ def test_successors_are_what_the_manager_chooses(small: RunConfig) -> None:
     after = [s for s in outlook(config, parallel).successors if s.change == -1]
     left = {r: n for r, n in nodes.items() if n != 0}
     chosen, _ = choose(config, layout, parallel, left, rate(config.cluster, 6))
-    assert after[0].layout == notation(chosen)
+    assert after[0].layout == notation(replace(chosen, stage_layers=()))  # an even split
     assert after[0].step_s == predict(config, chosen, rate(config.cluster, 6)).step_s
     assert after[0].received_gib > 0 and after[0].pause_s > config.elastic.heartbeat_limit_s
     assert sum(s.share for s in after) == pytest.approx(1)

@@ -104,6 +104,12 @@ def _of(config: RunConfig, plan: Plan) -> RunConfig:
     return replace(config, batch=replace(config.batch, microbatch_size=size))
 
 
+def _named(config: RunConfig, parallel: ParallelConfig) -> str:
+    """As a plan is: layers that are split evenly are not listed."""
+    even = parallel.stage_layers == split_layers(config.model.num_layers, len(parallel.stage_layers))
+    return notation(replace(parallel, stage_layers=()) if even else parallel)
+
+
 def outlook(config: RunConfig, parallel: ParallelConfig, grow: int = 1, depth: int = DEPTH) -> Outlook:
     """What follows `parallel` when nodes are lost one by one, or `grow` more are there, and what that earns.
 
@@ -127,7 +133,7 @@ def outlook(config: RunConfig, parallel: ParallelConfig, grow: int = 1, depth: i
     if grow:
         found += [chain.gain(grow)]
     beyond = chain.beyond(max((-s.change for s in found), default=0))
-    return Outlook(notation(parallel), tuple(found), goodput, goodput / own, beyond)
+    return Outlook(_named(config, parallel), tuple(found), goodput, goodput / own, beyond)
 
 
 class _Chain:
@@ -185,7 +191,7 @@ class _Chain:
         planning_s = perf_counter() - start
         step_s = predict(config, parallel, self.rate, whole=False).step_s
         found = replace(
-            blank, layout=notation(parallel), step_s=step_s, tokens_per_s=self.tokens_per_s(step_s),
+            blank, layout=_named(config, parallel), step_s=step_s, tokens_per_s=self.tokens_per_s(step_s),
             planning_s=planning_s,
         )  # fmt: skip
         alive, size = [r for r in state.layout.ranks if r in nodes], Precision.of(config.train.dtype).state
