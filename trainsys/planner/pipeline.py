@@ -147,7 +147,7 @@ def least_ragged_ends(
     alive = [n * vp for n in most] if name in FORMS else []
     if name == "1f1b":
         alive = [min(n, in_flight_limit(replicas, s)) for s, n in zip(stages, most, strict=True)]
-    hops = [hop_s if len(replicas) > 1 else 0.0] * len(replicas)
+    hops = [hop_s] * len(replicas)
     return _least_ends(most, alive, f_s, b_s, hops, hops)
 
 

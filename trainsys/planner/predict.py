@@ -7,22 +7,12 @@ from collections.abc import Sequence
 
 from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig, RunConfig
-from trainsys.planner.communication import (
-    TensorCost,
-    boundary_bytes,
-    exchange_costs,
-    gradient_s,
-    hop_s,
-    mirror_s,
-    send_s,
-    shared_s,
-)
+from trainsys.planner.communication import TensorCost, exchange_costs, gradient_s, hop_s, mirror_s, send_s, shared_s
 from trainsys.planner.compute import compute_cost, model_flops, update_s
 from trainsys.planner.device import Rate, rate
-from trainsys.planner.in_flight import FORMS, least_ragged
 from trainsys.planner.memory import Memory, stage_memory
 from trainsys.planner.offload import offload_cost
-from trainsys.planner.pipeline import Hops, hop_lists, least_ends, least_ragged_ends, most_in_flight, run_pipeline
+from trainsys.planner.pipeline import Hops, hop_lists, least_ends, most_in_flight, run_pipeline
 from trainsys.planner.plan import Bound, Plan
 from trainsys.planner.precision import Precision
 from trainsys.planner.sizes import stage_sizes
@@ -82,38 +72,18 @@ def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None =
 
 
 def least_step_s(config: RunConfig, measured: Rate) -> float:
-    """No step of the layout ``config.parallel`` is predicted to be shorter; without a simulation."""
+    """No step of the uniform layout ``config.parallel`` is predicted to be shorter; without a simulation."""
     stages = Stages.of(config.model, config.parallel)
     topology = Topology.from_config(config.cluster, stages.num_ranks, config.parallel.devices)
     f_s, b_s = run_sums(run_parts(config, stages, topology, measured.sustained(1)))
     microbatches, replicas = shares(config, stages)
     exchange, update, mirror = after_step(config, stages, topology)
     if stages.count == 1:
-        ends = [-(-microbatches // replicas[0]) * (f_s[0] + b_s[0])]
-    elif set(replicas) == {1}:
+        ends = [microbatches * (f_s[0] + b_s[0])]
+    else:
         hops = hop_lists(hops_of(config, stages, topology, replicas), stages.count)
         ends = least_ends(config.parallel.schedule, microbatches, stages.count, f_s, b_s, *hops)
-    else:
-        hop = _least_hop_s(config, stages, topology)
-        ends = least_ragged_ends(config.parallel.schedule, microbatches, replicas, f_s, b_s, hop)
     return (1 - 1e-12) * (max(map(sum, zip(ends, exchange, update, strict=True))) + mirror)
-
-
-def least_busy_s(config: RunConfig, stages: Stages, measured: Rate) -> float:
-    """Seconds that the busiest rank computes in a step: less than `least_step_s`, and sooner known."""
-    compute = compute_cost(config, stages, measured.sustained(1))
-    microbatches, replicas = shares(config, stages)
-    own = [slice(stage, None, stages.count) for stage in range(stages.count)]
-    once = [sum(compute.forward_s[runs] + compute.backward_s[runs]) for runs in own]
-    return (1 - 1e-12) * max(-(-microbatches // n) * seconds for n, seconds in zip(replicas, once, strict=True))
-
-
-def _least_hop_s(config: RunConfig, stages: Stages, topology: Topology) -> float:
-    """No pipeline message is faster; where links are measured, not looked for."""
-    if not topology.regular:
-        return 0.0
-    size = boundary_bytes(config) / (stages.tp if config.parallel.sequence_parallel else 1)
-    return min(link.transfer_s(size) for link in (topology.intra_node, topology.inter_node))
 
 
 def worst_memory(config: RunConfig, stages: Stages) -> Memory:
@@ -121,21 +91,6 @@ def worst_memory(config: RunConfig, stages: Stages) -> Memory:
     in_flight = most_in_flight(config.parallel.schedule, *shares(config, stages), stages.vp)
     sizes = stage_sizes(config.model, stages, config.parallel.zero)
     return max(stage_memory(config, stages, sizes, in_flight), key=lambda memory: memory.total)
-
-
-def memory_gib(config: RunConfig, stages: Stages) -> float:
-    """GiB on the rank that needs most."""
-    return worst_memory(config, stages).total
-
-
-def least_memory_gib(config: RunConfig, stages: Stages) -> float:
-    """No more than `memory_gib`, and the same where the peak of activations has a closed form."""
-    name, (microbatches, replicas) = config.parallel.schedule, shares(config, stages)
-    if set(replicas) == {1} and name in FORMS:
-        return memory_gib(config, stages)
-    alive = least_ragged(name, microbatches, replicas) if stages.vp == 1 else (1,) * stages.count
-    sizes = stage_sizes(config.model, stages, config.parallel.zero)
-    return max(memory.total for memory in stage_memory(config, stages, sizes, alive))
 
 
 @dataclasses.dataclass(frozen=True)

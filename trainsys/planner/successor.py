@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import inf
 
 from trainsys.comm.topology import Link, Topology
 from trainsys.config import ParallelConfig, RunConfig
+from trainsys.planner import least
 from trainsys.planner.best_first import ascending
 from trainsys.planner.candidates import candidates, reachable
 from trainsys.planner.device import Rate, rate
 from trainsys.planner.moves import moved_bytes
-from trainsys.planner.predict import least_busy_s, least_memory_gib, least_step_s, memory_gib, predict
+from trainsys.planner.predict import predict, worst_memory
 from trainsys.planner.stages import Stages, notation
 
 HORIZON_STEPS = 100  # steps over which a move must pay for itself, where no rate of failures says how long it lasts
@@ -57,7 +58,7 @@ def successor(
         for recompute in dict.fromkeys((current.recompute, "full")):
             tried += (again := [dataclasses.replace(p, recompute=recompute) for p in options])
             # of equals the layout nearest to the current one
-            for parallel in ascending(again, (cost.of_computing, cost.least, cost.exact)):
+            for parallel in ascending(again, (cost.of_work, cost.at_least, cost.exact)):
                 return parallel
     raise ValueError(_too_big(config, tried, ranks))
 
@@ -80,21 +81,21 @@ class _Cost:
     link: Link | None
     stay_s: float | None
 
-    def of_computing(self, parallel: ParallelConfig) -> float:
+    def of_work(self, parallel: ParallelConfig) -> float:
         config, stages = self._with(parallel)
-        return self._whole(stages, least_busy_s(config, stages, self.measured), 0.0)
+        return self._whole(stages, least.busy_s(config, self.measured), 0.0)
 
-    def least(self, parallel: ParallelConfig) -> float:
+    def at_least(self, parallel: ParallelConfig) -> float:
         """Infinite for what cannot fit."""
         config, stages = self._with(parallel)
-        if least_memory_gib(config, stages) > config.cluster.device.memory_gib:
+        if least.memory_gib(config, stages) > config.cluster.device.memory_gib:
             return inf
-        return self._whole(stages, least_step_s(config, self.measured), self._moved(stages, parallel))
+        return self._whole(stages, least.step_s(config, self.measured), self._moved(stages, parallel))
 
     def exact(self, parallel: ParallelConfig) -> float:
         """Infinite for what does not fit."""
         config, stages = self._with(parallel)
-        if memory_gib(config, stages) > config.cluster.device.memory_gib:
+        if worst_memory(config, stages).total > config.cluster.device.memory_gib:
             return inf
         step_s = predict(config, parallel, self.measured, whole=False).step_s
         return self._whole(stages, step_s, self._moved(stages, parallel))
@@ -130,15 +131,14 @@ def _check_enough(config: RunConfig, teams: int, tp: int) -> None:
         raise ValueError(f"needs ≥ {needed} ranks, {whole}; {knob}")
 
 
-def _memory(
-    config: RunConfig, parallel: ParallelConfig, gib: Callable[[RunConfig, Stages], float] = memory_gib
-) -> float:
-    return gib(dataclasses.replace(config, parallel=parallel), Stages.of(config.model, parallel))
-
-
 def _too_big(config: RunConfig, options: list[ParallelConfig], ranks: int) -> str:
-    nearest = next(ascending(options, (lambda p: _memory(config, p, least_memory_gib), lambda p: _memory(config, p))))
-    limit, needs = config.cluster.device.memory_gib, _memory(config, nearest)
+
+    def of(parallel: ParallelConfig) -> tuple[RunConfig, Stages]:
+        return dataclasses.replace(config, parallel=parallel), Stages.of(config.model, parallel)
+
+    measures = (lambda p: least.memory_gib(*of(p)), lambda p: worst_memory(*of(p)).total)
+    nearest = next(ascending(options, measures))
+    limit, needs = config.cluster.device.memory_gib, worst_memory(*of(nearest)).total
     saves = nearest.zero < 2 and nearest.reduction != "fast"
     return (
         f"no layout fits on the {ranks} rank{'s'[: ranks != 1]} left: nearest is {notation(nearest)}, which needs "
