@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from time import perf_counter
+from time import process_time
 
 from trainsys.comm.topology import Topology
 from trainsys.config import LinksConfig, ParallelConfig, RunConfig
@@ -43,7 +43,7 @@ class Successor:
         share: of the nodes, those whose loss leads here.
         layout: empty where training stops: `why` says so.
         received_gib, switch_s: of the rank that takes longest: `Switch`; from a checkpoint no seconds are known.
-        planning_s: of finding the layout, as measured here.
+        planning_s: of finding the layout, as measured here on an idle core.
         pause_s: from the failure until training goes on.
         lost_steps: that must be done again, in the mean, because they are not in the checkpoint.
     """
@@ -183,12 +183,12 @@ class _Chain:
         self, config: RunConfig, topology: Topology, state: _State, nodes: Mapping[int, int], blank: Successor
     ) -> tuple[Successor, _State | None]:
         """`blank`, with the pause before anything is done, filled in; and the state that it leads to."""
-        start = perf_counter()
+        start = process_time()
         try:
             parallel, layout = choose(config, state.layout, state.parallel, nodes, self.rate)
         except ValueError as error:
             return replace(blank, lost_steps=self.unsaved, pause_s=0.0, why=str(error)), None
-        planning_s = perf_counter() - start
+        planning_s = process_time() - start
         step_s = predict(config, parallel, self.rate, whole=False).step_s
         found = replace(
             blank, layout=_named(config, parallel), step_s=step_s, tokens_per_s=self.tokens_per_s(step_s),
