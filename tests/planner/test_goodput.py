@@ -64,6 +64,14 @@ def test_what_is_not_in_the_checkpoint_is_done_again(small: RunConfig, stops: bo
     assert look.goodput > outlook(seldom, parallel).goodput > never.goodput
 
 
+def test_a_single_node_takes_the_state_with_it(small: RunConfig) -> None:
+    config, parallel = failing(small, 5.0, 1.0, nodes=1), ParallelConfig(dp=2)
+    look = outlook(config, parallel)
+    assert [s.change for s in look.successors] == [1]
+    assert simulated(config, parallel, look, 30_000) == pytest.approx(look.goodput, rel=0.02)
+    assert look.availability < 5 / 6
+
+
 def simulated(config: RunConfig, parallel: ParallelConfig, look: Outlook, events: int) -> float:
     """Tokens/s of a cluster that plays its failures and repairs one by one."""
     own, nodes = predict(config, parallel).tokens_per_s, config.cluster.nodes
@@ -79,6 +87,8 @@ def simulated(config: RunConfig, parallel: ParallelConfig, look: Outlook, events
         after = lost + 1 if draw.random() < fails / (fails + comes) else lost - 1
         if after > lost and after in after_loss:
             tokens -= after_loss[after].pause_s * by_lost[after] + after_loss[after].lost_steps * step_tokens
+        elif after == nodes and by_lost[lost]:
+            tokens -= (config.checkpoint.every or config.train.steps) / 2 * step_tokens
         elif after < lost and lost in after_loss:
             tokens -= after_loss[lost].switch_s * by_lost[after]
         lost = after

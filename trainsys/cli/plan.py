@@ -213,7 +213,7 @@ def _show(
     if views:
         from trainsys.cli.plan_elastic import show_elastic
 
-        show_elastic(config, report.plans[0], views)
+        show_elastic(config, report.plans[0], views, out is not None)
     show_written(out, [(target, Path(name)) for target, name in args.export], args.picture)
 
 

@@ -40,13 +40,15 @@ def elastic_json(views: Views) -> dict[str, Any]:
     return {"written": views[0][0].layout, "plans": plans}
 
 
-def show_elastic(config: RunConfig, fastest: Plan, views: Views, console: Console | None = None) -> None:
-    """Print it: a table of what follows each plan, then which one is written and why."""
+def show_elastic(
+    config: RunConfig, fastest: Plan, views: Views, written: bool = True, console: Console | None = None
+) -> None:
+    """Print it: a table of what follows each plan, then which one is `written`, or would be, and why."""
     from rich.console import Console
     from rich.padding import Padding
 
     console = console or Console(highlight=False)
-    for part in (_table(config, views), _verdict(config, fastest, views)):
+    for part in (_table(config, views), _verdict(config, fastest, views, "written" if written else "choice")):
         console.print(Padding(part, (0, 0, 1, 1), expand=False))
 
 
@@ -98,14 +100,14 @@ def _worst(same: Sequence[Successor]) -> Successor:
     return replace(same[0], share=sum(s.share for s in same), **most)
 
 
-def _verdict(config: RunConfig, fastest: Plan, views: Views) -> Table:
+def _verdict(config: RunConfig, fastest: Plan, views: Views, label: str) -> Table:
     """Which plan is written, and what each earns."""
     from trainsys.cli.units import grid
 
     table, cluster = grid(), config.cluster
     best, look = views[0]
     if not cluster.node_mtbf_hours:
-        table.add_row("written", f"{best.layout}, the fastest; set cluster.node_mtbf_hours to weigh failures")
+        table.add_row(label, f"{best.layout}, the fastest; set cluster.node_mtbf_hours to weigh failures")
         return table
     table.add_row(
         "failures", f"of a node every {cluster.node_mtbf_hours:g} h, back after {cluster.node_repair_hours:g} h"
@@ -117,7 +119,7 @@ def _verdict(config: RunConfig, fastest: Plan, views: Views) -> Table:
     if best != fastest:
         other = next(own for plan, own in views if plan == fastest)
         said += f": {look.goodput / other.goodput - 1:.1%} more than the fastest, {fastest.layout}"
-    table.add_row("written", said)
+    table.add_row(label, said)
     lost = max((-s.change for s in look.successors), default=0)
     goes_on = any(s.layout for s in look.successors if s.change == -lost)
     if look.beyond > _RARE and goes_on and lost < cluster.nodes - 1:

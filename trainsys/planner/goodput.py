@@ -218,7 +218,8 @@ class _Chain:
         step_tokens = self.tokens_per_s(1.0)
         fail, weights = self._weights()
         earned, before = weights[0] * first, first
-        for k in range(1, max((-s.change for s in successors), default=0) + 1):
+        depth = max((-s.change for s in successors), default=0)
+        for k in range(1, depth + 1):
             here = [s for s in successors if s.change == -k]
             rate_here = sum(s.share * s.tokens_per_s for s in here)
             crossings = weights[k - 1] * fail[k - 1]  # failures into this state, and as many repairs out of it
@@ -227,6 +228,8 @@ class _Chain:
             )
             earned += weights[k] * rate_here - crossings * missed
             before = rate_here
+        if before and depth == self.config.cluster.nodes - 1:  # the last node takes the state with it
+            earned -= weights[depth] * fail[depth] * self.unsaved * step_tokens
         return max(0.0, earned / sum(weights))
 
     def beyond(self, depth: int) -> float:
