@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainsys.cli.main import main
+from trainsys.config import load
 from trainsys.planner.parts import PARTS
 
 CONFIGS = ["configs/model/llama-tiny.yaml", "configs/cluster/local-4.yaml", "cluster.device.tflops=1"]
@@ -126,3 +127,34 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert said.err.count("\n") == 1
     assert message in said.err
     assert files(folder) == set()
+
+
+ELASTIC = [
+    *CONFIGS, "cluster.shared_cores=false", "cluster.device.tflops=0.01", "cluster.intra_node.gbps=100",
+    "cluster.inter_node.gbps=100", "batch.global_size=6", "batch.microbatch_size=2", "parallel.cp=1", "--elastic",
+    "--out", "p.yaml",
+]  # fmt: skip
+
+
+def test_what_earns_most_where_nodes_fail_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest plan has one team of four ranks: with a node of two lost, none is whole."""
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["plan", *ELASTIC]) == 0
+    said = capsys.readouterr().out
+    assert "written    dp1·tp4·pp1" in said
+    assert "stops: needs ≥ 4 ranks, 0 in whole teams of parallel.tp=4" in " ".join(said.split())
+    assert load(["p.yaml"]).parallel.tp == 4
+    assert main(["plan", *ELASTIC, "cluster.node_mtbf_hours=4", "--explain"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "more than the fastest, dp1·tp4·pp1" in said
+    assert load(["p.yaml"]).parallel.pp == 2
+    assert main(["plan", *ELASTIC, "cluster.node_mtbf_hours=4", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    first, *others = report["elastic"]["plans"]
+    assert report["elastic"]["written"] == first["layout"] != report["plans"][0]["layout"]
+    assert all(first["goodput"] > other["goodput"] for other in others)
+    assert {s["change"] for s in first["successors"]} == {-1, 1}
+    assert main(["plan", *CONFIGS, "--nodes-lost", "2"]) == 2
+    assert "needs --elastic" in capsys.readouterr().err

@@ -33,7 +33,7 @@ def test_successors_are_what_the_manager_chooses(small: RunConfig) -> None:
     after = [s for s in outlook(config, parallel).successors if s.change == -1]
     left = {r: n for r, n in nodes.items() if n != 0}
     chosen, _ = choose(config, layout, parallel, left, rate(config.cluster, 6))
-    assert after[0].layout == notation(chosen)
+    assert after[0].layout == notation(replace(chosen, stage_layers=()))  # an even split
     assert after[0].step_s == predict(config, chosen, rate(config.cluster, 6)).step_s
     assert after[0].received_gib > 0 and after[0].pause_s > config.elastic.heartbeat_limit_s
     assert sum(s.share for s in after) == pytest.approx(1)
@@ -43,26 +43,54 @@ def test_goodput_is_that_of_a_simulated_cluster(small: RunConfig) -> None:
     """Nodes fail and come back and come back at random; with all three lost it stands still."""
     config = failing(small, 5.0, 1.0)
     look = outlook(config, ParallelConfig(dp=6))
-    assert simulated(config, look, 30_000) == pytest.approx(look.goodput, rel=0.02)
+    assert simulated(config, ParallelConfig(dp=6), look, 30_000) == pytest.approx(look.goodput, rel=0.02)
     assert look.availability < 0.97
+    assert look.beyond == pytest.approx((1 / 6) ** 3)
 
 
-def simulated(config: RunConfig, look: Outlook, events: int) -> float:
+@pytest.mark.parametrize("stops", [False, True])
+def test_what_is_not_in_the_checkpoint_is_done_again(small: RunConfig, stops: bool) -> None:
+    """Both copies of each stage are on one node; or what is left is too little, and the run ends."""
+    config, parallel = failing(small, 5.0, 1.0, nodes=2), ParallelConfig(cp=2, pp=2)
+    config = replace(config, elastic=replace(config.elastic, min_ranks=3 if stops else 1))
+    often, seldom = (replace(config, checkpoint=replace(config.checkpoint, every=n)) for n in (10, 30))
+    look = outlook(often, parallel)
+    lost = next(s for s in look.successors if s.change == -1)
+    assert lost.lost_steps == 5
+    assert ("elastic.min_ranks" in lost.why and not lost.layout) if stops else ("state is lost" in lost.why)
+    assert simulated(often, parallel, look, 30_000) == pytest.approx(look.goodput, rel=0.02)
+    never = outlook(config, parallel)
+    assert {s.lost_steps for s in never.successors if s.change == -1} == {config.train.steps / 2}
+    assert look.goodput > outlook(seldom, parallel).goodput > never.goodput
+
+
+def test_a_single_node_takes_the_state_with_it(small: RunConfig) -> None:
+    config, parallel = failing(small, 5.0, 1.0, nodes=1), ParallelConfig(dp=2)
+    look = outlook(config, parallel)
+    assert [s.change for s in look.successors] == [1]
+    assert simulated(config, parallel, look, 30_000) == pytest.approx(look.goodput, rel=0.02)
+    assert look.availability < 5 / 6
+
+
+def simulated(config: RunConfig, parallel: ParallelConfig, look: Outlook, events: int) -> float:
     """Tokens/s of a cluster that plays its failures and repairs one by one."""
-    own = outlook(replace(config, cluster=replace(config.cluster, node_mtbf_hours=0.0)), ParallelConfig(dp=6)).goodput
-    by_lost = {0: own} | {-s.change: s.tokens_per_s for s in look.successors if s.change < 0} | {3: 0.0}
-    pauses = {-s.change: s for s in look.successors if s.change < 0}
+    own, nodes = predict(config, parallel).tokens_per_s, config.cluster.nodes
+    after_loss = {-s.change: s for s in look.successors if s.change < 0}
+    by_lost = dict.fromkeys(range(nodes + 1), 0.0) | {0: own} | {k: s.tokens_per_s for k, s in after_loss.items()}
+    step_tokens = config.batch.global_size * config.batch.seq_len
     draw, lost, seconds, tokens = random.Random(1), 0, 0.0, 0.0
     for _ in range(events):
-        fails = (3 - lost) / (config.cluster.node_mtbf_hours * 3600)
-        stay = draw.expovariate(fails + lost / (config.cluster.node_repair_hours * 3600))
+        fails = (nodes - lost) / (config.cluster.node_mtbf_hours * 3600)
+        comes = lost / (config.cluster.node_repair_hours * 3600)
+        stay = draw.expovariate(fails + comes)
         seconds, tokens = seconds + stay, tokens + stay * by_lost[lost]
-        worse = draw.random() < fails / (fails + lost / (config.cluster.node_repair_hours * 3600))
-        after = lost + 1 if worse else lost - 1
-        if worse and after in pauses:
-            tokens -= pauses[after].pause_s * by_lost[after]
-        elif not worse and lost in pauses:
-            tokens -= pauses[lost].switch_s * by_lost[after]
+        after = lost + 1 if draw.random() < fails / (fails + comes) else lost - 1
+        if after > lost and after in after_loss:
+            tokens -= after_loss[after].pause_s * by_lost[after] + after_loss[after].lost_steps * step_tokens
+        elif after == nodes and by_lost[lost]:
+            tokens -= (config.checkpoint.every or config.train.steps) / 2 * step_tokens
+        elif after < lost and lost in after_loss:
+            tokens -= after_loss[lost].switch_s * by_lost[after]
         lost = after
     return tokens / seconds
 

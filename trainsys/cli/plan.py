@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trainsys.cli.arguments import Parser
 from trainsys.cli.files import write_all
+from trainsys.cli.plan_elastic import KEPT, Views, elastic, elastic_json
 from trainsys.comm.topology import Topology
 from trainsys.config import RunConfig, load, named, to_yaml
 from trainsys.planner.asked import parse_asked
 from trainsys.planner.enumerate import TAKEN
 from trainsys.planner.export.registry import EXPORTS, export
+from trainsys.planner.goodput import DEPTH
 from trainsys.planner.plan import PlanReport
 from trainsys.planner.ranking import with_layout
 from trainsys.planner.risk import oom_probability
@@ -31,6 +34,7 @@ EXAMPLES = """\
   trainsys plan configs/run/tiny.yaml why=tp4                              why not that one
   trainsys plan configs/run/tiny.yaml why='dp2·tp1·pp2 zero1 1f1b'         a line of the table
   trainsys plan configs/run/tiny.yaml --explain --picture plan.png
+  trainsys plan configs/run/demo.yaml --elastic cluster.node_mtbf_hours=1000
   trainsys plan configs/run/tiny.yaml --export megatron args.sh --export deepspeed ds.json
   trainsys plan configs/run/tiny.yaml cluster.ranks_per_node=3 --json      the best layouts, for a program"""
 
@@ -51,6 +55,10 @@ and what would make it fit, or which parts of the step make it slower. LAYOUT na
 (tp8,pp4 or "dp8·tp4·pp1 zero1 sp"); what it does not name is free, and dp follows from the ranks. Only the answer is
 printed, and a plan is written only where --out says so.
 
+--elastic says of the best plans which layouts follow when nodes are lost or one more comes, as the elastic manager will
+choose them, and how long training pauses. With cluster.node_mtbf_hours set, the plan written is the one of them that
+earns most tokens per second in the long run, which need not be the fastest.
+
 OOM is the probability that a rank runs out of memory, from how far the memory model lies from 131 published peaks.
 docs/planning.md reads a plan line by line."""
 
@@ -70,22 +78,24 @@ def run(argv: list[str]) -> int:
     config, fixed = load(inputs), _fixed(inputs)
     asked = {key: getattr(config.parallel, key) for key in fixed} | questions[0] if questions else {}
     any_microbatch = args.any_microbatch or "batch.microbatch_size" not in named(inputs)
-    keep = max(KEEP, args.top or 0)
+    keep = max(KEEP, args.top or 0, args.elastic * KEPT)
     try:
         report = search(config, fixed=fixed, keep=keep, any_microbatch=any_microbatch, halves=args.halves)
     except ValueError:
-        if not asked or args.out or args.export or args.picture or args.explain:
+        if not asked or args.out or args.export or args.picture or args.explain or args.elastic:
             raise
         return _without_winner(config, asked, args.json, any_microbatch)
     best = report.plans[0]
     answer = why_not(config, asked, best, report.num_ranks, any_microbatch) if asked else None
+    views = elastic(config, report, args.nodes_lost) if args.elastic else []
+    best = views[0][0] if views else best
     config = with_layout(config, best.parallel, best.microbatch_size)
     out = args.out or (None if answer else Path("plan.yaml"))
     write_all(_files(config, report, args, out))
     if args.json:
-        print(json.dumps(_json(config, report, args, answer), indent=2, ensure_ascii=False))
+        print(json.dumps(_json(config, report, args, answer, views), indent=2, ensure_ascii=False))
     else:
-        _show(config, report, args, answer, out)
+        _show(config, report, args, answer, views, out)
     return 0
 
 
@@ -114,6 +124,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--explain", action="store_true", help="the winner module by module, what its step depends on, wasteful sizes"
     )
+    parser.add_argument("--elastic", action="store_true", help="what follows the best plans when nodes fail or come")
+    parser.add_argument("--nodes-lost", type=int, metavar="K", help=f"elastic: most nodes lost at once ({DEPTH})")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="the listed layouts as bars, time and memory")
     parser.add_argument(
         "--export",
@@ -131,6 +143,8 @@ def _check(args: argparse.Namespace) -> None:
     """What can be refused before the search. Raises ValueError."""
     if args.top is not None and args.top < 1:
         raise ValueError(f"--top {args.top} must be at least 1")
+    if args.nodes_lost is not None and (args.nodes_lost < 1 or not args.elastic):
+        raise ValueError(f"--nodes-lost {args.nodes_lost} must be at least 1, and needs --elastic")
     if args.halves < 0:
         raise ValueError(f"--halves {args.halves} must not be negative")
     if args.why is not None:
@@ -161,19 +175,28 @@ def _files(
     return files
 
 
-def _json(config: RunConfig, report: PlanReport, args: argparse.Namespace, answer: Answer | None) -> dict[str, Any]:
+def _json(
+    config: RunConfig, report: PlanReport, args: argparse.Namespace, answer: Answer | None, views: Views
+) -> dict[str, Any]:
     said = report.to_json(args.top)
     for entry in [*said["plans"], *said["pareto"]]:
         entry["oom_probability"] = oom_probability(entry["peak_gib"], entry["limit_gib"])
     if args.explain:
         from trainsys.cli.plan_explain import explain
 
-        said["explain"] = explain(config, report).to_json()
+        said["explain"] = explain(config, _first(report, views)).to_json()
+    if views:
+        said["elastic"] = elastic_json(views)
     return said | ({"why": answer.to_json()} if answer else {})
 
 
 def _show(
-    config: RunConfig, report: PlanReport, args: argparse.Namespace, answer: Answer | None, out: Path | None
+    config: RunConfig,
+    report: PlanReport,
+    args: argparse.Namespace,
+    answer: Answer | None,
+    views: Views,
+    out: Path | None,
 ) -> None:
     from trainsys.cli.plan_view import show, show_written
 
@@ -186,8 +209,20 @@ def _show(
     if args.explain:
         from trainsys.cli.plan_explain import explain, show_explanation
 
-        show_explanation(explain(config, report))
+        show_explanation(explain(config, _first(report, views)))
+    if views:
+        from trainsys.cli.plan_elastic import show_elastic
+
+        show_elastic(config, report.plans[0], views, out is not None)
     show_written(out, [(target, Path(name)) for target, name in args.export], args.picture)
+
+
+def _first(report: PlanReport, views: Views) -> PlanReport:
+    """The report with the plan that is written before the others."""
+    if not views or views[0][0] == report.plans[0]:
+        return report
+    best = views[0][0]
+    return replace(report, plans=(best, *(plan for plan in report.plans if plan != best)))
 
 
 def _fixed(args: list[str]) -> list[str]:

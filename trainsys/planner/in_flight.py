@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from trainsys.schedule.generators.one_f_one_b import in_flight_limit
+
 # (microbatches m of a replica, stages P, runs of layers per stage) -> most (run, microbatch) alive on each stage
 Form = Callable[[int, int, int], tuple[int, ...]]
 
@@ -30,3 +32,18 @@ def _interleaved(m: int, stages: int, vp: int) -> tuple[int, ...]:
 
 # A schedule with actions other than F and B, or without a closed form, is left out, and simulated event by event.
 FORMS: dict[str, Form] = {"gpipe": _gpipe, "1f1b": _one_f_one_b, "interleaved": _interleaved}
+
+
+def least_ragged(name: str, microbatches: int, replicas: tuple[int, ...]) -> tuple[int, ...]:
+    """No more than what stages of so many `replicas` keep alive, without vp; the schedules' own order says the rest.
+
+    Under 1f1b the first stage lacks no input: it starts a forward each tick (`schedule.generators.ticks`) up to its
+    limit, until the first gradient can have come back. All forwards of gpipe come first.
+    """
+    most = [-(-microbatches // count) for count in replicas]
+    if name == "gpipe":
+        return tuple(most)
+    if name != "1f1b":
+        return (1,) * len(replicas)
+    first = min(most[0], in_flight_limit(replicas, 0), 2 * len(replicas) - 1)
+    return (first, *(1,) * (len(replicas) - 1))

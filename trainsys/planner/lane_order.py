@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from trainsys.schedule import GENERATORS, Routes
-from trainsys.schedule.actions import Kind
+from trainsys.schedule.actions import Action, Kind
 
 
 @lru_cache(maxsize=64)
@@ -21,24 +21,28 @@ def lane_order(name: str, microbatches: int, stages: int, vp: int) -> array[int]
     Of m microbatches and R runs, F of run r for microbatch i is r·m + i, and B R·m more.
     """
     schedule = GENERATORS[name](Routes.balanced(microbatches, (1,) * stages, vp), vp)
-    count = stages * vp * microbatches
-    lanes = [
-        [a.stage * microbatches + a.microbatch + (count if a.kind is Kind.B else 0) for a in lane]
-        for lane in schedule.lanes
+    return sorted_actions(schedule.lanes, microbatches, stages * vp)
+
+
+def sorted_actions(lanes: Sequence[Sequence[Action]], microbatches: int, runs: int) -> array[int]:
+    """The compute actions of `lanes` as numbers, each lane's in its own order and none before what it needs."""
+    count = runs * microbatches
+    numbers = [
+        [a.stage * microbatches + a.microbatch + (count if a.kind is Kind.B else 0) for a in lane] for lane in lanes
     ]
-    done, at, order = bytearray(2 * count), [0] * stages, array("i")
-    left = list(range(stages))
+    done, at, order = bytearray(2 * count), [0] * len(numbers), array("i")
+    left = list(range(len(numbers)))
     while left:
         before = len(order)
         for lane in left:
-            actions, place = lanes[lane], at[lane]
+            actions, place = numbers[lane], at[lane]
             while place < len(actions) and _ready(actions[place], done, microbatches, count):
                 done[actions[place]] = 1
                 order.append(actions[place])
                 place += 1
             at[lane] = place
-        left = [lane for lane in left if at[lane] < len(lanes[lane])]
-        assert len(order) > before or not left, f"{name} of {microbatches} microbatches waits in a cycle"
+        left = [lane for lane in left if at[lane] < len(numbers[lane])]
+        assert len(order) > before or not left, f"{runs} runs of {microbatches} microbatches wait in a cycle"
     return order
 
 

@@ -9,7 +9,9 @@ from itertools import accumulate
 
 from trainsys.planner.in_flight import FORMS
 from trainsys.planner.lane_order import lane_order, lane_times
+from trainsys.planner.ragged import per_stage, ragged_order, ragged_times
 from trainsys.schedule import Costs, Routes, Schedule, build, simulate
+from trainsys.schedule.generators.one_f_one_b import in_flight_limit
 
 Hops = Mapping[tuple[int, int], float]  # (source lane, destination lane) -> seconds of a message
 _WHOLE = 2048  # forwards up to which a step is not continued from a shorter one
@@ -56,6 +58,8 @@ def run_pipeline(
     and of six microbatches per stage, but never below `least_ends`: within 0.3 % of the whole step as a rule (1f1b;
     2.3 % was the most of 250 random pipelines, interleaved ones of very unequal runs).
     """
+    if _by_order(name, replicas, len(f_s)):
+        return _ragged(name, microbatches, replicas, f_s, b_s, hops)
     if set(replicas) != {1} or name not in FORMS:
         return _simulated(name, microbatches, replicas, f_s, b_s, tuple(sorted((hops or {}).items())))
     stages = len(replicas)
@@ -63,6 +67,22 @@ def run_pipeline(
     ends = _ends(name, microbatches, stages, f_s, b_s, hops)
     in_flight = most_in_flight(name, microbatches, replicas, len(f_s) // stages)
     return Pipeline(tuple(ends), tuple(busy), in_flight, bubble=1 - sum(busy) / (stages * max(ends)))
+
+
+def _by_order(name: str, replicas: tuple[int, ...], runs: int) -> bool:
+    """Whether the order of a ragged pipeline's actions is enough to time it: `ragged`."""
+    return set(replicas) != {1} and name in FORMS and (runs == len(replicas) or len(replicas) > 2)
+
+
+def _ragged(
+    name: str, microbatches: int, replicas: tuple[int, ...], f_s: tuple[float, ...], b_s: tuple[float, ...],
+    hops: Hops | None,
+) -> Pipeline:  # fmt: skip
+    order = ragged_order(name, microbatches, replicas, len(f_s) // len(replicas))
+    ends, busy = ragged_times(order, microbatches, f_s, b_s, hops)
+    worst, used = per_stage(replicas, ends), per_stage(replicas, busy)
+    in_flight = tuple(per_stage(replicas, order.alive))
+    return Pipeline(tuple(worst), tuple(used), in_flight, bubble=1 - sum(busy) / (len(busy) * max(worst)))
 
 
 def _ends(
@@ -113,9 +133,32 @@ def least_ends(
     stays for a way to the end and back, all of them together take the sum of their stays over that number (Little
     1961). All three hold for any order of F and B; of a schedule that `in_flight` does not know, the work alone counts.
     """
-    if name not in FORMS:
-        return [microbatches * sum((*f_s[stage::stages], *b_s[stage::stages])) for stage in range(stages)]
-    runs = len(f_s)
+    vp = len(f_s) // stages
+    alive = FORMS[name](microbatches, stages, vp) if name in FORMS else ()
+    return _least_ends((microbatches,) * stages, alive, f_s, b_s, ahead_s, back_s)
+
+
+def least_ragged_ends(
+    name: str, microbatches: int, replicas: tuple[int, ...], f_s: Sequence[float], b_s: Sequence[float], hop_s: float
+) -> list[float]:
+    """The same of stages with `replicas`, each by the replica with most to do; `hop_s`: no message is faster."""
+    most = [-(-microbatches // count) for count in replicas]
+    vp, stages = len(f_s) // len(replicas), range(len(replicas))
+    alive = [n * vp for n in most] if name in FORMS else []
+    if name == "1f1b":
+        alive = [min(n, in_flight_limit(replicas, s)) for s, n in zip(stages, most, strict=True)]
+    hops = [hop_s] * len(replicas)
+    return _least_ends(most, alive, f_s, b_s, hops, hops)
+
+
+def _least_ends(
+    microbatches: Sequence[int], alive: Sequence[int], f_s: Sequence[float], b_s: Sequence[float],
+    ahead_s: Sequence[float], back_s: Sequence[float],
+) -> list[float]:  # fmt: skip
+    """Of stages with so many microbatches, on the busiest replica, and activations alive; without these the work."""
+    stages, runs = len(microbatches), len(f_s)
+    if not alive:
+        return [n * sum((*f_s[s::stages], *b_s[s::stages])) for s, n in enumerate(microbatches)]
     lane = [run % stages for run in range(runs)]
     up = [0.0, *accumulate(f_s[run] + ahead_s[lane[run]] for run in range(runs))]  # first arrival at each run
     turn = up[runs] - ahead_s[lane[-1]]  # when the first microbatch is at the end
@@ -124,18 +167,17 @@ def least_ends(
     for run in reversed(range(runs)):
         down[run] = down[run + 1] + into[run] + b_s[run]
     before = [0.0, *accumulate(b_s[stage] + into[stage] for stage in range(stages))]
-    alive = FORMS[name](microbatches, stages, runs // stages)
     least = [0.0] * stages
     for j in range(stages):
         own = range(j, runs, stages)
         f_own, b_own = [f_s[run] for run in own], [b_s[run] for run in own]
-        work = microbatches * (sum(f_own) + sum(b_own))
+        work = microbatches[j] * (sum(f_own) + sum(b_own))
         stays = sum(turn - up[run] + down[run] for run in own)
         ramps = (alive[j] - 1) / 2 * (min(f_own) + min(b_own))  # while fewer are alive, at the start and at the end
         end = max(
             up[j] + work,
             turn + down[own[-1]] - b_own[-1] + work - alive[j] * max(f_own),
-            up[j] + microbatches * stays / alive[j] + ramps,
+            up[j] + microbatches[j] * stays / alive[j] + ramps,
         )
         for stage in range(j + 1):
             least[stage] = max(least[stage], end + before[j] - before[stage])
@@ -147,6 +189,8 @@ def most_in_flight(name: str, microbatches: int, replicas: tuple[int, ...], vp: 
     """Most activations of a run alive on a lane of each stage: the order of actions decides it, not their duration."""
     if set(replicas) == {1} and name in FORMS:
         return FORMS[name](microbatches, len(replicas), vp)
+    if name in FORMS:
+        return tuple(per_stage(replicas, ragged_order(name, microbatches, replicas, vp).alive))
     ones = (1.0,) * len(replicas) * vp
     return _simulated(name, microbatches, replicas, ones, ones, ()).in_flight
 

@@ -13,11 +13,13 @@ from trainsys.planner.device import Rate, rate
 from trainsys.planner.devices import relative_peaks, stage_devices, stage_limits
 from trainsys.planner.memory import Memory, stage_memory
 from trainsys.planner.offload import offload_cost
-from trainsys.planner.pipeline import Hops, hop_lists, least_ends, most_in_flight, run_pipeline, schedule_for
+from trainsys.planner.pipeline import Hops, hop_lists, least_ends, most_in_flight, run_pipeline
 from trainsys.planner.plan import Bound, Plan
 from trainsys.planner.precision import Precision
 from trainsys.planner.sizes import stage_sizes
 from trainsys.planner.stages import Stages, notation
+from trainsys.schedule import Routes
+from trainsys.schedule.schedule import stage_major
 
 
 def predict(config: RunConfig, parallel: ParallelConfig, measured: Rate | None = None, whole: bool = True) -> Plan:
@@ -158,25 +160,23 @@ def shares(config: RunConfig, stages: Stages) -> tuple[int, tuple[int, ...]]:
 
 
 def hops_of(config: RunConfig, stages: Stages, topology: Topology, replicas: tuple[int, ...]) -> Hops:
-    """Seconds of a message between any two lanes of neighbouring stages of the simulated `replicas`.
+    """Seconds of a message between any two lanes of neighbouring stages of the simulated `replicas` that send any.
 
     Where one lane stands for all replicas of its stage, the slowest pair of them.
     """
     if stages.count == 1:
         return {}
     count, wraps = stages.count, stages.vp > 1
+    microbatches = config.batch.global_size // config.batch.microbatch_size
     near = [(a, b) for a in range(count) for b in (a - 1, a + 1) if 0 <= b < count]
     near += [(0, count - 1), (count - 1, 0)] if wraps and count > 2 else []
     if replicas != stages.replicas or set(replicas) == {1}:
         return {(a, b): hop_s(config, stages, topology, a, b) for a, b in near}
-    # the placement of a schedule is the same for any number of microbatches
-    placement = schedule_for(config.parallel.schedule, max(replicas), replicas, stages.vp).placement
-    lanes = {(stage, replica): lane for (stage, replica), lane in placement.items() if stage < count}
+    lanes, rows = stage_major(replicas), Routes.balanced(microbatches, replicas).table
     return {
         (lanes[a, x], lanes[b, y]): send_s(config, stages, topology, stages.team(a, x), stages.team(b, y))
         for a, b in near
-        for x in range(replicas[a])
-        for y in range(replicas[b])
+        for x, y in dict.fromkeys(zip(rows[a], rows[b], strict=True))
     }
 
 

@@ -11,9 +11,11 @@ the result is the textbook schedule.
 
 from __future__ import annotations
 
-from trainsys.schedule.generators.ticks import in_turns
+from array import array
+
+from trainsys.schedule.generators.ticks import Work, in_turns, turns
 from trainsys.schedule.routes import Routes
-from trainsys.schedule.schedule import Schedule, stage_major
+from trainsys.schedule.schedule import Placement, Schedule, stage_major
 
 
 def generate(routes: Routes, vp: int = 1) -> Schedule:
@@ -25,11 +27,23 @@ def generate(routes: Routes, vp: int = 1) -> Schedule:
     if vp > 1:
         raise ValueError(f"parallel.schedule=1f1b has one run of layers per stage, not parallel.vp={vp}; {KNOB}")
     placement = stage_major(routes.replicas)
-    limits = [in_flight_limit(routes.replicas, stage) for stage, _ in placement]
-    stages = range(routes.num_stages)
-    forwards = [(stage, mb) for mb in routes.order() for stage in stages]
-    backwards = [(stage, mb) for mb in routes.order() for stage in reversed(stages)]
-    return Schedule("1f1b", routes, in_turns(routes, placement, forwards, backwards, limits), placement)
+    return Schedule("1f1b", routes, in_turns(routes, placement, *_turns(routes, placement)), placement)
+
+
+def numbered(routes: Routes) -> array[int]:
+    """The actions of the schedule, as `ticks.turns` numbers them, in an order in which none comes before its needs."""
+    placement = stage_major(routes.replicas)
+    lane_of = [placement[stage, replica] for stage, row in enumerate(routes.table) for replica in row]
+    return turns(routes.num_stages, routes.num_microbatches, lane_of, *_turns(routes, placement))
+
+
+def _turns(routes: Routes, placement: Placement) -> tuple[list[Work], list[Work], list[int]]:
+    """Forwards and backwards in the order that all lanes share, and each lane's limit."""
+    replicas, stages, order = routes.replicas, range(routes.num_stages), routes.order()
+    by_stage = [in_flight_limit(replicas, stage) for stage in stages]
+    forwards = [(stage, mb) for mb in order for stage in stages]
+    backwards = [(stage, mb) for mb in order for stage in reversed(stages)]
+    return forwards, backwards, [by_stage[stage] for stage, _ in placement]
 
 
 KNOB = "set parallel.schedule=interleaved, or parallel.vp=1"
