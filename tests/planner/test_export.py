@@ -15,7 +15,7 @@ import torch
 
 from trainsys.config import BatchConfig, ParallelConfig, RunConfig, load
 from trainsys.models.geometry import resolve, split_layers
-from trainsys.planner.export.registry import EXPORTS, export
+from trainsys.planner.export.registry import EXPORTS, best_export, export
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +233,11 @@ def test_what_a_target_cannot_say_is_refused_in_one_line(llama: RunConfig, refus
     with pytest.raises(ValueError, match=refusal.message) as raised:
         export(refusal.target, laid_out(llama, **refusal.parallel))
     assert "\n" not in str(raised.value)
+
+
+def test_the_best_that_a_target_can_say_is_written(llama: RunConfig) -> None:
+    piped, plain = (replace(llama, parallel=replace(llama.parallel, pp=pp, dp=4 // pp)) for pp in (2, 1))
+    text, expressed = best_export("deepspeed", [piped, plain])
+    assert (text, expressed) == (export("deepspeed", plain), plain)
+    with pytest.raises(ValueError, match=r"cannot say parallel\.pp=2"):
+        best_export("deepspeed", [piped, piped])

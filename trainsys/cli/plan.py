@@ -16,15 +16,17 @@ from trainsys.comm.topology import Topology
 from trainsys.config import RunConfig, load, named, to_yaml
 from trainsys.planner.asked import parse_asked
 from trainsys.planner.enumerate import TAKEN
-from trainsys.planner.export.registry import EXPORTS, export
+from trainsys.planner.export.registry import EXPORTS, best_export
 from trainsys.planner.goodput import DEPTH
 from trainsys.planner.plan import PlanReport
 from trainsys.planner.ranking import with_layout
 from trainsys.planner.risk import oom_probability
 from trainsys.planner.search import KEEP, search
+from trainsys.planner.stages import notation
 from trainsys.planner.why import Answer, why_not
 
 _TOP = 5
+Export = tuple[str, Path, str, str]  # target, file, text, and the layout where it is another than the best
 _WHY = "why="
 
 EXAMPLES = """\
@@ -91,11 +93,12 @@ def run(argv: list[str]) -> int:
     best = views[0][0] if views else best
     config = with_layout(config, best.parallel, best.microbatch_size)
     out = args.out or (None if answer else Path("plan.yaml"))
-    write_all(_files(config, report, args, out))
+    exports = _exports(config, report, args)
+    write_all(_files(config, report, args, out, exports))
     if args.json:
         print(json.dumps(_json(config, report, args, answer, views), indent=2, ensure_ascii=False))
     else:
-        _show(config, report, args, answer, views, out)
+        _show(config, report, args, answer, views, out, exports)
     return 0
 
 
@@ -160,12 +163,23 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--out, --export and --picture name one file twice; give each its own")
 
 
+def _exports(config: RunConfig, report: PlanReport, args: argparse.Namespace) -> list[Export]:
+    """What is written for each target: the plan, or the best one that it can express. Raises ValueError."""
+    configs = [config, *(with_layout(config, plan.parallel, plan.microbatch_size) for plan in report.plans)]
+    exports: list[Export] = []
+    for target, name in args.export:
+        text, expressed = best_export(target, configs)
+        other = "" if expressed == config else notation(expressed.parallel)
+        exports.append((target, Path(name), text, other))
+    return exports
+
+
 def _files(
-    config: RunConfig, report: PlanReport, args: argparse.Namespace, out: Path | None
+    config: RunConfig, report: PlanReport, args: argparse.Namespace, out: Path | None, exports: list[Export]
 ) -> list[tuple[str, Path, bytes]]:
     """All that is to be written, whole, before any of it is: flag, place, content. Raises ValueError."""
     files = [("--out", out, to_yaml(config).encode())] if out else []
-    files += [(f"--export {target}", Path(name), export(target, config).encode()) for target, name in args.export]
+    files += [(f"--export {target}", path, text.encode()) for target, path, text, _ in exports]
     if args.picture:
         from trainsys.planner.picture import draw
 
@@ -197,6 +211,7 @@ def _show(
     answer: Answer | None,
     views: Views,
     out: Path | None,
+    exports: list[Export],
 ) -> None:
     from trainsys.cli.plan_view import show, show_written
 
@@ -214,7 +229,7 @@ def _show(
         from trainsys.cli.plan_elastic import show_elastic
 
         show_elastic(config, report.plans[0], views, out is not None)
-    show_written(out, [(target, Path(name)) for target, name in args.export], args.picture)
+    show_written(out, [(target, path, other) for target, path, _, other in exports], args.picture)
 
 
 def _first(report: PlanReport, views: Views) -> PlanReport:

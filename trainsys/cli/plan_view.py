@@ -35,12 +35,17 @@ def show(config: RunConfig, report: PlanReport, top: int, console: Console | Non
 
 
 def show_written(
-    out: Path | None, exports: Sequence[tuple[str, Path]], picture: Path | None, console: Console | None = None
+    out: Path | None, exports: Sequence[tuple[str, Path, str]], picture: Path | None, console: Console | None = None
 ) -> None:
-    """What to do with the files; long paths are not broken, as they are to be copied whole."""
+    """What to do with the files; long paths are not broken, as they are to be copied whole.
+
+    Args:
+        exports: target, file, and the layout where the target cannot express the best one.
+    """
     console = console or Console(highlight=False)
     lines = [("train it", f"trainsys train {shlex.quote(str(out))}")] if out else []
-    lines += [(target, str(path)) for target, path in exports]
+    for target, path, other in exports:
+        lines.append((target, f"{path}   ({other}, the best that it can express)" if other else str(path)))
     lines += [("picture", str(picture))] if picture else []
     for label, text in lines:
         console.print(Text.assemble((f" {label:<10} ", "dim"), (text, "bold")), soft_wrap=True)

@@ -7,7 +7,7 @@ What the process itself takes (a CUDA context, communication buffers, fragmentat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from trainsys.config import ModelConfig, RunConfig
@@ -32,8 +32,8 @@ class Memory:
 
     @property
     def total(self) -> float:
-        parts: tuple[float, ...] = astuple(self)
-        return sum(parts)
+        held = self.parameters + self.gradients + self.optimizer + self.mirror
+        return held + self.activations + self.logits + self.transition
 
 
 def stage_memory(config: RunConfig, stages: Stages, sizes: StageSizes, in_flight: Sequence[int]) -> tuple[Memory, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from trainsys.config import RunConfig
 from trainsys.planner.export.deepspeed import deepspeed_json
@@ -26,3 +26,18 @@ def export(target: str, config: RunConfig) -> str:
     if target not in EXPORTS:
         raise ValueError(f"--export {target} is unknown; use {', '.join(EXPORTS)}")
     return EXPORTS[target](config)
+
+
+def best_export(target: str, configs: Sequence[RunConfig]) -> tuple[str, RunConfig]:
+    """The text for the first of `configs`, best first, that `target` can express, and that config.
+
+    Raises:
+        ValueError: it can express none; says what it lacks for the first.
+    """
+    refusals = []
+    for config in configs:
+        try:
+            return export(target, config), config
+        except ValueError as error:
+            refusals.append(error)
+    raise refusals[0]
