@@ -156,8 +156,8 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
     ZeRO 1 gathers updated parameters where ZeRO 0 gathers gradients: the same volume when both have the same size
     (Rajbhandari et al. 2020, arXiv:1910.02054, §7). ZeRO 2 scatters every microbatch, and ZeRO 3 also gathers the
     parameters twice for each, three volumes instead of two (§7.2.2); that they do so beside the computation is not
-    counted in their favour. Experts are summed among the replicas of their class alone. A tied embedding is also summed
-    over first and last stage.
+    counted in their favour. Under ``fast`` the backend sums everything everywhere, ZeRO 1 or not. Experts are summed
+    among the replicas of their class alone. A tied embedding is also summed over first and last stage.
     """
     precision = Precision.of(config.train.dtype)
     gathered = precision.parameter if config.parallel.zero else precision.gradient
@@ -169,9 +169,14 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
     ):
         scatters = -(-microbatches * stages.cp // size) if config.parallel.zero >= 2 else 1
         gathers = 2 * scatters if config.parallel.zero == 3 else 1
+        if way != "direct" and config.parallel.zero:
+            scatters = 2
         if elements:
-            link = _slowest(links_of(stages, topology, stage, way), elements * precision.gradient / size)
+            part = elements * precision.gradient / size
+            link = _slowest(links_of(stages, topology, stage, way), part)
             seconds += scatters * all_gather_s(elements * precision.gradient, size, link)
+            if config.parallel.zero:
+                link = _slowest(links_of(stages, topology, stage, "direct"), part)
             seconds += gathers * all_gather_s(elements * gathered, size, link)
     if sizes.tied and stages.count > 1 and stage in (0, stages.count - 1):
         copies = stages.copies(0) + stages.copies(stages.count - 1)
