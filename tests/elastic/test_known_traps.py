@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from tests.elastic.test_transit import filled
 from tests.parallel import test_tour
 from tests.parallel.bodies import layout_of
-from tests.parallel.runs import run_all, run_config
+from tests.parallel.runs import expectation, run_all, run_config
 from tests.space.execution import plan, run
 from tests.space.strategies import numbered, storage
 from tests.tiny import tiny
@@ -123,7 +123,7 @@ def test_steps_and_moments_go_on_when_ep_changes(ranks: RankPool) -> None:
         {"dp": 4}, {"dp": 4, "ep": 2, "zero": 1}, {"dp": 2}, {"dp": 2, "pp": 2, "ep": 2, "zero": 2}, {},
         {"dp": 4, "ep": 4, "zero": 3}, {"pp": 2, "zero": 1}, {"dp": 4, "ep": 2},
     ]  # fmt: skip
-    (still,) = run_all(ranks, 1, [run_config("float32", MOE)], steps=len(grids))
+    still = expectation(ranks, 1, run_config("float32", MOE), steps=len(grids))
     assert len(set(still.losses)) == len(grids)
     results = ranks.run(test_tour.tour, 4, [run_config("float32", MOE, **grid) for grid in grids], timeout_s=60)
     for step, expected in enumerate(still.losses):
