@@ -24,9 +24,9 @@ from torch._C._distributed_c10d import Store, TCPStore
 
 from trainsys.comm.lookups import retry_soon
 from trainsys.config import RunConfig
-from trainsys.elastic.agent import forkserver
 from trainsys.elastic.claim import claimed
 from trainsys.elastic.endpoint import Endpoint, Rendezvous
+from trainsys.elastic.forks import forkserver
 from trainsys.elastic.manager import ElasticError, Manager
 from trainsys.elastic.recorder import Recorder
 from trainsys.elastic.resume import announce, ending, newest
