@@ -298,6 +298,7 @@ def abandoned_then_done(rank: int, world_size: int, store: Any, limit_s: float) 
     return {"failed": failed, "waited_s": waited_s, "whole": whole, "done": done}
 
 
+@pytest.mark.alone
 def test_a_stalled_peer_ends_a_transition_in_time_and_the_next_has_the_same_bits(ranks: RankPool) -> None:
     """marin #8534, torchtitan #3065: everybody waits for one. DynaTrain: what was abandoned poisons what comes next."""
     limit_s = 1.0

@@ -12,6 +12,8 @@ import pytest
 
 from tests.tiny import Command, command, eventually, running_now, steps_done, tiny
 
+pytestmark = pytest.mark.alone
+
 LONG = "train.steps=4000"
 
 
