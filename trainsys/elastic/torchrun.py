@@ -63,10 +63,6 @@ class Place:
         return TCPStore(*self.master, is_master=hosts, wait_for_workers=False, timeout=timedelta(seconds=120))
 
 
-def in_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ and "LOCAL_RANK" in os.environ
-
-
 def join_torchrun(config: RunConfig) -> int:
     """This process's part of the job: its rank, and on rank 0 the manager too. Returns the exit code.
 
