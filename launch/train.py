@@ -14,8 +14,7 @@ import signal
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ and "LOCAL_RANK" in os.environ
-if UNDER_TORCHRUN:
+if "TORCHELASTIC_RUN_ID" in os.environ:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until training begins, torchrun ends its ranks by SIGTERM
 
 from trainsys.cli.arguments import screen
@@ -23,6 +22,8 @@ from trainsys.cli.main import main
 from trainsys.cli.prepare import check_data, check_machine
 from trainsys.config import load
 from trainsys.planner.check import check_parallel
+
+UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ and "LOCAL_RANK" in os.environ
 
 
 def join(args: list[str]) -> int:
