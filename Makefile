@@ -47,12 +47,12 @@ types: venv  ## types, strict (mypy)
 contracts: venv  ## imports run downwards only (import-linter)
 	$(BIN)/lint-imports
 
-# tests that look at the clock: one after the other
-ALONE := $(addprefix tests/,comm faults launch $(addprefix elastic/test_,claim.py known_traps.py links.py signals.py))
+# tests that look at the clock have the mark `alone`: one after the other, when the others are done
+ALONE = $(shell grep -rl --include='*.py' 'pytest.mark.alone' tests)
 
 tests: venv  ## the tests alone; parts of them: .venv/bin/pytest tests/space -k transition
-	$(BIN)/pytest --numprocesses 2 tests $(ALONE:%=--ignore=%)
-	$(BIN)/pytest $(ALONE)
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m 'not alone' tests
+	$(BIN)/pytest -m alone $(ALONE)
 
 bench: venv  ## every benchmark, each against its peers; one of them: .venv/bin/trainsys bench NAME
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/trainsys bench $$name; done

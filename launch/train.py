@@ -21,8 +21,9 @@ from trainsys.cli.arguments import screen
 from trainsys.cli.main import main
 from trainsys.cli.prepare import check_data, check_machine
 from trainsys.config import load
-from trainsys.elastic.torchrun import in_torchrun, join_torchrun
 from trainsys.planner.check import check_parallel
+
+UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ and "LOCAL_RANK" in os.environ
 
 
 def join(args: list[str]) -> int:
@@ -33,6 +34,8 @@ def join(args: list[str]) -> int:
         if os.environ["RANK"] == "0":
             check_machine(config)
             check_data(config, screen())
+        from trainsys.elastic.torchrun import join_torchrun  # with torch: bad input need not wait for it
+
         return join_torchrun(config)
     except ValueError as error:
         if os.environ["RANK"] == "0":
@@ -41,4 +44,4 @@ def join(args: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(join(sys.argv[1:]) if in_torchrun() else main(["train", *sys.argv[1:]]))
+    sys.exit(join(sys.argv[1:]) if UNDER_TORCHRUN else main(["train", *sys.argv[1:]]))

@@ -7,6 +7,8 @@ import pytest
 from tests.comm import bodies
 from trainsys.testing import RankPool
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize("how", ["allreduce", "irecv"])
 def test_abort_frees_blocked_ranks_and_keeps_quiet_groups(ranks: RankPool, how: str) -> None:

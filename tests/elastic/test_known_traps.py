@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from tests.elastic.test_transit import filled
 from tests.parallel import test_tour
 from tests.parallel.bodies import layout_of
-from tests.parallel.runs import run_all, run_config
+from tests.parallel.runs import expectation, run_all, run_config
 from tests.space.execution import plan, run
 from tests.space.strategies import numbered, storage
 from tests.tiny import tiny
@@ -123,7 +123,7 @@ def test_steps_and_moments_go_on_when_ep_changes(ranks: RankPool) -> None:
         {"dp": 4}, {"dp": 4, "ep": 2, "zero": 1}, {"dp": 2}, {"dp": 2, "pp": 2, "ep": 2, "zero": 2}, {},
         {"dp": 4, "ep": 4, "zero": 3}, {"pp": 2, "zero": 1}, {"dp": 4, "ep": 2},
     ]  # fmt: skip
-    (still,) = run_all(ranks, 1, [run_config("float32", MOE)], steps=len(grids))
+    still = expectation(ranks, 1, run_config("float32", MOE), steps=len(grids))
     assert len(set(still.losses)) == len(grids)
     results = ranks.run(test_tour.tour, 4, [run_config("float32", MOE, **grid) for grid in grids], timeout_s=60)
     for step, expected in enumerate(still.losses):
@@ -298,6 +298,7 @@ def abandoned_then_done(rank: int, world_size: int, store: Any, limit_s: float) 
     return {"failed": failed, "waited_s": waited_s, "whole": whole, "done": done}
 
 
+@pytest.mark.alone
 def test_a_stalled_peer_ends_a_transition_in_time_and_the_next_has_the_same_bits(ranks: RankPool) -> None:
     """marin #8534, torchtitan #3065: everybody waits for one. DynaTrain: what was abandoned poisons what comes next."""
     limit_s = 1.0

@@ -15,6 +15,8 @@ from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.links import Link, Links
 from trainsys.elastic.messages import Beat, StopWanted
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def admitted() -> Iterator[tuple[Endpoint, list[Connection]]]:

@@ -131,6 +131,7 @@ def test_those_who_are_left_share_the_sequence(undisturbed: Callable[[str], Reco
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
 
 
+@pytest.mark.alone
 def test_a_frozen_rank_is_found_fenced_and_replaced(undisturbed: Callable[[str], Recorder], tmp_path: Path) -> None:
     limit_s, slack_s = 2.5, 10.0
     frozen: list[int] = []

@@ -19,6 +19,8 @@ from trainsys.elastic.faults import FaultEvent, parse_faults
 from trainsys.elastic.manager import ElasticError
 from trainsys.elastic.recorder import Recorder
 
+pytestmark = pytest.mark.alone
+
 LIMIT_S = 6
 
 

@@ -20,6 +20,8 @@ from trainsys.elastic.agent import run_local
 from trainsys.elastic.manager import ElasticError
 from trainsys.elastic.recorder import Recorder
 
+pytestmark = pytest.mark.alone
+
 LIMIT_S = 1.5
 ORIGINAL = serve.rank_main
 STALLS = (f"elastic.stall_limit_s={LIMIT_S}", "elastic.comm_timeout_s=2", "train.steps=6")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.runs import assert_same_bits, run_all, run_config
+from tests.parallel.runs import assert_same_bits, expectation, run_all, run_config
 from trainsys.testing import RankPool
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,7 +42,7 @@ FOUR_RANKS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("name", MODELS)
 def test_four_ranks_have_the_bits_of_one(ranks: RankPool, name: str) -> None:
     dtype, model = MODELS[name]
-    (expected,) = run_all(ranks, 1, [run_config(dtype, model)])
+    expected = expectation(ranks, 1, run_config(dtype, model))
     for got in run_all(ranks, 4, [run_config(dtype, model, **grid) for grid in FOUR_RANKS]):
         assert_same_bits(got, expected)
         assert (got.mirrored > 0) == (got.config.parallel.zero > 0 or got.config.parallel.pp > 1)
@@ -56,7 +56,7 @@ def test_tensor_parallel_family(ranks: RankPool, tp: int, sequence_parallel: boo
         {"num_layers": 2, "family": "gpt2", "tied": True, "dropout": 0.1},
         {"tp": tp, "sequence_parallel": sequence_parallel},
     )
-    (expected,) = run_all(ranks, tp, [run_config("float32", model, **fixed)], steps=3)
+    expected = expectation(ranks, tp, run_config("float32", model, **fixed))
     grids: list[dict[str, Any]] = [
         {"dp": 2, "zero": 1},
         {"dp": 2, "zero": 2},
@@ -74,7 +74,7 @@ def test_tensor_parallel_family(ranks: RankPool, tp: int, sequence_parallel: boo
 def test_shared_key_value_heads(ranks: RankPool, kv_heads: int) -> None:
     """Gradients that tp neighbours sum after the reduction have one order, whoever owns the piece."""
     model = {"family": "qwen3", "num_kv_heads": kv_heads, "head_dim": 6}
-    (expected,) = run_all(ranks, 4, [run_config("float32", model, tp=4)], steps=3)
+    expected = expectation(ranks, 4, run_config("float32", model, tp=4))
     grids: list[dict[str, Any]] = [{"dp": 2, "zero": 1}, {"dp": 2}, {"pp": 2, "zero": 1}]
     for got in run_all(ranks, 8, [run_config("float32", model, tp=4, **grid) for grid in grids], steps=3):
         assert_same_bits(got, expected)
@@ -82,7 +82,7 @@ def test_shared_key_value_heads(ranks: RankPool, kv_heads: int) -> None:
 
 def test_fast_reduction_does_not_claim_the_bits(ranks: RankPool) -> None:
     """The comparison can fail: another order of additions has other bits."""
-    (expected,) = run_all(ranks, 1, [run_config("float32")])
+    expected = expectation(ranks, 1, run_config("float32"))
     (got,) = run_all(ranks, 4, [run_config("float32", dp=4, reduction="fast")])
     with pytest.raises(AssertionError):
         assert_same_bits(got, expected)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.runs import assert_close, assert_same_bits, run_all, run_config
+from tests.parallel.runs import assert_close, assert_same_bits, expectation, run_all, run_config
 from trainsys.config import BatchConfig, RunConfig
 from trainsys.parallel.sequence.split import parts
 from trainsys.testing import RankPool
@@ -63,7 +63,7 @@ def test_every_position_is_somewhere_and_the_work_is_even(cp: int, seq_len: int)
     ids=["gpt2 tied dropout", "gqa, uneven", "mixture of experts"],
 )  # fmt: skip
 def test_one_process_has_the_same_numbers(ranks: RankPool, model: Grid, seq_len: int, grids: list[Grid]) -> None:
-    (expected,) = run_all(ranks, 1, [config_of("float64", model, seq_len)])
+    expected = expectation(ranks, 1, config_of("float64", model, seq_len))
     assert expected.losses[0] != expected.losses[-1]
     for got in run_all(ranks, 4, [config_of("float64", model, seq_len, **grid) for grid in grids]):
         assert_close(got, expected, 1e-10)
@@ -71,7 +71,7 @@ def test_one_process_has_the_same_numbers(ranks: RankPool, model: Grid, seq_len:
 
 def test_at_one_degree_nothing_else_changes_a_bit(ranks: RankPool) -> None:
     model = GPT2 | {"tied": True}
-    (expected,) = run_all(ranks, 2, [config_of("float32", model, cp=2)])
+    expected = expectation(ranks, 2, config_of("float32", model, cp=2))
     grids: list[Grid] = [
         {"dp": 4}, {"dp": 3, "zero": 2}, {"dp": 2, "pp": 2, "zero": 3},
         {"pp": 2, "stage_replicas": (1, 3), "stage_layers": (1, 3), "zero": 1, "order": "pp,dp,cp,tp"},
@@ -88,7 +88,7 @@ def test_who_has_the_experts_changes_no_bit(ranks: RankPool) -> None:
         3: [{"dp": 2, "ep": 2, "zero": 3}],
     }
     for cp, grids in families.items():
-        (expected,) = run_all(ranks, cp, [config_of("float32", MIXTURE, cp=cp)], steps=3)
+        expected = expectation(ranks, cp, config_of("float32", MIXTURE, cp=cp))
         for got in run_all(ranks, 8, [config_of("float32", MIXTURE, cp=cp, **grid) for grid in grids], steps=3):
             assert_same_bits(got, expected)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.runs import assert_close, run_all, run_config
+from tests.parallel.runs import assert_close, expectation, run_all, run_config
 from trainsys.testing import RankPool
 
 TOLERANCE = 1e-10
@@ -31,7 +31,7 @@ def meshes(num_ranks: int) -> list[dict[str, Any]]:
 
 
 def compare(ranks: RankPool, num_ranks: int, model: dict[str, Any], grids: list[dict[str, Any]]) -> None:
-    (expected,) = run_all(ranks, 1, [run_config("float64", model)])
+    expected = expectation(ranks, 1, run_config("float64", model))
     assert float.fromhex(expected.losses[-1][0]) != float.fromhex(expected.losses[0][0])
     for got in run_all(ranks, num_ranks, [run_config("float64", model, **grid) for grid in grids]):
         assert_close(got, expected, TOLERANCE)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.runs import assert_close, assert_same_bits, run_all, run_config
+from tests.parallel.runs import assert_close, assert_same_bits, expectation, run_all, run_config
 from trainsys.testing import RankPool
 
 MODEL = {
@@ -28,7 +28,7 @@ GRIDS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("tp", [1, 2])
 def test_bits_do_not_depend_on_ep(ranks: RankPool, tp: int) -> None:
-    (expected,) = run_all(ranks, tp, [run_config("float32", MODEL, tp=tp)], steps=3)
+    expected = expectation(ranks, tp, run_config("float32", MODEL, tp=tp))
     assert expected.losses[0] != expected.losses[-1]
     grids = GRIDS if tp == 1 else [{"dp": 2, "ep": 2}, {"dp": 2, "ep": 2, "zero": 2, "recompute": "full"}]
     for got in run_all(ranks, 4, [run_config("float32", MODEL, tp=tp, **grid) for grid in grids], steps=3):
@@ -37,7 +37,7 @@ def test_bits_do_not_depend_on_ep(ranks: RankPool, tp: int) -> None:
 
 def test_bits_with_several_runs_of_layers(ranks: RankPool) -> None:
     model = MODEL | {"num_layers": 4}
-    (expected,) = run_all(ranks, 1, [run_config("float32", model)], steps=2)
+    expected = expectation(ranks, 1, run_config("float32", model), steps=2)
     grids = [{"dp": 2, "pp": 2, "ep": 2, "vp": 2, "schedule": "interleaved", "zero": zero} for zero in (0, 2, 3)]
     for got in run_all(ranks, 4, [run_config("float32", model, **grid) for grid in grids], steps=2):
         assert_same_bits(got, expected)
@@ -45,7 +45,7 @@ def test_bits_with_several_runs_of_layers(ranks: RankPool) -> None:
 
 def test_stages_with_other_numbers_of_replicas(ranks: RankPool) -> None:
     """Twice as many replicas in one stage; the lanes of each group still do the same at the same time."""
-    (expected,) = run_all(ranks, 1, [run_config("bfloat16", MODEL)], steps=3)
+    expected = expectation(ranks, 1, run_config("bfloat16", MODEL))
     grids: list[dict[str, Any]] = [
         {"pp": 2, "stage_replicas": replicas, "ep": 2, "schedule": schedule, "zero": zero}
         for replicas, schedule, zero in (((4, 2), "1f1b", 2), ((2, 4), "gpipe", 0))
@@ -55,7 +55,7 @@ def test_stages_with_other_numbers_of_replicas(ranks: RankPool) -> None:
 
 
 def test_one_process_has_the_same_numbers(ranks: RankPool) -> None:
-    (expected,) = run_all(ranks, 1, [run_config("float64", MODEL)], steps=3)
+    expected = expectation(ranks, 1, run_config("float64", MODEL))
     grids: list[dict[str, Any]] = [
         {"dp": 4, "ep": 2},
         {"dp": 4, "ep": 4, "zero": 2},

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.parallel.bodies import layout_of, tokens_of
-from tests.parallel.runs import run_all, run_config
+from tests.parallel.runs import expectation, run_config
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.objects import broadcast_object, gather_objects
 from trainsys.config import RunConfig
@@ -108,7 +108,7 @@ def test_the_loss_does_not_notice_the_tour(
     ranks: RankPool, tp: int, model: dict[str, Any], grids: list[dict[str, Any]]
 ) -> None:
     order = random.Random(f"tour/{tp}").sample(grids, len(grids))
-    (still,) = run_all(ranks, tp, [run_config("float32", model, tp=tp)], steps=len(order))
+    still = expectation(ranks, tp, run_config("float32", model, tp=tp), steps=len(order))
     results = ranks.run(tour, 8, [run_config("float32", model, tp=tp, **grid) for grid in order], timeout_s=110)
     for step, expected in enumerate(still.losses):
         assert {r[step] for r in results} - {None} == {expected}, (step, order[step])
@@ -116,7 +116,7 @@ def test_the_loss_does_not_notice_the_tour(
 
 def test_a_tour_through_cut_sequences(ranks: RankPool) -> None:
     """Whole sequences, cut ones, whole ones again: in float64 the loss is the same but for rounding."""
-    (still,) = run_all(ranks, 1, [run_config("float64", MODEL)], steps=len(CUT))
+    still = expectation(ranks, 1, run_config("float64", MODEL), steps=len(CUT))
     results = ranks.run(tour, 8, [run_config("float64", MODEL, **grid) for grid in CUT], timeout_s=110)
     for step, expected in enumerate(still.losses):
         (told,) = {r[step] for r in results} - {None}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.parallel import bodies
-from tests.parallel.runs import assert_close, assert_same_bits, run_all, run_config
+from tests.parallel.runs import assert_close, assert_same_bits, expectation, run_all, run_config
 from trainsys.comm.group import CommError
 from trainsys.config import RunConfig
 from trainsys.parallel.engine import Engine
@@ -38,7 +38,7 @@ FOUR_RANKS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("name", MODELS)
 def test_the_bits_of_one_process(ranks: RankPool, name: str) -> None:
     dtype, model = MODELS[name]
-    (expected,) = run_all(ranks, 1, [run_config(dtype, model)], steps=3)
+    expected = expectation(ranks, 1, run_config(dtype, model))
     configs = [run_config(dtype, model, zero=3, **grid) for grid in FOUR_RANKS]
     for got in run_all(ranks, 4, configs, steps=3):
         assert_same_bits(got, expected)
@@ -48,7 +48,7 @@ def test_the_bits_of_one_process(ranks: RankPool, name: str) -> None:
 def test_the_bits_of_its_tensor_parallel_family(ranks: RankPool, sequence_parallel: bool) -> None:
     model = {"num_layers": 2, "family": "gpt2", "tied": True, "dropout": 0.1}
     fixed = {"tp": 2, "sequence_parallel": sequence_parallel}
-    (expected,) = run_all(ranks, 2, [run_config("float32", model, **fixed)], steps=3)
+    expected = expectation(ranks, 2, run_config("float32", model, **fixed))
     grids: list[dict[str, Any]] = [{"dp": 2, "recompute": "full"}, {"pp": 2, "stage_replicas": (1, 2)}]
     for got in run_all(ranks, 6, [run_config("float32", model, zero=3, **grid, **fixed) for grid in grids], steps=3):
         assert_same_bits(got, expected)
@@ -56,7 +56,7 @@ def test_the_bits_of_its_tensor_parallel_family(ranks: RankPool, sequence_parall
 
 def test_one_process_in_float64(ranks: RankPool) -> None:
     model = {"tied": True, "num_kv_heads": 4}
-    (expected,) = run_all(ranks, 1, [run_config("float64", model)])
+    expected = expectation(ranks, 1, run_config("float64", model))
     grids: list[dict[str, Any]] = [
         {"dp": 4},
         {"dp": 2, "pp": 2, "schedule": "gpipe"},

@@ -30,6 +30,7 @@ def test_the_predicted_time_is_that_of_the_bytes() -> None:
     """Two rounds by hand: one within a node, one across, each as long as its fuller direction."""
     from trainsys.comm.topology import Topology
     from trainsys.config import ClusterConfig, LinkConfig
+    from trainsys.planner.switch import rounds_s
     from trainsys.space.box import Box
     from trainsys.space.places import Place
     from trainsys.space.rounds import Round
@@ -47,7 +48,8 @@ def test_the_predicted_time_is_that_of_the_bytes() -> None:
         Round(2, 2, (part(0, 2, million),), (part(2, 0, 2 * million), part(2, 0, million))),
     ]
     expected = 60e6 / 100e9 + max(1 + 12e6 / 10e9, 2 + 36e6 / 10e9)
-    assert transition_plan._transfer_s(0, order, Topology.from_config(cluster)) == pytest.approx(expected)
+    transfer_s = Topology.from_config(cluster).transfer_s
+    assert rounds_s(0, order, transfer_s, transition_plan.ELEMENT_BYTES) == pytest.approx(expected)
 
 
 def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,10 +28,13 @@ def run(argv: list[str]) -> int:
     parser.add_json("report.json")
     args = parser.parse_intermixed_args(argv)
     from trainsys.cli.prepare import check_data, prepared
+    from trainsys.elastic.forks import forkserver
+
+    config = prepared(args.config)
+    forkserver()  # imports torch on another core while this process does
     from trainsys.elastic.drill import planned_faults, run_drill
     from trainsys.elastic.report import FILES, summary, write_report
 
-    config = prepared(args.config)
     planned_faults(config)
     console = screen(stderr=args.json)
     check_data(config, console)

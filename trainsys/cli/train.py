@@ -34,10 +34,13 @@ def run(argv: list[str]) -> int:
     parser.add_json("the outcome")
     args = parser.parse_intermixed_args(argv)
     from trainsys.cli.prepare import check_data, prepared
+    from trainsys.elastic.forks import forkserver
+
+    config = prepared(args.config)
+    forkserver()  # imports torch on another core while this process does
     from trainsys.elastic.claim import claimed
     from trainsys.elastic.resume import announce, newest
 
-    config = prepared(args.config)
     console = screen(stderr=args.json)
     check_data(config, console)
     with claimed(config):

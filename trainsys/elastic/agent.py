@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing as mp
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
-from multiprocessing.forkserver import ensure_running
 
-from trainsys.comm.lookups import retry_soon
 from trainsys.config import RunConfig
 from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.faults import FaultEvent
+from trainsys.elastic.forks import forkserver
 from trainsys.elastic.manager import Manager
 from trainsys.elastic.record import Observer
 from trainsys.elastic.serve import rank_main
 
 HOST = "127.0.0.1"
 GRACE_S = 5.0  # for ranks that were told to leave
-PRELOAD = ["trainsys.elastic.preload"]
-
-
-def forkserver() -> mp.context.ForkServerContext:
-    """Start method of rank processes: a thread-free parent that has imported torch once."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are here; spares gloo a look-up of the host's name
-    retry_soon()
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    resource_tracker.ensure_running()  # would unblock both signals again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        ensure_running()  # with both blocked, and its children inherit that: the agent alone decides when to stop
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
 
 
 class LocalCluster:

@@ -12,6 +12,7 @@ import gc
 import numpy.random  # noqa: F401
 import torch
 import torch.distributed.checkpoint
+import torch.nn.attention.bias  # for sequences that are cut
 
 import trainsys.elastic.worker  # noqa: F401
 from trainsys.elastic.bonds import die_with_parent

@@ -81,8 +81,8 @@ class Recorder:
         say = self._progress.say
         keep_before(self.run_dir / "metrics.jsonl", start_step)
         self._metrics = JsonLines(self.run_dir / "metrics.jsonl", True, say)
-        self._history = JsonLines(self.run_dir / "history.jsonl", start_step > 0, say)
         self._board = Board(self.run_dir / "tensorboard", start_step, say)
+        self._history = JsonLines(self.run_dir / "history.jsonl", start_step > 0, say)
         self._note("start", step=start_step)
 
     @property

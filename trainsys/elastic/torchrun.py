@@ -24,9 +24,9 @@ from torch._C._distributed_c10d import Store, TCPStore
 
 from trainsys.comm.lookups import retry_soon
 from trainsys.config import RunConfig
-from trainsys.elastic.agent import forkserver
 from trainsys.elastic.claim import claimed
 from trainsys.elastic.endpoint import Endpoint, Rendezvous
+from trainsys.elastic.forks import forkserver
 from trainsys.elastic.manager import ElasticError, Manager
 from trainsys.elastic.recorder import Recorder
 from trainsys.elastic.resume import announce, ending, newest
@@ -61,10 +61,6 @@ class Place:
         retry_soon()
         hosts = self.rank == 0 and not self.agent_hosts_store
         return TCPStore(*self.master, is_master=hosts, wait_for_workers=False, timeout=timedelta(seconds=120))
-
-
-def in_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ and "LOCAL_RANK" in os.environ
 
 
 def join_torchrun(config: RunConfig) -> int:

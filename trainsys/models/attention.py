@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -25,5 +24,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.shape[2] == k.shape[2]:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:
+        from torch.nn.attention.bias import causal_lower_right  # 0.4 s: only who cuts sequences needs it
+
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(q.shape[2], k.shape[2]))
     return out.transpose(1, 2).flatten(2)

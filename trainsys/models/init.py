@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import sqrt
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainsys.config import ModelConfig
@@ -24,7 +26,7 @@ def init_box(
 
     Norm weights are 1, biases 0, matrices normal with std 0.02; those that write into the residual stream are smaller
     by 1/√(2·num_layers) (Radford et al. 2019, §2.3). Random numbers are keyed by (seed, name, block of 64 rows); no
-    more than one such block exists besides the result.
+    more than one such block exists besides the result, and it stays for the next box.
     """
     assert len(start) == len(stop) == len(tensor.shape), (tensor, start, stop)
     assert all(0 <= a <= b <= n for a, b, n in zip(start, stop, tensor.shape, strict=True)), (tensor, start, stop)
@@ -40,7 +42,12 @@ def init_box(
     for block in range(start[0] // ROWS, -(-stop[0] // ROWS)):
         base = block * ROWS
         first, last = max(start[0], base), min(stop[0], base + ROWS)
-        # The stream is consumed row by row: rows after `last` need not be drawn.
-        draws = stream(seed, tensor.name, block).standard_normal((last - base, *tensor.shape[1:]), dtype=np.float32)
-        values[first - start[0] : last - start[0]] = draws[(slice(first - base, None), *columns)] * std
+        draws = _draws(seed, tensor.name, block, (min(ROWS, tensor.shape[0] - base), *tensor.shape[1:]))
+        values[first - start[0] : last - start[0]] = draws[(slice(first - base, last - base), *columns)] * std
     return torch.from_numpy(values)
+
+
+@lru_cache(maxsize=1)
+def _draws(seed: int, name: str, block: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """One block of rows. The last one is kept: a state is filled piece by piece, and many pieces share a block."""
+    return stream(seed, name, block).standard_normal(shape, dtype=np.float32)

@@ -248,17 +248,27 @@ class Engine:
         if self.weights:
             self.weights.load(self.state)
             return
+        if self.layout.zero == 0:
+            self._copy_params()
+            return
         for bucket in self.buckets:
             flat = torch.empty(bucket.spec.numel, dtype=self.dtype, device=self.device)
-            local = self.layout.zero == 0
             at = 0
             for piece in bucket.spec.pieces:
-                if local or bucket.region.start <= at < bucket.region.stop:
+                if bucket.region.start <= at < bucket.region.stop:
                     flat[at : at + piece.numel].copy_(self.state.view("master", piece))
                 at += piece.numel
-            if not local:
-                bucket.gather(flat)
+            bucket.gather(flat)
             self._write_params(bucket, flat)
+
+    @torch.no_grad()
+    def _copy_params(self) -> None:
+        """Under ZeRO-0 every master is here, and the pieces of a tensor lie end to end."""
+        own = ((p, at) for p, at in self.state.offsets.items() if p.shard == self.shard)  # a mirrored one may differ
+        first = {p.tensor: at for p, at in own if p.start == 0}
+        for name, p in self.params.items():
+            at = first[self.ordinal_of[name]]
+            p.view(-1).copy_(self.state.slots["master"][at : at + p.numel()])
 
     @torch.no_grad()
     def _write_params(self, bucket: Bucket, flat: Tensor) -> None:

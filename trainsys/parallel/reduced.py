@@ -36,6 +36,8 @@ class Reduced:
             for piece in bucket.spec.pieces:
                 self.at_flat[piece] = (b, offset)
                 offset += piece.numel
+        self.held, self.unique = layout.held(space, rank), layout.unique(space, rank)
+        self.wards = [(ward, sum(p.numel for p in layout.unique(space, ward))) for ward in layout.wards_of(rank)]
 
     def _valid_slices(self, flats: list[Tensor], owned: bool) -> list[tuple[Piece, Tensor]]:
         """The pieces whose sum over replicas is known here: the `owned` ones, after a ``fast`` reduction all."""
@@ -82,17 +84,15 @@ class Reduced:
             parts = [flats[b][at : at + p.numel] for p in pieces for b, at in [self.at_flat[p]]]
             return torch.cat(parts, out=into) if parts else into
 
-        numel = sum(p.numel for p in self.layout.storage(self.space, self.rank))
-        pieces, unique = self.layout.held(self.space, self.rank), self.layout.unique(self.space, self.rank)
-        grad = torch.empty(numel, dtype=flats[0].dtype, device=flats[0].device)
-        at = sum(p.numel for p in pieces)
-        held = gather(pieces, grad[:at])
+        at = sum(p.numel for p in self.held)
+        grad = torch.empty(at + sum(size for _, size in self.wards), dtype=flats[0].dtype, device=flats[0].device)
+        held = gather(self.held, grad[:at])
         sends, receives = [], []
         mirror = self.layout.mirror_of.get(self.rank)
-        if mirror is not None and unique:
-            sends.append((mirror, held if unique == pieces else gather(unique, grad.new_empty(0)), 0))
-        for ward in self.layout.wards_of(self.rank):
-            size = sum(p.numel for p in self.layout.unique(self.space, ward))
+        if mirror is not None and self.unique:
+            same = self.unique == self.held
+            sends.append((mirror, held if same else gather(self.unique, grad.new_empty(0)), 0))
+        for ward, size in self.wards:
             if size:
                 receives.append((ward, grad[at : at + size], 0))
             at += size

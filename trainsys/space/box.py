@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import add, lt, sub
 
 
 @dataclass(frozen=True, order=True)
@@ -23,7 +24,7 @@ class Box:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+        return tuple(map(sub, self.stop, self.start))
 
     @property
     def numel(self) -> int:
@@ -31,15 +32,12 @@ class Box:
 
     def intersect(self, other: Box) -> Box | None:
         """The common box, or None when it is empty."""
-        start = tuple(max(a, b) for a, b in zip(self.start, other.start, strict=True))
-        stop = tuple(min(a, b) for a, b in zip(self.stop, other.stop, strict=True))
-        return Box(start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
+        start = tuple(map(max, self.start, other.start))
+        stop = tuple(map(min, self.stop, other.stop))
+        return Box(start, stop) if all(map(lt, start, stop)) else None
 
     def shift(self, by: Sequence[int]) -> Box:
-        return Box(
-            tuple(a + d for a, d in zip(self.start, by, strict=True)),
-            tuple(b + d for b, d in zip(self.stop, by, strict=True)),
-        )
+        return Box(tuple(map(add, self.start, by)), tuple(map(add, self.stop, by)))
 
     def within(self, outer: Box) -> tuple[slice, ...]:
         """Index of this box inside an array that holds exactly `outer`."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from trainsys.elastic.agent import forkserver
+from trainsys.elastic.forks import forkserver
 
 
 class RankError(RuntimeError):
