@@ -26,12 +26,12 @@ class EmulatedDevice(TorchDispatchMode):
     is that of a whole step.
 
     Attributes:
-        slept_s: seconds that products took so far.
+        asked_s: seconds that products take at that rate, so far.
     """
 
     def __init__(self, flops: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._flops, self._owed_s, self.slept_s = flops, 0.0, 0.0
+        self._flops, self._owed_s, self.asked_s = flops, 0.0, 0.0
         self._computed_s = 0.0  # this thread's time on the CPU at the last product
 
     def __enter__(self) -> EmulatedDevice:
@@ -51,14 +51,14 @@ class EmulatedDevice(TorchDispatchMode):
 
     def _spend(self, seconds: float) -> None:
         """Sleep; what a sleep takes too long is taken off the next."""
+        self.asked_s += seconds
         computed_s = time.thread_time()
         self._owed_s += seconds - (computed_s - self._computed_s)
         self._computed_s = computed_s
         if self._owed_s > 0:
             start = time.perf_counter()
             time.sleep(self._owed_s)
-            slept = time.perf_counter() - start
-            self._owed_s, self.slept_s = self._owed_s - slept, self.slept_s + slept
+            self._owed_s -= time.perf_counter() - start
 
 
 def _mm(a: Tensor, b: Tensor) -> tuple[float, Tensor]:
