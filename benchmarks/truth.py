@@ -155,7 +155,7 @@ def body(rank: int, world_size: int, store: Any, config: RunConfig, steps: int) 
         spans.append(span(group, lambda batch=batch: _step(engine, emulated, batch, group)))
         pipeline_s = engine.executor.events[-1].end_s - spans[-1][0]
     comm.close()
-    return {"spans": spans[1:], "slept_s": emulated.slept_s / (steps + 1), "pipeline_s": pipeline_s}
+    return {"spans": spans[1:], "asked_s": emulated.asked_s / (steps + 1), "pipeline_s": pipeline_s}
 
 
 def _step(engine: Engine, emulated: EmulatedDevice, batch: Batch, group: Any) -> None:
@@ -240,7 +240,7 @@ def _measure(lab: Lab, config: RunConfig, steps: int) -> dict[str, Any]:
         "measured_s": measured,
         "off": plan.step_s / measured - 1,
         "predicted": {k: v for k, v in dataclasses.asdict(plan).items() if k.endswith("_s") and k != "step_s"},
-        "slept_s": max(r["slept_s"] for r in results),
+        "asked_s": max(r["asked_s"] for r in results),
         "pipeline_s": median(r["pipeline_s"] for r in results),
     }
 
