@@ -10,8 +10,9 @@ from trainsys.perf.collective import gather_s
 from trainsys.perf.gemm import gemm_s
 from trainsys.perf.job import Job
 
-_PERMUTE = 10.0  # bytes per element of a token's copy: gathered, sorted and cast on its way; as many back
-_SWAP = 0.8  # of a ring's bandwidth that an all-to-all of the same bytes reaches; Galvatron's tables of one node
+# bytes per element of a token's copy: gathered, sorted and cast on its way; as many back. Chosen with bridge's expert rows
+_PERMUTE = 10.0
+_SWAP = 0.8  # of a ring's bandwidth that an all-to-all reaches: all2all rows of benchmarks/published/links.csv, one node
 
 
 def expert_products(job: Job) -> tuple[float, float]:
