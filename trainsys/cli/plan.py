@@ -56,8 +56,8 @@ or with --any-microbatch.
 
 why=LAYOUT asks why that layout is not the best: which rule it breaks and what to set instead, how much memory it lacks
 and what would make it fit, or which parts of the step make it slower. LAYOUT names degrees and words as the table does
-(tp8,pp4 or "dp8·tp4·pp1 zero1 sp"); what it does not name is free, and dp follows from the ranks. Only the answer is
-printed, and a plan is written only where --out says so.
+(tp8,pp4 or "dp8·tp4·pp2[15,17] zero1 sp mb2"); what it does not name is free, and dp follows from the ranks. Only the
+answer is printed, and a plan is written only where --out says so.
 
 --elastic says of the best plans which layouts follow when nodes are lost or one more comes, as the elastic manager will
 choose them, and how long training pauses. With cluster.node_mtbf_hours set, the plan written is the one of them that

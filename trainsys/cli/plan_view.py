@@ -67,13 +67,14 @@ def _header(config: RunConfig, report: PlanReport) -> Table:
     table.add_row("model", report.model)
     table.add_row(
         "batch",
-        f"{batch.global_size} sequences × {batch.seq_len} tokens per step, "
+        f"{batch.global_size} sequence{'s'[: batch.global_size != 1]} × {batch.seq_len} tokens per step, "
         f"{microbatches} microbatch{'es'[: 2 * (microbatches != 1)]} of {batch.microbatch_size}",
     )
     fit = report.pruned + report.simulated
     table.add_row(
         "search",
-        f"{report.legal} layouts are legal, {fit} of them fit, {report.simulated} simulated, {report.search_s:.2g} s",
+        f"{report.legal} {'layouts are' if report.legal != 1 else 'layout is'} legal, {fit} of them fit, "
+        f"{report.simulated} simulated, {report.search_s:.2g} s",
     )
     return table
 
