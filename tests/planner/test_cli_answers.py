@@ -67,6 +67,9 @@ def test_what_overrides_fix_is_asked_too(folder: Path, capsys: pytest.CaptureFix
     why = json.loads(capsys.readouterr().out)["why"]
     assert why["asked"] == "parallel.zero=2 parallel.dp=4"
     assert "zero2" in why["layout"]
+    assert why["among"] == "parallel.zero=2"
+    assert main(["plan", *CONFIGS, "parallel.tp=4", "why=dp1"]) == 0
+    assert "it is the best layout with parallel.tp=4" in capsys.readouterr().out
 
 
 def test_json_has_the_answers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,6 +111,8 @@ def test_all_files_are_written_together(folder: Path, capsys: pytest.CaptureFixt
     [
         (["why=fast"], "why=fast names no part of a layout"),
         (["why="], "why= names no layout"),
+        (["why=zero7"], "parallel.zero=7 is unknown"),
+        (["--elastic", "--nodes-lost", "2"], "leaves none of cluster.nodes=2; set it to 1 or less"),
         (["why=tp2", "why=tp4"], "why= is given twice"),
         (["--why", "tp2"], "use why=tp2"),
         (["--export", "horovod", "x"], "--export horovod is unknown; use megatron"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from trainsys.cli.plan_elastic import KEPT, Views, elastic, elastic_json
 from trainsys.comm.topology import Topology
 from trainsys.config import RunConfig, load, named, to_yaml
 from trainsys.planner.asked import parse_asked
+from trainsys.planner.beside import reduction_fast, what_fits
 from trainsys.planner.enumerate import TAKEN
 from trainsys.planner.export.registry import EXPORTS, best_export
 from trainsys.planner.goodput import DEPTH
+from trainsys.planner.nothing import NO_FIT
 from trainsys.planner.plan import PlanReport
 from trainsys.planner.ranking import with_layout
 from trainsys.planner.risk import oom_probability
@@ -54,8 +56,8 @@ or with --any-microbatch.
 
 why=LAYOUT asks why that layout is not the best: which rule it breaks and what to set instead, how much memory it lacks
 and what would make it fit, or which parts of the step make it slower. LAYOUT names degrees and words as the table does
-(tp8,pp4 or "dp8·tp4·pp1 zero1 sp"); what it does not name is free, and dp follows from the ranks. Only the answer is
-printed, and a plan is written only where --out says so.
+(tp8,pp4 or "dp8·tp4·pp2[15,17] zero1 sp mb2"); what it does not name is free, and dp follows from the ranks. Only the
+answer is printed, and a plan is written only where --out says so.
 
 --elastic says of the best plans which layouts follow when nodes are lost or one more comes, as the elastic manager will
 choose them, and how long training pauses. With cluster.node_mtbf_hours set, the plan written is the one of them that
@@ -78,17 +80,21 @@ def run(argv: list[str]) -> int:
     if len(questions) > 1:
         raise ValueError("why= is given twice; ask for one layout at a time")
     config, fixed = load(inputs), _fixed(inputs)
+    _check_lost(args.nodes_lost, config.cluster.nodes)
     asked = {key: getattr(config.parallel, key) for key in fixed} | questions[0] if questions else {}
     any_microbatch = args.any_microbatch or "batch.microbatch_size" not in named(inputs)
     keep = max(KEEP, args.top or 0, args.elastic * KEPT)
     try:
         report = search(config, fixed=fixed, keep=keep, any_microbatch=any_microbatch, halves=args.halves)
-    except ValueError:
+    except ValueError as error:
         if not asked or args.out or args.export or args.picture or args.explain or args.elastic:
-            raise
-        return _without_winner(config, asked, args.json, any_microbatch)
+            raise ValueError(f"{error}{_beside(config, fixed, any_microbatch, str(error))}") from None
+        return _without_winner(config, asked, args.json, any_microbatch, fixed)
+    report = replace(report, any_microbatch=any_microbatch)
+    if "parallel.reduction" not in _keys(inputs) and (args.json or not asked):
+        report = replace(report, reduction_fast=reduction_fast(config, report, fixed))
     best = report.plans[0]
-    answer = why_not(config, asked, best, report.num_ranks, any_microbatch) if asked else None
+    answer = why_not(config, asked, best, report.num_ranks, any_microbatch, fixed) if asked else None
     views = elastic(config, report, args.nodes_lost) if args.elastic else []
     best = views[0][0] if views else best
     config = with_layout(config, best.parallel, best.microbatch_size)
@@ -102,9 +108,18 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _without_winner(config: RunConfig, asked: Mapping[str, Any], as_json: bool, any_microbatch: bool) -> int:
+def _beside(config: RunConfig, fixed: Collection[str], any_microbatch: bool, why: str) -> str:
+    """What of another microbatch size and the other reduction would fit, unless `why` nothing does says it already."""
+    if not why.startswith(NO_FIT):
+        return ""
+    return what_fits(config, fixed, any_microbatch, try_fast="parallel.reduction=fast" not in why)
+
+
+def _without_winner(
+    config: RunConfig, asked: Mapping[str, Any], as_json: bool, any_microbatch: bool, fixed: Collection[str]
+) -> int:
     """Answer a question where no layout fits. Raises ValueError for bad input."""
-    answer = why_not(config, asked, None, Topology.from_config(config.cluster).num_ranks, any_microbatch)
+    answer = why_not(config, asked, None, Topology.from_config(config.cluster).num_ranks, any_microbatch, fixed)
     if as_json:
         print(json.dumps({"plans": [], "why": answer.to_json()}, indent=2, ensure_ascii=False))
     else:
@@ -163,13 +178,25 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--out, --export and --picture name one file twice; give each its own")
 
 
+def _check_lost(nodes_lost: int | None, nodes: int) -> None:
+    if nodes_lost is not None and nodes_lost > nodes - 1:
+        raise ValueError(
+            f"--nodes-lost {nodes_lost} leaves none of cluster.nodes={nodes}; "
+            + (f"set it to {nodes - 1} or less" if nodes > 1 else "leave it out, or raise cluster.nodes")
+        )
+
+
 def _exports(config: RunConfig, report: PlanReport, args: argparse.Namespace) -> list[Export]:
     """What is written for each target: the plan, or the best one that it can express. Raises ValueError."""
     configs = [config, *(with_layout(config, plan.parallel, plan.microbatch_size) for plan in report.plans)]
     exports: list[Export] = []
     for target, name in args.export:
         text, expressed = best_export(target, configs)
-        other = "" if expressed == config else notation(expressed.parallel)
+        other = (
+            ""
+            if expressed == config
+            else notation(expressed.parallel, expressed.batch.microbatch_size * report.any_microbatch)
+        )
         exports.append((target, Path(name), text, other))
     return exports
 
@@ -185,7 +212,9 @@ def _files(
 
         title = f"{report.model}\non {report.cluster}"
         form = args.picture.suffix[1:]
-        files.append(("--picture", args.picture, draw(report.plans[: args.top or _TOP], title, form)))
+        files.append(
+            ("--picture", args.picture, draw(report.plans[: args.top or _TOP], title, form, report.any_microbatch))
+        )
     return files
 
 
@@ -228,7 +257,7 @@ def _show(
     if views:
         from trainsys.cli.plan_elastic import show_elastic
 
-        show_elastic(config, report.plans[0], views, out is not None)
+        show_elastic(config, report.plans[0], views, out is not None, sized=report.any_microbatch)
     show_written(out, [(target, path, other) for target, path, _, other in exports], args.picture)
 
 
@@ -242,5 +271,10 @@ def _first(report: PlanReport, views: Views) -> PlanReport:
 
 def _fixed(args: list[str]) -> list[str]:
     """The keys that overrides fix, of those that are searched or cannot be."""
-    keys = [a.partition("=")[0].removeprefix("parallel.") for a in args if a.startswith("parallel.") and "=" in a]
-    return [key for key in dict.fromkeys(keys) if key not in TAKEN]
+    keys = [key.removeprefix("parallel.") for key in _keys(args) if key.startswith("parallel.")]
+    return [key for key in keys if key not in TAKEN]
+
+
+def _keys(args: list[str]) -> list[str]:
+    """What overrides name."""
+    return list(dict.fromkeys(a.partition("=")[0] for a in args if "=" in a))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from trainsys.config import RunConfig
@@ -41,18 +41,27 @@ def elastic_json(views: Views) -> dict[str, Any]:
 
 
 def show_elastic(
-    config: RunConfig, fastest: Plan, views: Views, written: bool = True, console: Console | None = None
+    config: RunConfig,
+    fastest: Plan,
+    views: Views,
+    written: bool = True,
+    console: Console | None = None,
+    sized: bool = False,
 ) -> None:
-    """Print it: a table of what follows each plan, then which one is `written`, or would be, and why."""
+    """Print it: a table of what follows each plan, then which one is `written`, or would be, and why.
+
+    Where sizes were searched (`sized`), plans are named with their microbatch size, which all that follows keeps.
+    """
     from rich.console import Console
     from rich.padding import Padding
 
     console = console or Console(highlight=False)
-    for part in (_table(config, views), _verdict(config, fastest, views, "written" if written else "choice")):
+    label = "written" if written else "choice"
+    for part in (_table(config, views, sized), _verdict(config, fastest, views, label, sized)):
         console.print(Padding(part, (0, 0, 1, 1), expand=False))
 
 
-def _table(config: RunConfig, views: Views) -> Table:
+def _table(config: RunConfig, views: Views, sized: bool) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -62,7 +71,7 @@ def _table(config: RunConfig, views: Views) -> Table:
     for name in ("tokens/s", "GiB in", "switch", "pause"):
         table.add_column(name, justify="right", no_wrap=True)
     for plan, look in views:
-        table.add_row(str(config.cluster.nodes), Text(plan.layout, style="bold"), f"{plan.tokens_per_s:,.0f}")
+        table.add_row(str(config.cluster.nodes), Text(plan.name(sized), style="bold"), f"{plan.tokens_per_s:,.0f}")
         for successor in merged(look.successors):
             table.add_row(str(config.cluster.nodes + successor.change), *_cells(successor, plan), style="")
         table.add_section()
@@ -72,7 +81,7 @@ def _table(config: RunConfig, views: Views) -> Table:
 def _cells(successor: Successor, plan: Plan) -> list[str]:
     from trainsys.cli.units import gib, seconds
 
-    lost = f"{successor.lost_steps:g} steps lost" if successor.lost_steps else ""
+    lost = f"{successor.lost_steps:g} step{'s'[: successor.lost_steps != 1]} lost" if successor.lost_steps else ""
     often = f" ({successor.share:.0%} of the nodes)" if successor.share < 0.995 else ""
     if not successor.layout:
         return [f"stops{often}: {successor.why}; {lost}", "0", "", "", ""]
@@ -94,35 +103,34 @@ def merged(successors: Sequence[Successor]) -> list[Successor]:
 
 
 def _worst(same: Sequence[Successor]) -> Successor:
-    from dataclasses import replace
-
     most = {name: max(getattr(s, name) for s in same) for name in ("received_gib", "switch_s", "planning_s", "pause_s")}
     return replace(same[0], share=sum(s.share for s in same), **most)
 
 
-def _verdict(config: RunConfig, fastest: Plan, views: Views, label: str) -> Table:
+def _verdict(config: RunConfig, fastest: Plan, views: Views, label: str, sized: bool) -> Table:
     """Which plan is written, and what each earns."""
     from trainsys.cli.units import grid
 
     table, cluster = grid(), config.cluster
     best, look = views[0]
     if not cluster.node_mtbf_hours:
-        table.add_row(label, f"{best.layout}, the fastest; set cluster.node_mtbf_hours to weigh failures")
+        table.add_row(label, f"{best.name(sized)}, the fastest; set cluster.node_mtbf_hours to weigh failures")
         return table
     table.add_row(
         "failures", f"of a node every {cluster.node_mtbf_hours:g} h, back after {cluster.node_repair_hours:g} h"
     )
     for place, (plan, own) in enumerate(views):
         earned = f"{own.goodput:,.0f} tokens/s, {own.availability:.2%} of what it makes without failures"
-        table.add_row("" if place else "goodput", f"{plan.layout}: {earned}")
-    said = f"{best.layout}, which earns most"
+        table.add_row("" if place else "goodput", f"{plan.name(sized)}: {earned}")
+    said = f"{best.name(sized)}, which earns most"
     if best != fastest:
         other = next(own for plan, own in views if plan == fastest)
-        said += f": {look.goodput / other.goodput - 1:.1%} more than the fastest, {fastest.layout}"
+        said += f": {look.goodput / other.goodput - 1:.1%} more than the fastest, {fastest.name(sized)}"
     table.add_row(label, said)
     lost = max((-s.change for s in look.successors), default=0)
     goes_on = any(s.layout for s in look.successors if s.change == -lost)
     if look.beyond > _RARE and goes_on and lost < cluster.nodes - 1:
-        said = f"more than {lost} nodes are lost {look.beyond:.0%} of the time, counted as standing still"
+        nodes = f"{lost} node{'s are' if lost != 1 else ' is'}"
+        said = f"more than {nodes} lost {look.beyond:.0%} of the time, counted as standing still"
         table.add_row("", f"{said}; look further with --nodes-lost {lost + 1}")
     return table

@@ -34,7 +34,9 @@ class Explanation:
 def explain(config: RunConfig, report: PlanReport) -> Explanation:
     """All that ``--explain`` shows of the best of `report`."""
     best = report.plans[0]
-    return Explanation(breakdown(config, best), sensitivity(config, report.plans), hints(config, best))
+    return Explanation(
+        breakdown(config, best), sensitivity(config, report.plans, sized=report.any_microbatch), hints(config, best)
+    )
 
 
 def show_explanation(explanation: Explanation, console: Console | None = None) -> None:

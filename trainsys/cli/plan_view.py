@@ -28,7 +28,12 @@ def show(config: RunConfig, report: PlanReport, top: int, console: Console | Non
     """Print `report`. Colours only on a terminal; NO_COLOR and COLUMNS are respected (by rich)."""
     console = console or Console(highlight=False)
     best = report.plans[0]
-    parts = [_header(config, report), _winner(best), _ranking(report, top, console.width), _bars(best)]
+    parts = [
+        _header(config, report),
+        _winner(best, report.any_microbatch),
+        _ranking(report, top, console.width),
+        _bars(best),
+    ]
     parts += [part for part in (_rejected(report), _advice(config, report)) if part.row_count]
     for part in parts:
         console.print(Padding(part, (0, 0, 1, 1), expand=False))
@@ -62,21 +67,22 @@ def _header(config: RunConfig, report: PlanReport) -> Table:
     table.add_row("model", report.model)
     table.add_row(
         "batch",
-        f"{batch.global_size} sequences × {batch.seq_len} tokens per step, "
+        f"{batch.global_size} sequence{'s'[: batch.global_size != 1]} × {batch.seq_len} tokens per step, "
         f"{microbatches} microbatch{'es'[: 2 * (microbatches != 1)]} of {batch.microbatch_size}",
     )
     fit = report.pruned + report.simulated
     table.add_row(
         "search",
-        f"{report.legal} layouts are legal, {fit} of them fit, {report.simulated} simulated, {report.search_s:.2g} s",
+        f"{report.legal} {'layouts are' if report.legal != 1 else 'layout is'} legal, {fit} of them fit, "
+        f"{report.simulated} simulated, {report.search_s:.2g} s",
     )
     return table
 
 
-def _winner(plan: Plan) -> Table:
+def _winner(plan: Plan, sized: bool) -> Table:
     numbers = f"   {seconds(plan.step_s)} per step · {plan.tokens_per_s:,.0f} tokens/s · MFU {plan.mfu:.1%}"
     table = grid()
-    table.add_row("best", Text.assemble((plan.layout, "bold green"), numbers))
+    table.add_row("best", Text.assemble((plan.name(sized), "bold green"), numbers))
     return table
 
 
@@ -94,12 +100,11 @@ def _ranking(report: PlanReport, top: int, width: int) -> Table:
     for name in ("OOM", "bubble", "comm"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("bound by", no_wrap=True)
-    several = len({plan.microbatch_size for plan in report.plans}) > 1
     for place, plan in enumerate(report.plans[:top], start=1):
         cells = [bar(plan.peak_gib / limit, 8)] if wide else []
         table.add_row(
             str(place),
-            Text(plan.layout + (f" mb{plan.microbatch_size}" if several else ""), style="green" if place == 1 else ""),
+            Text(plan.name(report.any_microbatch), style="green" if place == 1 else ""),
             seconds(plan.step_s),
             f"{plan.tokens_per_s:,.0f}",
             f"{plan.mfu:.1%}",
@@ -151,16 +156,19 @@ def _rejected(report: PlanReport) -> Table:
 
 
 def _advice(config: RunConfig, report: PlanReport) -> Table:
-    """What deserves a second look: a winner that may not fit, and a size that wastes the device."""
-    best, table = report.plans[0], grid()
+    """What deserves a second look: a winner that may not fit, the faster reduction, a size that wastes the device."""
+    best, fast, table = report.plans[0], report.reduction_fast, grid()
     risk = oom_probability(best.peak_gib, best.limit_gib)
     if risk > _RISKY:
         safer = next((p for p in report.plans if oom_probability(p.peak_gib, p.limit_gib) <= _SAFE), None)
         said = f"{chance(risk)} that the best runs out of memory"
         if safer:
-            said += f"; {safer.layout}: {chance(oom_probability(safer.peak_gib, safer.limit_gib))}"
+            said += f"; {safer.name(report.any_microbatch)}: {chance(oom_probability(safer.peak_gib, safer.limit_gib))}"
             said += f", {safer.step_s / best.step_s - 1:.1%} slower"
         table.add_row("risk", said)
+    if fast:
+        said = f"{seconds(fast.step_s)}, {best.step_s / fast.step_s:.1f} × as fast"
+        table.add_row("note", f"parallel.reduction=fast (bits then depend on the layout): {said}")
     for hint in hints(config, best)[:1]:
         table.add_row("hint", f"{hint.knobs}: {hint.gain:+.0%} FLOP/s ({hint.because})")
     return table

@@ -25,7 +25,7 @@ def show_answer(answer: Answer, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     table = grid()
     table.add_row("asked", answer.asked)
-    table.add_row("answer", Text(_VERDICTS[answer.verdict], style="bold"))
+    table.add_row("answer", Text(_VERDICTS[answer.verdict] + _among(answer), style="bold"))
     for label, line in _lines(answer):
         table.add_row(label, line)
     console.print(Padding(table, (0, 0, 0, 1), expand=False))
@@ -43,13 +43,25 @@ def _lines(answer: Answer) -> Iterator[tuple[str, str]]:
         return
     else:
         yield "layout", f"{answer.layout}, the best that has it"
-        yield "step", f"{seconds(answer.step_s)}, {answer.factor:.2f} × the winner's {seconds(answer.winner_step_s)}"
+        yield "step", f"{seconds(answer.step_s)}, {_times(answer)} × the winner's {seconds(answer.winner_step_s)}"
         yield from _difference(answer)
         yield (
             "memory",
             f"{gib(answer.peak_gib)} of {answer.limit_gib:g} GiB, {chance(answer.oom_probability)} to run out",
         )
-    yield "winner", answer.winner or "none: no layout fits"
+    yield (
+        "winner",
+        (answer.winner or "none: no layout fits") + (f", the best with {answer.among}" if answer.among else ""),
+    )
+
+
+def _times(answer: Answer) -> str:
+    return f"{answer.factor:.2f}" if answer.factor >= 1.01 else f"{answer.factor:.3f}"
+
+
+def _among(answer: Answer) -> str:
+    """What "best" holds among."""
+    return f" with {answer.among}" if answer.among and answer.verdict in ("best", "tie") else ""
 
 
 def _memory(answer: Answer) -> Iterator[tuple[str, str]]:

@@ -36,7 +36,8 @@ def check_machine(config: RunConfig) -> None:
     ranks = config.cluster.nodes * config.cluster.ranks_per_node
     if config.elastic.min_ranks > ranks:
         raise ValueError(
-            f"elastic.min_ranks={config.elastic.min_ranks} but the cluster has {ranks} ranks; lower elastic.min_ranks"
+            f"elastic.min_ranks={config.elastic.min_ranks} but the cluster has {ranks} rank"
+            f"{'s'[: ranks != 1]}; lower elastic.min_ranks"
         )
     check_folder(Path(config.run_dir), "run_dir")
     if config.checkpoint.dir:

@@ -85,6 +85,6 @@ def _run(conversion: Conversion, args: argparse.Namespace) -> int:
     else:
         again = f", {done.resumed} of them from an earlier attempt" if done.resumed else ""
         step = "" if conversion.step is None else f"step {conversion.step} of "
-        size = f"{done.nbytes / 2**20:.1f} MiB in {done.files} files{again}"
+        size = f"{done.nbytes / 2**20:.1f} MiB in {done.files} file{'s'[: done.files != 1]}{again}"
         console.print(f"{step}{args.source} is in {args.target}: {size}", markup=False)
     return 0

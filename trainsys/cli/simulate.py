@@ -70,7 +70,9 @@ def _show(result: Timeline, out: object) -> None:
 
     console = screen()
     run, schedule = result.run, result.schedule
-    table = Table(title=f"{schedule.name}, {schedule.routes.num_microbatches} microbatches", title_justify="left")
+    microbatches = schedule.routes.num_microbatches
+    title = f"{schedule.name}, {microbatches} microbatch{'es'[: 2 * (microbatches != 1)]}"
+    table = Table(title=title, title_justify="left")
     for heading in ("lane", "stage", "replica", "busy (s)", "idle", "peak activations"):
         table.add_column(heading, justify="right")
     for (stage, replica), lane in sorted(schedule.placement.items(), key=lambda item: item[1]):

@@ -75,7 +75,8 @@ def run_drill(config: RunConfig, console: Screen | None = None) -> Drill:
 def _both(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None) -> Drill:
     quiet = replace(config, run_dir=str(Path(config.run_dir) / "undisturbed"))
     predicted_s = predict(config, config.parallel).step_s
-    _say(console, f"1 of 2: {config.train.steps} steps with faults {', '.join(map(str, events)) or 'none'}")
+    steps = f"{config.train.steps} step{'s'[: config.train.steps != 1]}"
+    _say(console, f"1 of 2: {steps} with faults {', '.join(map(str, events)) or 'none'}")
     disturbed = _run(config, events, console)
     _say(console, "2 of 2: the same steps undisturbed")
     undisturbed = _run(quiet, (), console)

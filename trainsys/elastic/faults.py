@@ -73,7 +73,7 @@ def _check_ranks(events: Sequence[FaultEvent], world_size: int) -> None:
             raise ValueError(f"faults.schedule: {event} strikes rank {event.rank} a second time; name another rank")
         struck.add(event.rank)
         if len(struck) == started:
-            raise ValueError(f"faults.schedule: {event} leaves none of {started} ranks; name fewer")
+            raise ValueError(f"faults.schedule: {event} leaves none of {started} rank{'s'[: started != 1]}; name fewer")
 
 
 def random_kills(
@@ -85,7 +85,10 @@ def random_kills(
         ValueError: when there are not enough ranks or steps.
     """
     if kills >= len(ranks) and not 0 < rejoin_after < steps // (kills + 1):
-        raise ValueError(f"faults.kills={kills} would leave none of {len(ranks)} ranks; set faults.kills<{len(ranks)}")
+        raise ValueError(
+            f"faults.kills={kills} would leave none of {len(ranks)} rank{'s'[: len(ranks) != 1]}; "
+            f"set faults.kills<{len(ranks)}"
+        )
     if kills > len(ranks) or 2 * kills >= steps:
         raise ValueError(f"faults.kills={kills} does not fit {len(ranks)} ranks and train.steps={steps}; set it lower")
     rng = random.Random(f"faults/{seed}")

@@ -74,7 +74,8 @@ def markdown(drill: Drill) -> str:
     """report.md: the summary, one row per lost rank, one per join, and the list of files."""
     r = drill.result
     config = drill.config
-    batch = f"{config.batch.global_size} sequences of {config.batch.seq_len} tokens per step"
+    sequences = _count(config.batch.global_size, "sequence", "sequences")
+    batch = f"{sequences} of {config.batch.seq_len} tokens per step"
     parts = [f"# Drill: {'passed' if drill.passed else 'failed'}", "\n".join(f"- {line}" for line in summary(drill))]
     parts.append(f"Model {config.model.family}, {batch}, first layout {drill.disturbed.changes[0].after}.")
     if r["faults"]:
@@ -115,7 +116,9 @@ def draw_loss(drill: Drill, path: Path) -> None:
     for j in r["joins"]:
         _mark(axes, j["step"], f"rank {j['rank']} joins", "#2E8B57")
     verdict = "bit-equal" if r["bit_equal_loss"] else f"differ by up to {r['max_abs_loss_diff']:.3g}"
-    axes.set_title(f"Loss over {r['steps']} steps: the two runs are {verdict}", loc="left", fontsize=11)
+    axes.set_title(
+        f"Loss over {_count(r['steps'], 'step', 'steps')}: the two runs are {verdict}", loc="left", fontsize=11
+    )
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.margins(x=0.02, y=0.08)

@@ -26,7 +26,7 @@ def announce(config: RunConfig, found: Found, say: Callable[[str], None]) -> boo
     for reason in found.rejected:
         say(f"{reason}; using {Path(found.path).name}")
     if found.step >= config.train.steps:
-        say(f"all {config.train.steps} steps are already in {found.path}; raise train.steps to go on")
+        say(f"{_all(config.train.steps)} already in {found.path}; raise train.steps to go on")
         return False
     if found.path:
         set_aside(config, found)
@@ -62,4 +62,8 @@ def ending(recorder: Recorder, found: Found) -> str:
             f"stopped after step {recorder.next_step} of {config.train.steps}; {where}; "
             f"go on with: trainsys train {again}"
         )
-    return f"trained {recorder.next_step} steps; {where}; record in {config.run_dir}"
+    return f"trained {recorder.next_step} step{'s'[: recorder.next_step != 1]}; {where}; record in {config.run_dir}"
+
+
+def _all(steps: int) -> str:
+    return f"all {steps} steps are" if steps != 1 else "the only step is"

@@ -75,7 +75,8 @@ def join_torchrun(config: RunConfig) -> int:
     ranks = config.cluster.nodes * config.cluster.ranks_per_node
     if ranks != place.world_size:
         raise ValueError(
-            f"torchrun started {place.world_size} ranks but cluster.nodes*cluster.ranks_per_node={ranks}; "
+            f"torchrun started {place.world_size} rank{'s'[: place.world_size != 1]} but "
+            f"cluster.nodes*cluster.ranks_per_node={ranks}; "
             f"set cluster.nodes and cluster.ranks_per_node, or --nproc-per-node {ranks}"
         )
     shared, key = place.store(), f"trainsys/{place.attempt}"

@@ -201,7 +201,8 @@ def _check_shares(config: RunConfig) -> None:
     microbatches, most = batch.global_size // batch.microbatch_size, max(parallel.stage_replicas or (parallel.dp,))
     if most > microbatches:
         raise ValueError(
-            f"{microbatches} microbatches < parallel.{'stage_replicas' if parallel.stage_replicas else 'dp'}={most}; "
+            f"{microbatches} microbatch{'es'[: 2 * (microbatches != 1)]} < "
+            f"parallel.{'stage_replicas' if parallel.stage_replicas else 'dp'}={most}; "
             f"raise batch.global_size to {most * batch.microbatch_size} or lower batch.microbatch_size"
         )
     if not parallel.stage_replicas and microbatches % parallel.dp:

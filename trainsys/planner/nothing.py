@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Collection
 from math import log
@@ -12,6 +13,8 @@ from trainsys.config import ParallelConfig, RunConfig
 from trainsys.planner.enumerate import candidates
 from trainsys.planner.plan import Miss
 from trainsys.planner.stages import notation
+
+NO_FIT = "no layout fits"
 
 
 def nothing_with(config: RunConfig, num_ranks: int, fixed: Collection[str], rejected: Counter[str]) -> str:
@@ -42,7 +45,7 @@ def _text(value: object) -> str:
 
 
 def nothing_fits(topology: Topology, rejected: Counter[str], nearest: Miss | None, canonical: bool) -> str:
-    """Why there is no layout at all, in one line."""
+    """Why there is no layout at all, in one line, which starts with `NO_FIT` where it is for memory."""
     ranks = f"{topology.num_ranks} rank{'s'[: topology.num_ranks != 1]}"
     if nearest is None:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in rejected.most_common(3))
@@ -50,9 +53,20 @@ def nothing_fits(topology: Topology, rejected: Counter[str], nearest: Miss | Non
     parts = dataclasses.asdict(nearest.memory)
     largest = max(parts, key=lambda name: parts[name])
     return (
-        f"no layout fits on {ranks}: nearest is {nearest.layout}, which needs {nearest.peak_gib:.3g} GiB per rank and "
+        f"{NO_FIT} on {ranks}: nearest is {nearest.layout}, which needs {nearest.peak_gib:.3g} GiB per rank and "
         f"misses cluster.device.memory_gib={nearest.limit_gib:g} by {nearest.over_gib:.3g} GiB "
         f"({largest} {parts[largest]:.3g} GiB); use more ranks"
-        + (" or lower batch.microbatch_size" if largest in ("activations", "logits") else "")
-        + (" or set parallel.reduction=fast" if largest == "gradients" and canonical else "")
+        + (" or set parallel.reduction=fast" if canonical and _fast_fits(nearest) else "")
     )
+
+
+def _fast_fits(nearest: Miss) -> bool:
+    """Whether it would fit with gradients added up in place, which are at most twice as large as the weights.
+
+    Under ZeRO 2 and 3 gradients are added up as they come, so that it would change nothing. Nor does it where a change
+    of layout, for which the state stands twice, needs as much as a step.
+    """
+    memory = nearest.memory
+    step = nearest.peak_gib - memory.gradients + 2 * memory.parameters
+    changing = 2 * (memory.optimizer + memory.mirror)
+    return max(step, changing) <= nearest.limit_gib and not re.search("zero[23]", nearest.layout)

@@ -15,10 +15,11 @@ _STEP = ("#4c78a8", "#f58518", "#eeca3b", "#ff9da6", "#e45756", "#b279a2", "#bab
 _MEMORY = ("#1b7837", "#5aae61", "#a6dba0", "#d9f0d3", "#9970ab", "#c2a5cf", "#8c510a", "#dfc27d", "#999999")
 
 
-def draw(plans: Sequence[Plan], title: str, form: str = "png") -> bytes:
+def draw(plans: Sequence[Plan], title: str, form: str = "png", sized: bool = False) -> bytes:
     """A picture in `form` (png, pdf, svg): two panels with one bar per layout, the best on top.
 
-    Left the step by its parts, right the fullest rank's memory by its parts, against the limit.
+    Left the step by its parts, right the fullest rank's memory by its parts, against the limit. Where sizes were
+    searched (`sized`), layouts are named with their microbatch size.
     """
     from matplotlib.figure import Figure
 
@@ -40,7 +41,7 @@ def draw(plans: Sequence[Plan], title: str, form: str = "png") -> bytes:
         inside = plan.peak_gib > limit / 4  # beside a long bar it would hide the limit
         offset, side = ((-4, 0), "right") if inside else ((4, 0), "left")
         right.annotate(f"{plan.peak_gib:.3g}", (plan.peak_gib, place), offset, ha=side, bbox=box, **said)
-    left.set_yticks(range(len(plans)), [plan.layout for plan in plans], fontsize=9)
+    left.set_yticks(range(len(plans)), [plan.name(sized) for plan in plans], fontsize=9)
     left.invert_yaxis()
     _legend(figure, left, "outside lower left")
     _legend(figure, right, "outside lower right")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from trainsys.config import ParallelConfig
 from trainsys.planner.memory import Memory
 
+EQUAL = 0.002  # step times this close (relative) count as a tie
 Bound = Literal["compute", "tp", "cp", "ep", "dp", "offload", "bubble", "memory"]
 
 
@@ -53,6 +54,10 @@ class Plan:
     bound_by: Bound
     offload_s: float = 0.0
     microbatch_size: int = 0
+
+    def name(self, sized: bool) -> str:
+        """The layout, and where sizes were searched (`sized`) the microbatch size, by which layouts differ too."""
+        return f"{self.layout} mb{self.microbatch_size}" if sized else self.layout
 
     @property
     def num_ranks(self) -> int:
@@ -100,6 +105,8 @@ class PlanReport:
         pareto: than each of these no layout is as fast, as small (within 5 %) and on as few ranks; fastest first.
         legal: layouts, those over memory among them.
         pruned, simulated: of those that fit, how many a bound of their step time ruled out, and how many it did not.
+        any_microbatch: sizes of microbatches were searched; layouts are named with theirs.
+        reduction_fast: a layout that is much faster than all of `plans` with ``parallel.reduction=fast``.
     """
 
     cluster: str
@@ -114,6 +121,8 @@ class PlanReport:
     legal: int = 0
     pruned: int = 0
     simulated: int = 0
+    any_microbatch: bool = False
+    reduction_fast: Plan | None = None
 
     def to_json(self, top: int | None = None) -> dict[str, Any]:
         """What ``trainsys plan --json`` prints; `top` limits the plans."""
@@ -127,4 +136,5 @@ class PlanReport:
             "legal": self.legal,
             "pruned": self.pruned,
             "simulated": self.simulated,
+            "reduction_fast": dataclasses.asdict(self.reduction_fast) if self.reduction_fast else None,
         }

@@ -15,12 +15,11 @@ import numpy as np
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.planner.device import Rate
 from trainsys.planner.enumerate import Block
-from trainsys.planner.plan import Miss, Plan
+from trainsys.planner.plan import EQUAL, Miss, Plan
 from trainsys.planner.predict import least_step_s, predict, worst_stage
 from trainsys.planner.stages import Stages
 
-_EQUAL = 0.002  # step times this close (relative) count as a tie; memory within 5 %
-_NEAR = 0.05
+_NEAR = 0.05  # memory this close (relative) counts as a tie
 Array = np.ndarray[Any, Any]
 
 
@@ -160,7 +159,7 @@ def order(plan: Plan) -> tuple[Any, ...]:
 
 
 def _bucket(step_s: float) -> int:
-    return round(log(step_s) / _EQUAL)
+    return round(log(step_s) / EQUAL)
 
 
 def _rank(step_s: float, peak_gib: float, parallel: ParallelConfig) -> tuple[int, ...]:

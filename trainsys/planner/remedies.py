@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.planner.check import check_layout
+from trainsys.planner.enumerate import divisors
 from trainsys.planner.predict import worst_stage
 from trainsys.planner.stages import Stages, notation
+
+_LITTLE = 0.01  # relative: less of the memory is no help
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,18 @@ class Remedy:
     fits: bool
 
 
-def remedies(config: RunConfig, parallel: ParallelConfig) -> tuple[Remedy, ...]:
-    """Changes, each alone, that would let `parallel` fit, the smallest of each kind; where none does, the best one."""
-    found = list[tuple[str, Remedy]]()
+def remedies(config: RunConfig, parallel: ParallelConfig, sized: bool = False) -> tuple[Remedy, ...]:
+    """Changes, each alone, that would let `parallel` fit, the smallest of each kind; where none does, the best one that
+    makes a difference. Layouts are named with their microbatch size where sizes were searched (`sized`)."""
+    found, now = list[tuple[str, Remedy]](), peak_gib(config, parallel)
     for change, other, layout in _changes(config, parallel):
         if not illegal_for(other, layout):
             needed, limit = worst_stage(replace(other, parallel=layout), Stages.of(other.model, layout))
-            remedy = Remedy(change, notation(layout), needed.total, needed.total <= limit)
-            found.append((change.partition("=")[0], remedy))
+            remedy = Remedy(
+                change, notation(layout, other.batch.microbatch_size * sized), needed.total, needed.total <= limit
+            )
+            if remedy.fits or remedy.peak_gib < (1 - _LITTLE) * now:
+                found.append((change.partition("=")[0], remedy))
     fitting = dict[str, Remedy]()
     for knob, remedy in found:
         if remedy.fits:
@@ -51,11 +58,13 @@ def peak_gib(config: RunConfig, parallel: ParallelConfig) -> float:
 
 
 def _changes(config: RunConfig, parallel: ParallelConfig) -> Iterator[tuple[str, RunConfig, ParallelConfig]]:
-    """Smaller steps of a kind first."""
-    size = config.batch.microbatch_size
-    for smaller in [n for n in range(size - 1, 0, -1) if size % n == 0]:
-        batch = replace(config.batch, microbatch_size=smaller)
-        yield f"batch.microbatch_size={smaller}", replace(config, batch=batch), parallel
+    """Smaller steps of a kind first. Smaller microbatches keep fewer activations; larger ones are fewer, and the
+    canonical reduction keeps fewer sums of them."""
+    size, whole = config.batch.microbatch_size, config.batch.global_size
+    smaller = [n for n in range(size - 1, 0, -1) if size % n == 0]
+    for other in smaller + [n for n in divisors(whole) if n > size and n % size == 0]:
+        batch = replace(config.batch, microbatch_size=other)
+        yield f"batch.microbatch_size={other}", replace(config, batch=batch), parallel
     if parallel.recompute == "none":
         yield "parallel.recompute=full", config, replace(parallel, recompute="full")
     if parallel.recompute == "none" and parallel.offload == "none":
@@ -63,7 +72,7 @@ def _changes(config: RunConfig, parallel: ParallelConfig) -> Iterator[tuple[str,
     if parallel.dp * parallel.cp > 1 and parallel.reduction == "canonical":
         for zero in range(parallel.zero + 1, 4):
             yield f"parallel.zero={zero}", config, replace(parallel, zero=zero)
-    for axis in ("pp", "tp"):
+    for axis in () if parallel.stage_layers or parallel.stage_replicas else ("pp", "tp"):
         for times in (n for n in range(2, parallel.dp + 1) if parallel.dp % n == 0):
             dp, degree = parallel.dp // times, getattr(parallel, axis) * times
             zero = parallel.zero if dp * parallel.cp > 1 else 0

@@ -11,12 +11,11 @@ from trainsys.planner.check import check_batch, check_layout
 from trainsys.planner.device import Rate, rate
 from trainsys.planner.devices import on_device
 from trainsys.planner.on_device import known_device
-from trainsys.planner.plan import Plan
+from trainsys.planner.plan import EQUAL, Plan
 from trainsys.planner.predict import predict
 from trainsys.planner.ranking import with_layout
 
 FACTORS = (0.5, 2.0)
-_TIE = 1.002
 Change = Callable[[RunConfig, Rate, float], tuple[RunConfig, Rate]]
 
 
@@ -43,27 +42,30 @@ class Case:
     why: str = ""
 
 
-def sensitivity(config: RunConfig, plans: Sequence[Plan], compared: int = 8) -> tuple[Case, ...]:
+def sensitivity(config: RunConfig, plans: Sequence[Plan], compared: int = 8, sized: bool = False) -> tuple[Case, ...]:
     """Halve and double what the step depends on, for ``plans[0]`` and the `compared` best of `plans`, best first.
 
-    Layouts that were not among the best before are not looked at.
+    Layouts that were not among the best before are not looked at. Where sizes were searched (`sized`), they are named
+    with their microbatch size.
     """
     measured = rate(config.cluster, plans[0].num_ranks)
     cases = []
     for what, change in CHANGES.items():
         if _counts(config, what):
-            cases += [_case(what, factor, *change(config, measured, factor), plans[:compared]) for factor in FACTORS]
+            cases += [
+                _case(what, factor, *change(config, measured, factor), plans[:compared], sized) for factor in FACTORS
+            ]
     return tuple(cases)
 
 
-def _case(what: str, factor: float, config: RunConfig, measured: Rate, plans: Sequence[Plan]) -> Case:
+def _case(what: str, factor: float, config: RunConfig, measured: Rate, plans: Sequence[Plan], sized: bool) -> Case:
     now = plans[0]
     own, why = _predicted(config, measured, now)
     over = max(0.0, own.peak_gib - own.limit_gib) if own else 0.0
     rivals = [rival for rival, _ in (_predicted(config, measured, plan) for plan in plans[1:]) if rival]
     able = [plan for plan in ([own] if own else []) + rivals if plan.peak_gib <= plan.limit_gib]
     best = min(able, key=lambda plan: plan.step_s, default=None)
-    if own and not over and best and own.step_s <= _TIE * best.step_s:
+    if own and not over and best and own.step_s <= (1 + EQUAL) * best.step_s:
         best = own
     return Case(
         what=what,
@@ -71,9 +73,10 @@ def _case(what: str, factor: float, config: RunConfig, measured: Rate, plans: Se
         step_s=own.step_s if own else None,
         tokens_ratio=own.tokens_per_s / now.tokens_per_s if own else None,
         over_gib=over,
-        winner=best.layout if best else "",
+        winner=best.name(sized) if best else "",
         winner_step_s=best.step_s if best else None,
-        changes_winner=best is not None and best.parallel != now.parallel,
+        changes_winner=best is not None
+        and (best.parallel, best.microbatch_size) != (now.parallel, now.microbatch_size),
         why=why,
     )
 

@@ -108,10 +108,10 @@ class Stages:
         return [ranks[i : i + self.ep] for i in range(0, len(ranks), self.ep)]
 
 
-def notation(parallel: ParallelConfig) -> str:
+def notation(parallel: ParallelConfig, microbatch_size: int = 0) -> str:
     """A layout in one token group: ``dp2·tp1·pp2 zero1 1f1b``; ragged: ``dp[2,1]·tp1·pp2[3,3] 1f1b``.
 
-    More than two equal numbers in a row are counted: ``pp8[1,2×6,1]``.
+    More than two equal numbers in a row are counted: ``pp8[1,2×6,1]``. A microbatch size is the last word, ``mb4``.
     """
     replicas, layers = parallel.stage_replicas, parallel.stage_layers
     dp = f"dp[{_list(replicas)}]" if replicas else f"dp{parallel.dp}"
@@ -124,6 +124,7 @@ def notation(parallel: ParallelConfig) -> str:
     words += ["placed"] if parallel.devices else []
     words += ["recompute"] if parallel.recompute == "full" else []
     words += ["offload"] if parallel.offload == "activations" else []
+    words += [f"mb{microbatch_size}"] if microbatch_size else []
     return " ".join(words)
 
 

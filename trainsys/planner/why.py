@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from math import prod
 from typing import Any, Literal
 
-from trainsys.config import ParallelConfig, RunConfig
-from trainsys.planner.check import check_batch, check_names
+from trainsys.config import RunConfig
+from trainsys.planner.asked import PLACED, SIZE, said
+from trainsys.planner.check import check_batch, check_names, check_product
+from trainsys.planner.completions import GRID, completed, completions, fastest, sizes_of
 from trainsys.planner.parts import step_parts
-from trainsys.planner.plan import Plan
+from trainsys.planner.plan import EQUAL, Plan
 from trainsys.planner.predict import predict
+from trainsys.planner.ranking import with_layout
 from trainsys.planner.remedies import Remedy, illegal_for, peak_gib, remedies
 from trainsys.planner.risk import oom_probability
-from trainsys.planner.search import search
-
-_GRID = ("dp", "cp", "tp", "pp")
-_TIE = 1.002
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Answer:
         rule, knob: of an illegal one, what it breaks and what to set instead.
         over_gib: that it lacks.
         memory: GiB of its parts.
-        winner: the best layout of all; empty: none fits.
+        winner: the best layout of all that have what is fixed, `among`; empty: none fits.
         factor: its step over the winner's.
         difference_s: seconds by part of the step, its minus the winner's; the sum is the difference of the steps.
     """
@@ -54,6 +52,7 @@ class Answer:
     remedies: tuple[Remedy, ...] = ()
     parts_s: Mapping[str, float] = field(default_factory=dict)
     winner_parts_s: Mapping[str, float] = field(default_factory=dict)
+    among: str = ""
 
     @property
     def difference_s(self) -> dict[str, float]:
@@ -64,45 +63,56 @@ class Answer:
 
 
 def why_not(
-    config: RunConfig, asked: Mapping[str, Any], winner: Plan | None, num_ranks: int, any_microbatch: bool = False
+    config: RunConfig,
+    asked: Mapping[str, Any],
+    winner: Plan | None,
+    num_ranks: int,
+    any_microbatch: bool = False,
+    fixed: Collection[str] = (),
 ) -> Answer:
     """Hold the best layout that has the keys of `asked` against `winner`; see `Answer`.
 
     Args:
-        asked: keys of ``config.parallel`` and their values; what is missing is free, dp follows from the ranks.
-        any_microbatch: search the microbatch size too.
+        asked: as of `parse_asked`; what is missing is free, dp follows from the ranks.
+        any_microbatch: search the microbatch size too, unless it is asked for.
+        fixed: keys of ``config.parallel`` among whose layouts alone the winner was sought.
         winner: None where no layout fits; the answer is then that it is illegal or needs too much memory.
 
     Raises:
         ValueError: for a batch that the model cannot take.
     """
-    check_batch(config)
-    named = replace(config, parallel=replace(config.parallel, **asked, stage_layers=(), stage_replicas=()))
-    words = " ".join(f"parallel.{key}={_text(value)}" for key, value in asked.items())
-    broken = _broken(named, asked, num_ranks)
+    own = {key: value for key, value in asked.items() if key not in (SIZE, PLACED)}
+    sizes = (asked[SIZE],) if SIZE in asked else sizes_of(config, any_microbatch)
+    check_batch(with_layout(config, config.parallel, sizes[0]) if SIZE not in asked else config)
+    among = said({key: getattr(config.parallel, key) for key in fixed})
+    empty = Answer("illegal", said(asked), winner.name(any_microbatch) if winner else "", among=among)
+    even: dict[str, Any] = {"stage_layers": (), "stage_replicas": (), "devices": ()}
+    named = with_layout(config, replace(config.parallel, **(even | own)), sizes[0])
+    broken = _broken(named, own, num_ranks)
     if broken:
-        return _illegal(broken, winner, words)
-    try:
-        best = search(named, num_ranks, list(asked), keep=1, any_microbatch=any_microbatch).plans[0]
-    except ValueError as error:  # none of them fits, or none is among those searched
-        return _lacking(named, asked, winner, words, num_ranks, str(error))
-    return _beaten(best, winner, words)
+        return _illegal(empty, broken)
+    best = fastest(named, own, num_ranks, sizes, PLACED in asked)
+    if best:
+        return _beaten(empty, best, winner, any_microbatch)
+    if PLACED in asked and fastest(named, own, num_ranks, sizes, placed=False):
+        return _illegal(empty, "no other place of the ranks makes such a layout faster; leave out placed")
+    return _lacking(empty, named, own, winner, num_ranks, sizes, any_microbatch)
 
 
-def _illegal(error: str, winner: Plan | None, words: str) -> Answer:
+def _illegal(empty: Answer, error: str) -> Answer:
     rule, _, knob = error.partition("; ")
-    return Answer("illegal", words, winner.layout if winner else "", rule=rule, knob=knob)
+    return replace(empty, rule=rule, knob=knob)
 
 
-def _beaten(plan: Plan, winner: Plan | None, words: str) -> Answer:
+def _beaten(empty: Answer, plan: Plan, winner: Plan | None, sized: bool) -> Answer:
     rival = winner or plan
     factor = plan.step_s / rival.step_s
-    verdict: Literal["best", "tie", "slower"] = "slower" if factor > _TIE else "tie"
-    return Answer(
-        "best" if plan.layout == rival.layout else verdict,
-        words,
-        winner.layout if winner else "",
-        layout=plan.layout,
+    verdict: Literal["best", "tie", "slower"] = "slower" if factor > 1 + EQUAL else "tie"
+    same = (plan.parallel, plan.microbatch_size) == (rival.parallel, rival.microbatch_size)
+    return replace(
+        empty,
+        verdict="best" if same else verdict,
+        layout=plan.name(sized),
         step_s=plan.step_s,
         winner_step_s=winner.step_s if winner else 0.0,
         factor=factor if winner else 0.0,
@@ -116,37 +126,51 @@ def _beaten(plan: Plan, winner: Plan | None, words: str) -> Answer:
 
 
 def _lacking(
-    named: RunConfig, asked: Mapping[str, Any], winner: Plan | None, words: str, num_ranks: int, error: str
+    empty: Answer,
+    named: RunConfig,
+    asked: Mapping[str, Any],
+    winner: Plan | None,
+    num_ranks: int,
+    sizes: Sequence[int],
+    sized: bool,
 ) -> Answer:
     """The leanest layout that has what is asked, what it lacks, and what would help."""
-    legal = [p for p in _completions(named, asked, num_ranks) if not illegal_for(named, p)]
+    configs = [with_layout(named, named.parallel, size) for size in sizes]
+    every = [(own, parallel) for own in configs for parallel in completions(own, asked, num_ranks)]
+    reasons = [illegal_for(own, parallel) for own, parallel in every]
+    legal = [layout for layout, reason in zip(every, reasons, strict=True) if not reason]
     if not legal:
-        return _illegal(error, winner, words)
-    leanest = min(legal, key=lambda parallel: peak_gib(named, parallel))
-    plan = predict(named, leanest)
-    beaten = _beaten(plan, winner, words)
+        return _illegal(empty, next(iter(reasons), f"no layout on {num_ranks} ranks has that; name fewer degrees"))
+    own, leanest = min(legal, key=lambda layout: peak_gib(*layout))
+    plan = predict(own, leanest)
     over = plan.peak_gib - plan.limit_gib
-    return replace(beaten, verdict="memory", over_gib=over, remedies=remedies(named, leanest))
+    beaten = _beaten(empty, plan, winner, sized)
+    return replace(beaten, verdict="memory", over_gib=over, remedies=remedies(own, leanest, sized))
 
 
 def _broken(named: RunConfig, asked: Mapping[str, Any], num_ranks: int) -> str:
     """The rule that all layouts with `asked` break, with its advice; empty where there is a legal one."""
-    degrees = {axis: asked[axis] for axis in _GRID if axis in asked}
-    size = prod(degrees.values())
-    free = [axis for axis in _GRID if axis not in asked]
-    if size < 1 or num_ranks % size or (not free and size != num_ranks):
-        said = f"parallel.{'·'.join(degrees)}={'·'.join(map(str, degrees.values()))}" + (
-            f"={size}" if len(degrees) > 1 else ""
-        )
-        if size < 1:
-            return f"{said}: a degree must be at least 1"
-        verb = "does not divide" if free else "is not"
-        return f"{said} {verb} the {num_ranks} ranks of the cluster; {_degree_knob(degrees, num_ranks, free)}"
+    if "stage_replicas" in asked:
+        try:
+            check_product(completed(named.parallel, {"dp": max(asked["stage_replicas"]), **asked}), num_ranks)
+        except ValueError as error:
+            return str(error)
+    else:
+        degrees = {axis: asked[axis] for axis in GRID if axis in asked}
+        size = prod(degrees.values())
+        free = [axis for axis in GRID if axis not in asked]
+        if num_ranks % size or (not free and size != num_ranks):
+            product = f"={size}" if len(degrees) > 1 else ""
+            product_said = f"parallel.{'·'.join(degrees)}={'·'.join(map(str, degrees.values()))}{product}"
+            verb = "does not divide" if free else "is not"
+            ranks = f"the {num_ranks} rank{'s'[: num_ranks != 1]} of the cluster"
+            return f"{product_said} {verb} {ranks}; {_degree_knob(degrees, num_ranks, free)}"
     try:
-        check_names(_with(named.parallel, asked))
+        check_batch(named)
+        check_names(completed(named.parallel, asked))
     except ValueError as error:
         return str(error)
-    reasons = [illegal_for(named, parallel) for parallel in _completions(named, asked, num_ranks)]
+    reasons = [illegal_for(named, parallel) for parallel in completions(named, asked, num_ranks)]
     return reasons[0] if reasons and all(reasons) else ""
 
 
@@ -160,38 +184,3 @@ def _degree_knob(degrees: Mapping[str, int], num_ranks: int, free: Collection[st
     fitting = [n for n in range(1, most + 1) if most % n == 0]
     value = min(fitting, key=lambda n: abs(n - degrees[axis])) if free else most
     return f"set parallel.{axis}={value}"
-
-
-def _completions(named: RunConfig, asked: Mapping[str, Any], num_ranks: int) -> Iterator[ParallelConfig]:
-    """Layouts that have `asked`, plain ones first: degrees not named are 1 but for dp, or as dp leaves them."""
-    every = product(*(_divisors(num_ranks, asked.get(axis)) for axis in _GRID))
-    grids = [grid for grid in every if prod(grid) == num_ranks and (grid[1] == 1 or "cp" in asked)]
-    for grid in sorted(grids, key=lambda g: -g[0]):
-        degrees = dict(zip(_GRID, grid, strict=True))
-        replicas = degrees["dp"] * degrees["cp"]
-        choices = {
-            "zero": range(1 if replicas == 1 else 2 if named.parallel.reduction == "fast" else 4),
-            "recompute": ("none", "full"),
-            "offload": ("none", "activations"),
-            "sequence_parallel": (False, True) if degrees["tp"] > 1 else (False,),
-            "ep": [n for n in range(1, max(named.model.num_experts, 1) + 1) if replicas % n == 0],
-        }  # fmt: skip
-        keys = {key: (asked[key],) if key in asked else values for key, values in choices.items()}
-        for values in product(*keys.values()):
-            yield _with(named.parallel, {**asked, **degrees, **dict(zip(keys, values, strict=True))})
-
-
-def _with(parallel: ParallelConfig, asked: Mapping[str, Any]) -> ParallelConfig:
-    """`asked`, with 1f1b and one run of layers where it does not say otherwise."""
-    vp = asked.get("vp", 2 if asked.get("schedule") == "interleaved" else 1)
-    schedule = asked.get("schedule", "interleaved" if vp > 1 else "1f1b")
-    plain = ParallelConfig(order=parallel.order, reduction=parallel.reduction)
-    return replace(plain, **{**asked, "vp": vp, "schedule": schedule})
-
-
-def _divisors(number: int, given: int | None) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0] if given is None else [given]
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
