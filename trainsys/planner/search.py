@@ -75,7 +75,7 @@ def search(
     if not best:
         canonical = config.parallel.reduction == "canonical"
         raise ValueError(nothing_fits(topology, space.rejected, space.nearest, canonical))
-    for number in range(1, halves + 1):
+    for number in range(1, min(halves, topology.num_ranks.bit_length() - 1) + 1):  # as far as there is a rank left
         front += _smaller(config, topology.num_ranks >> number, fixed, any_microbatch)
     plans = [ranking.in_full(plan) for plan in best]
     if topology.links is not None:
@@ -173,8 +173,6 @@ def _miss(config: RunConfig, parallel: ParallelConfig, microbatch_size: int, any
 
 def _smaller(config: RunConfig, num_ranks: int, fixed: Collection[str], any_microbatch: bool) -> list[Plan]:
     """The Pareto set on `num_ranks` ranks; nothing where no layout fits."""
-    if num_ranks < 1:
-        return []
     try:
         return list(search(config, num_ranks, fixed, KEEP, any_microbatch).pareto)
     except ValueError:
