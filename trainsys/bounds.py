@@ -5,8 +5,6 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import Any
 
-from trainsys.other_devices import check_device_names
-
 _BELOW_1 = 1 - 2**-53  # the largest float64 below 1
 _TINY = 5e-324  # the smallest above 0
 _MOST = 1.7976931348623157e308  # finite
@@ -74,8 +72,6 @@ def check_bounds(config: Any) -> None:
             raise ValueError(f"{key}={value} is too large; it must fit into 64 bits")
         if not low <= value <= high:  # NaN is in no interval
             raise ValueError(f"{key}={value:g} {rule}" if isinstance(value, float) else f"{key}={value} {rule}")
-    if config.train.dtype == "bfloat16":
-        check_device_names(config.cluster)
     for i, other in enumerate(config.cluster.other_devices):
         for key, (low, high, rule) in BOUNDS.items():
             name = key.removeprefix("cluster.device.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,28 +43,6 @@ def _entry(name: str, entry: Any, device: DeviceConfig) -> OtherDevices:
         except (TypeError, ValueError):
             raise ValueError(f"{name}.device.{key}={value} must be a number") from None
     return OtherDevices(nodes, dataclasses.replace(device, **given))
-
-
-def check_device_names(cluster: ClusterConfig) -> None:
-    """Whether each device has rates of its own, or a name that no other is mistaken for. Only with bfloat16, whose
-    costs the catalogue knows.
-
-    Raises:
-        ValueError: one line for a name that is nearly a known one, with the FLOP/s of another device.
-    """
-    if cluster.other_devices or cluster.device.name != DeviceConfig().name:
-        from trainsys.perf.device import catalogue
-
-        known = catalogue()
-        others = [(f"cluster.other_devices[{i}].device", other.device) for i, other in enumerate(cluster.other_devices)]
-        for place, device in [("cluster.device", cluster.device), *others]:
-            own = device.tflops != (cluster.device.tflops if device is not cluster.device else DeviceConfig().tflops)
-            near = [] if own or device.name in known else difflib.get_close_matches(device.name, known, 1, 0.8)
-            if near:
-                raise ValueError(
-                    f"{place}.name={device.name} is unknown; did you mean {near[0]}? another device: set its "
-                    f"{place}.tflops="
-                )
 
 
 def check_other_devices(cluster: ClusterConfig) -> None:

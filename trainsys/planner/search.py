@@ -18,6 +18,7 @@ from trainsys.models.geometry import num_params, resolve
 from trainsys.planner.bounds import outlook
 from trainsys.planner.check import MOST_MICROBATCHES, check_batch
 from trainsys.planner.device import Rate, rate
+from trainsys.planner.device_names import check_device_names
 from trainsys.planner.devices import stage_by_stage
 from trainsys.planner.enumerate import Block, blocks, check_fixed, check_size, divisors
 from trainsys.planner.nothing import nothing_fits, nothing_with
@@ -58,6 +59,7 @@ def search(
         config = with_layout(config, config.parallel, _least_microbatch(config.batch.global_size))
     check_batch(config)
     check_fixed(config, fixed)
+    check_device_names(config)
     topology = Topology.from_config(config.cluster, num_ranks)
     check_size(config, topology.num_ranks)
     measured = rate(config.cluster, topology.num_ranks)
