@@ -9,8 +9,14 @@ _BELOW_1 = 1 - 2**-53  # the largest float64 below 1
 _TINY = 5e-324  # the smallest above 0
 _MOST = 1.7976931348623157e308  # finite
 _WHOLE = 2**63 - 1
+_LAYERS = (
+    10_000  # ten times the deepest transformer trained (DeepNet, arXiv:2203.00555: 1,000); a plan lists each layer
+)
+SLOWEST_GBPS = 1e-6  # 1 kB/s is no link of a cluster, and a slip of units more likely
+_SOONEST = 1e-3  # hours: a node that fails every 3.6 s finishes no step
 
 BOUNDS: dict[str, tuple[float, float, str]] = {
+    "model.num_layers": (-_WHOLE, _LAYERS, f"must be at most {_LAYERS}"),  # the least: `models.geometry`
     "model.rope_theta": (_TINY, _MOST, "must be positive and finite"),
     "model.norm_eps": (_TINY, _MOST, "must be positive and finite"),
     "model.router_aux_coef": (0, _MOST, "must not be negative"),
@@ -21,9 +27,9 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "cluster.device.efficiency": (_TINY, 1, "must lie in (0, 1]"),
     "cluster.device.memory_gbps": (_TINY, _MOST, "must be positive and finite"),
     "cluster.device.host_gbps": (_TINY, _MOST, "must be positive and finite"),
-    "cluster.intra_node.gbps": (_TINY, _MOST, "must be positive and finite"),
+    "cluster.intra_node.gbps": (SLOWEST_GBPS, _MOST, "must be finite and at least 1e-06 GB/s"),
     "cluster.intra_node.latency_s": (0, _MOST, "must not be negative"),
-    "cluster.inter_node.gbps": (_TINY, _MOST, "must be positive and finite"),
+    "cluster.inter_node.gbps": (SLOWEST_GBPS, _MOST, "must be finite and at least 1e-06 GB/s"),
     "cluster.inter_node.latency_s": (0, _MOST, "must not be negative"),
     "cluster.node_mtbf_hours": (0, _MOST, "must be positive, or 0 for nodes that never fail"),
     "cluster.node_repair_hours": (_TINY, _MOST, "must be positive and finite"),
@@ -76,8 +82,16 @@ def check_bounds(config: Any) -> None:
         value = attrgetter(key)(config)
         if value not in choices:
             raise ValueError(f"{key}={value} is unknown; set one of {', '.join(choices)}")
+    mtbf_hours = config.cluster.node_mtbf_hours
+    if 0 < mtbf_hours < _SOONEST:
+        raise ValueError(
+            f"cluster.node_mtbf_hours={mtbf_hours:g} is less than {_SOONEST:g} h; set 0 for nodes that never fail"
+        )
     betas = config.optim.betas
-    if len(betas) != 2 or not all(0 <= beta <= _BELOW_1 for beta in betas):
+    for key in ("parallel.stage_layers", "parallel.stage_replicas", "parallel.devices"):
+        if not all(type(value) is int for value in attrgetter(key)(config)):
+            raise ValueError(f"{key}={list(attrgetter(key)(config))} must be whole numbers, such as [1, 2]")
+    if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta <= _BELOW_1 for beta in betas):
         raise ValueError(f"optim.betas={list(betas)} must be two numbers in [0, 1)")
     if config.optim.min_lr > config.optim.lr:
         raise ValueError(

@@ -248,8 +248,8 @@ def load(args: Sequence[str]) -> RunConfig:
     try:
         for name in files:
             for part in _with_bases(Path(name)):
-                merged = OmegaConf.merge(merged, part)
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(overrides))
+                merged = _merge(merged, part)
+        merged = _merge(merged, OmegaConf.from_dotlist(overrides))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ValueError(_one_line(error, " ".join(overrides))) from None
@@ -306,6 +306,24 @@ def _check_keys(keys: Sequence[str]) -> None:
         if dataclasses.is_dataclass(sections.get(key)):
             first = dataclasses.fields(sections[key])[0].name
             raise ValueError(f"{key} is a section, not a value; set one of its keys, such as {key}.{first}=…")
+
+
+def _merge(config: Any, part: Any) -> Any:
+    """`part` over `config`.
+
+    Raises:
+        ValueError: naming the first key that has a mapping in place of a list.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.merge(config, part)
+    except TypeError:  # all that OmegaConf says of it is "incompatible container types"
+        for key in _keys(RunConfig()):
+            had, given = OmegaConf.select(config, key), OmegaConf.select(part, key)
+            if OmegaConf.is_dict(given) and not OmegaConf.is_dict(had):
+                raise ValueError(f"{key}={given} must be a list, such as [1, 2]") from None
+        raise
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...] = ()) -> list[Any]:

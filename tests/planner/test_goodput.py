@@ -10,7 +10,7 @@ import pytest
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.planner.choose import choose
 from trainsys.planner.device import rate
-from trainsys.planner.goodput import Outlook, by_goodput, outlook
+from trainsys.planner.goodput import Outlook, by_goodput, lost_shares, outlook
 from trainsys.planner.predict import predict
 from trainsys.planner.stages import notation
 from trainsys.space.build import build_layout
@@ -112,3 +112,11 @@ def test_the_choice_depends_on_how_often_nodes_fail(small: RunConfig) -> None:
     assert "elastic.min_ranks" in look.successors[0].why
     ((_, hardy),) = by_goodput(config, [fragile])
     assert look.goodput < 0.6 * hardy.goodput
+
+
+@pytest.mark.parametrize("nodes", [1, 40, 5000])
+def test_lost_nodes_are_binomial(nodes: int) -> None:
+    shares = lost_shares(nodes, 1 / 50)
+    mean = sum(k * share for k, share in enumerate(shares)) / sum(shares)
+    assert mean == pytest.approx(nodes / 51)
+    assert shares[1] / shares[0] == pytest.approx(nodes / 50)

@@ -25,6 +25,7 @@ from trainsys.config import (
 from trainsys.planner.bounds import outlook
 from trainsys.planner.compute import model_flops, slowest_compute
 from trainsys.planner.device import rate
+from trainsys.planner.device_names import check_device_names
 from trainsys.planner.devices import stage_by_stage, stage_devices
 from trainsys.planner.enumerate import blocks
 from trainsys.planner.memory import stage_memory
@@ -222,3 +223,16 @@ def test_what_cannot_be_is_one_line(value: str, message: str) -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="one machine"):
         Topology.from_config(replace(config_of(OtherDevices(1, FAST)).cluster, shared_cores=True))
+
+
+def test_a_name_that_is_nearly_known_is_asked_about() -> None:
+    cluster = ["configs/model/llama-8b.yaml", "configs/cluster/dgx-h100-4.yaml", "train.dtype=bfloat16"]
+    cluster += ["cluster.nodes=2", "batch.global_size=16", "batch.microbatch_size=1"]
+    smx = "cluster.other_devices=[{nodes: 1, device: {name: a100-80gb-smx%s}}]"
+    with pytest.raises(ValueError, match=r"\[0\].device.name=a100-80gb-smx is unknown; did you mean a100-80gb-sxm"):
+        search(load([*cluster, smx % ""]))
+    with pytest.raises(ValueError, match=r"cluster.device.name=h100-80gb-smx is unknown; did you mean h100-80gb-sxm"):
+        search(load([*cluster, "cluster.device.name=h100-80gb-smx"]))
+    check_device_names(load([*cluster, smx % ", tflops: 300"]))
+    check_device_names(load([*cluster, smx % "", "train.dtype=float32"]))
+    check_device_names(load([*cluster, "cluster.device.name=ours"]))

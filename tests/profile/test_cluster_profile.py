@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -47,6 +49,20 @@ def test_the_file_says_what_was_measured(tmp_path: Path) -> None:
     assert (profile.cluster.nodes, profile.cluster.ranks_per_node, profile.cluster.device.tflops) == (2, 2, 0.1)
 
 
+@pytest.mark.parametrize("name", ["a: b", "#1", "yes", 'say "hi" \\ é', "{x}", "12"])
+def test_any_name_comes_back(name: str, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(as_text(as_cluster(measured([0, 0]), name)))
+    assert load([str(tmp_path / "cluster.yaml")]).cluster.name == name
+
+
+def test_the_way_to_the_host_is_told_where_there_is_one(tmp_path: Path) -> None:
+    one, path = measured([0, 0]), tmp_path / "cluster.yaml"
+    path.write_text(as_text(as_cluster(one, "mine")))
+    assert "host_gbps" not in path.read_text()
+    path.write_text(as_text(as_cluster(replace(one, compute=replace(one.compute, host_gbps=52.5)), "mine")))
+    assert load([str(path)]).cluster.device.host_gbps == 52.5
+
+
 def test_nodes_of_different_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="node 0: 2, node 1: 1"):
         as_cluster(measured([0, 0, 1]), "mine")
@@ -77,4 +93,15 @@ def test_bad_input_measures_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["profile", "--out", str(tmp_path)]) == 2
     assert main(["profile", "--out", str(tmp_path / "no" / "cluster.yaml")]) == 2
     assert main(["profile", "--seconds", "0"]) == 2
-    assert capsys.readouterr().err.count("\n") == 3
+    for seconds in ("inf", "nan", "601"):
+        assert main(["profile", "--seconds", seconds, "--out", str(tmp_path / "c.yaml")]) == 2
+    assert capsys.readouterr().err.count("\n") == 6
+    assert main(["profile", "--out", "/proc/x"]) == 2
+    assert "--out /proc/x cannot be written" in capsys.readouterr().err
+    assert main(["profile", "--out", "/dev/null"]) == 2
+    assert "--out /dev/null is no regular file" in capsys.readouterr().err
+    many = ["cluster.nodes=100", "cluster.ranks_per_node=1", "--out", str(tmp_path / "c.yaml")]
+    if (os.cpu_count() or 1) < 25:
+        assert main(["profile", *many]) == 2
+        assert "cluster.nodes=100 · cluster.ranks_per_node=1 are 100 ranks" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -79,3 +79,13 @@ def test_json_has_its_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert set(answer["overall"]) == set(answer["sets"]["sc21_t1"]) == keys
     assert set(answer["overall"]["oom"]) == {"tp", "fp", "fn", "tn"}
     assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_what_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bin.csv"
+    path.write_bytes(b"set,row\n\xff\xfe")
+    for name in (path, tmp_path, "/proc/self/mem"):
+        assert main(["validate", str(name)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert str(path if name == tmp_path else name) in error

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainsys.cli.arguments import Parser
+from trainsys.cli.files import write_all
 from trainsys.config import RunConfig, load
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ over all ranks, and write a cluster file for trainsys plan. Under torchrun the c
 it as many ranks are started here as the config says. Takes less than a minute on 4 ranks. The model of the config is
 used to measure which share of the best product a layer reaches."""
 
+_MOST_S = 600  # for computing: by then the best of the repetitions changes no more
+_PER_CORE = 4  # ranks started here: more would measure the scheduler, and gigabytes of interpreters
+
 
 def run(argv: list[str]) -> int:
     """Measure and write. Raises ValueError for bad input; nothing is written then."""
@@ -37,8 +42,8 @@ def run(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     config = load(args.config)
     _check_writable(args.out)
-    if not args.seconds > 0:
-        raise ValueError(f"--seconds {args.seconds:g} must be positive")
+    if not 0 < args.seconds <= _MOST_S:  # nor NaN, which is in no interval
+        raise ValueError(f"--seconds {args.seconds:g} must be positive and at most {_MOST_S}")
     from trainsys.profile.cluster_file import as_cluster, as_text
 
     measure = _under_torchrun if "TORCHELASTIC_RUN_ID" in os.environ else _local
@@ -46,7 +51,7 @@ def run(argv: list[str]) -> int:
     if measured is None:
         return 0
     profile = as_cluster(measured, args.name)
-    args.out.write_text(as_text(profile))
+    write_all([("--out", args.out.resolve(), as_text(profile).encode())])
     if args.json:
         values = {
             "cluster": dataclasses.asdict(profile.cluster),
@@ -63,10 +68,18 @@ def run(argv: list[str]) -> int:
 
 
 def _check_writable(path: Path) -> None:
+    """What would fail after the measurement fails before it: a file beside `path` is opened and taken away again."""
     if not path.resolve().parent.is_dir():
         raise ValueError(f"--out {path} cannot be written: there is no folder {path.parent}")
     if path.is_dir():
         raise ValueError(f"--out {path} is a folder; name a file, such as {path / 'cluster.yaml'}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"--out {path} is no regular file; name one, such as cluster.yaml")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.resolve().parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out {path} cannot be written: {error.strerror}") from None
 
 
 def _under_torchrun(config: RunConfig, seconds: float) -> Measured | None:
@@ -82,9 +95,15 @@ def _local(config: RunConfig, seconds: float) -> Measured | None:
     from trainsys.profile.measure import profile_local
     from trainsys.testing import RankPool
 
+    cluster, cores = config.cluster, os.cpu_count() or 1
+    ranks = cluster.nodes * cluster.ranks_per_node
+    if ranks > _PER_CORE * cores:
+        raise ValueError(
+            f"cluster.nodes={cluster.nodes} · cluster.ranks_per_node={cluster.ranks_per_node} are {ranks} ranks to "
+            f"start here, more than {_PER_CORE} for each of {cores} cores; lower them, or start them with torchrun"
+        )
     pool = RankPool()
     try:
-        ranks = config.cluster.nodes * config.cluster.ranks_per_node
         found: Measured = pool.run(profile_local, ranks, config, seconds, timeout_s=600.0)[0]
         return found
     finally:

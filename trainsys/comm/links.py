@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from trainsys.bounds import SLOWEST_GBPS
 from trainsys.config import ClusterConfig
 
 Array = np.ndarray[Any, Any]
@@ -123,10 +124,10 @@ def _checked(cluster: ClusterConfig, stamp: int) -> Links:
     """The matrices of `cluster`. `stamp` makes a file that changed be read again."""
     links, rows = cluster.links, cluster.links.gbps
     name = f"cluster.links.file={links.file}" if links.file else "cluster.links.gbps"
-    gbps = _matrix(name, _read(Path(links.file)) if links.file else rows, cluster, least_above=0.0)
+    gbps = _matrix(name, _read(Path(links.file)) if links.file else rows, cluster, least=SLOWEST_GBPS)
     per_row = cluster.nodes * cluster.ranks_per_node // len(gbps)
     if links.latency_s:
-        latency_s = _matrix("cluster.links.latency_s", links.latency_s, cluster, least_above=-1e-300)
+        latency_s = _matrix("cluster.links.latency_s", links.latency_s, cluster, least=0.0)
         if latency_s.shape != gbps.shape:
             raise ValueError(f"cluster.links.latency_s has {len(latency_s)} rows but {name} has {len(gbps)}")
     else:
@@ -138,8 +139,8 @@ def _checked(cluster: ClusterConfig, stamp: int) -> Links:
     return Links(gbps, latency_s, per_row, cluster.ranks_per_node, intra)
 
 
-def _matrix(name: str, rows: Sequence[Sequence[float]], cluster: ClusterConfig, least_above: float) -> Array:
-    """A square matrix with a row for each rank or each node, and above `least_above` off its diagonal."""
+def _matrix(name: str, rows: Sequence[Sequence[float]], cluster: ClusterConfig, least: float) -> Array:
+    """A square matrix with a row for each rank or each node, and `least` or more off its diagonal."""
     ranks, nodes = cluster.nodes * cluster.ranks_per_node, cluster.nodes
     if len(rows) not in (ranks, nodes):
         raise ValueError(
@@ -150,10 +151,10 @@ def _matrix(name: str, rows: Sequence[Sequence[float]], cluster: ClusterConfig, 
         if len(row) != len(rows):
             raise ValueError(f"{name} is not square: row {a} has {len(row)} columns, there are {len(rows)} rows")
     matrix = np.array(rows, dtype=float)
-    good = np.isfinite(matrix) & (matrix > least_above) | np.eye(len(matrix), dtype=bool)
+    good = np.isfinite(matrix) & (matrix >= least) | np.eye(len(matrix), dtype=bool)
     if not good.all():
         a, b = map(int, np.argwhere(~good)[0])
-        rule = "positive" if least_above >= 0 else "0 or more"
+        rule = f"positive, {least:g} GB/s or more" if least else "0 or more"
         raise ValueError(f"{name}: from {a} to {b} it is {matrix[a, b]:g}; off the diagonal it must be {rule}")
     own = matrix.diagonal()
     if len(matrix) == ranks and ranks > nodes and own.any():  # rows of nodes may say what is within them

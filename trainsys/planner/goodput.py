@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import exp, lgamma, log
 from time import process_time
 
 from trainsys.comm.topology import Topology
@@ -164,9 +164,7 @@ class _Chain:
 
     def _lose(self, state: _State, node: int, change: int, share: float) -> tuple[Successor, _State | None]:
         nodes = {r: n for r, n in state.nodes.items() if n != node}
-        under_way_s = (
-            predict(self.config, state.parallel, self.rate, whole=False).step_s / 2
-        )  # half a step, in the mean
+        under_way_s = predict(self.config, state.parallel, self.rate, whole=False).step_s / 2  # half a step in the mean
         blank = Successor(change, share, "", pause_s=self.config.elastic.heartbeat_limit_s + under_way_s)
         return self._change(self.config, self.topology, state, nodes, blank)
 
@@ -243,5 +241,17 @@ class _Chain:
         """Failures per second with k nodes lost, and the share of time of that, up to a factor."""
         cluster = self.config.cluster
         fail = [(cluster.nodes - k) / cluster.node_mtbf_hours / 3600 for k in range(cluster.nodes + 1)]
-        repair = [k / cluster.node_repair_hours / 3600 for k in range(cluster.nodes + 1)]
-        return fail, [prod(fail[i] / repair[i + 1] for i in range(k)) for k in range(cluster.nodes + 1)]
+        return fail, lost_shares(cluster.nodes, cluster.node_repair_hours / cluster.node_mtbf_hours)
+
+
+def lost_shares(nodes: int, ratio: float) -> list[float]:
+    """Share of time with k = 0 to `nodes` of them lost, up to a factor: (n over k)·ratio^k.
+
+    Args:
+        ratio: repair time over time between failures.
+    """
+    logs = [
+        lgamma(nodes + 1) - lgamma(k + 1) - lgamma(nodes - k + 1) + k * log(ratio) for k in range(nodes + 1)
+    ]  # n over k itself overflows
+    most = max(logs)
+    return [exp(value - most) for value in logs]

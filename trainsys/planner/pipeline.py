@@ -10,6 +10,7 @@ from itertools import accumulate
 from trainsys.planner.in_flight import FORMS
 from trainsys.planner.lane_order import lane_order, lane_times
 from trainsys.planner.ragged import per_stage, ragged_order, ragged_times
+from trainsys.planner.wide import is_wide, most_alive, sample
 from trainsys.schedule import Costs, Routes, Schedule, build, simulate
 from trainsys.schedule.generators.one_f_one_b import in_flight_limit
 
@@ -56,8 +57,11 @@ def run_pipeline(
 
     With one replica per stage a long step is periodic once the pipeline is full, and is continued from steps of four
     and of six microbatches per stage, but never below `least_ends`: within 0.3 % of the whole step as a rule (1f1b;
-    2.3 % was the most of 250 random pipelines, interleaved ones of very unequal runs).
+    2.3 % was the most of 250 random pipelines, interleaved ones of very unequal runs). Unequal replicas in numbers that
+    `wide` tells of are run in part only; their `hops` are between stages, not lanes.
     """
+    if _in_closed_form(name, microbatches, replicas, len(f_s)):
+        return _wide(name, microbatches, replicas, f_s, b_s, hops)
     if _by_order(name, replicas, len(f_s)):
         return _ragged(name, microbatches, replicas, f_s, b_s, hops)
     if set(replicas) != {1} or name not in FORMS:
@@ -72,6 +76,33 @@ def run_pipeline(
 def _by_order(name: str, replicas: tuple[int, ...], runs: int) -> bool:
     """Whether the order of a ragged pipeline's actions is enough to time it: `ragged`."""
     return set(replicas) != {1} and name in FORMS and (runs == len(replicas) or len(replicas) > 2)
+
+
+def _in_closed_form(name: str, microbatches: int, replicas: tuple[int, ...], runs: int) -> bool:
+    return set(replicas) != {1} and name in FORMS and is_wide(microbatches, replicas, runs)
+
+
+def _wide(
+    name: str, microbatches: int, replicas: tuple[int, ...], f_s: tuple[float, ...], b_s: tuple[float, ...],
+    hops: Hops | None,
+) -> Pipeline:  # fmt: skip
+    few = sample(microbatches, replicas, len(f_s))
+    least = _wide_ends(name, few, replicas, f_s, b_s, None)
+    beyond = max(1.0, _ragged(name, few, replicas, f_s, b_s, None).step_s / max(least))
+    ends = tuple(beyond * end for end in _wide_ends(name, microbatches, replicas, f_s, b_s, hops))
+    alive, stages = most_alive(name, microbatches, replicas, len(f_s) // len(replicas)), len(replicas)
+    busy = tuple(-(-microbatches // n) * sum(f_s[s::stages] + b_s[s::stages]) for s, n in enumerate(replicas))
+    return Pipeline(ends, busy, alive, bubble=1 - microbatches * sum(f_s + b_s) / (sum(replicas) * max(ends)))
+
+
+def _wide_ends(
+    name: str, microbatches: int, replicas: tuple[int, ...], f_s: tuple[float, ...], b_s: tuple[float, ...],
+    hops: Hops | None,
+) -> list[float]:  # fmt: skip
+    """When each stage ends at least, with stages' own hops and as many activations as the schedule allows."""
+    most = [-(-microbatches // n) for n in replicas]
+    alive = most_alive(name, microbatches, replicas, len(f_s) // len(replicas))
+    return _least_ends(most, alive, f_s, b_s, *hop_lists(hops, len(replicas)))
 
 
 def _ragged(
@@ -189,6 +220,8 @@ def most_in_flight(name: str, microbatches: int, replicas: tuple[int, ...], vp: 
     """Most activations of a run alive on a lane of each stage: the order of actions decides it, not their duration."""
     if set(replicas) == {1} and name in FORMS:
         return FORMS[name](microbatches, len(replicas), vp)
+    if _in_closed_form(name, microbatches, replicas, len(replicas) * vp):
+        return most_alive(name, microbatches, replicas, vp)
     if name in FORMS:
         return tuple(per_stage(replicas, ragged_order(name, microbatches, replicas, vp).alive))
     ones = (1.0,) * len(replicas) * vp

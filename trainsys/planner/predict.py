@@ -18,6 +18,7 @@ from trainsys.planner.plan import Bound, Plan
 from trainsys.planner.precision import Precision
 from trainsys.planner.sizes import stage_sizes
 from trainsys.planner.stages import Stages, notation
+from trainsys.planner.wide import is_wide
 from trainsys.schedule import Routes
 from trainsys.schedule.schedule import stage_major
 
@@ -151,18 +152,19 @@ def _pipeline(config: RunConfig, stages: Stages, topology: Topology, flops: floa
 
 
 def shares(config: RunConfig, stages: Stages) -> tuple[int, tuple[int, ...]]:
-    """Microbatches and replicas to simulate. Replicas with equal shares are alike: one stands for all."""
+    """Microbatches and replicas to simulate. Replicas with equal shares are alike: one stands for all, and of many
+    (`wide`) with nearly equal shares the busiest."""
     microbatches = config.batch.global_size // config.batch.microbatch_size
     dp = stages.replicas[0]
-    if stages.even and microbatches % dp == 0:
-        return microbatches // dp, (1,) * stages.count
+    if stages.even and (microbatches % dp == 0 or is_wide(microbatches, stages.replicas, len(stages.runs))):
+        return -(-microbatches // dp), (1,) * stages.count
     return microbatches, stages.replicas
 
 
 def hops_of(config: RunConfig, stages: Stages, topology: Topology, replicas: tuple[int, ...]) -> Hops:
     """Seconds of a message between any two lanes of neighbouring stages of the simulated `replicas` that send any.
 
-    Where one lane stands for all replicas of its stage, the slowest pair of them.
+    Where one lane stands for all replicas of its stage, and in `wide` pipelines, between two stages the slowest pair.
     """
     if stages.count == 1:
         return {}
@@ -172,12 +174,18 @@ def hops_of(config: RunConfig, stages: Stages, topology: Topology, replicas: tup
     near += [(0, count - 1), (count - 1, 0)] if wraps and count > 2 else []
     if replicas != stages.replicas or set(replicas) == {1}:
         return {(a, b): hop_s(config, stages, topology, a, b) for a, b in near}
-    lanes, rows = stage_major(replicas), Routes.balanced(microbatches, replicas).table
-    return {
-        (lanes[a, x], lanes[b, y]): send_s(config, stages, topology, stages.team(a, x), stages.team(b, y))
-        for a, b in near
-        for x, y in dict.fromkeys(zip(rows[a], rows[b], strict=True))
+    rows = Routes.balanced(microbatches, replicas).table
+    pairs = ((a, b, x, y) for a, b in near for x, y in dict.fromkeys(zip(rows[a], rows[b], strict=True)))
+    seconds = {
+        (a, b, x, y): send_s(config, stages, topology, stages.team(a, x), stages.team(b, y)) for a, b, x, y in pairs
     }
+    if not is_wide(microbatches, replicas, len(stages.runs)):
+        lanes = stage_major(replicas)
+        return {(lanes[a, x], lanes[b, y]): hop for (a, b, x, y), hop in seconds.items()}
+    slowest: dict[tuple[int, int], float] = {}
+    for (a, b, _, _), hop in seconds.items():
+        slowest[a, b] = max(hop, slowest.get((a, b), 0.0))
+    return slowest
 
 
 def after_step(

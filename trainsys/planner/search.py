@@ -18,6 +18,7 @@ from trainsys.models.geometry import num_params, resolve
 from trainsys.planner.bounds import outlook
 from trainsys.planner.check import MOST_MICROBATCHES, check_batch
 from trainsys.planner.device import Rate, rate
+from trainsys.planner.device_names import check_device_names
 from trainsys.planner.devices import stage_by_stage
 from trainsys.planner.enumerate import Block, blocks, check_fixed, check_size, divisors
 from trainsys.planner.nothing import nothing_fits, nothing_with
@@ -58,6 +59,7 @@ def search(
         config = with_layout(config, config.parallel, _least_microbatch(config.batch.global_size))
     check_batch(config)
     check_fixed(config, fixed)
+    check_device_names(config)
     topology = Topology.from_config(config.cluster, num_ranks)
     check_size(config, topology.num_ranks)
     measured = rate(config.cluster, topology.num_ranks)
@@ -75,7 +77,7 @@ def search(
     if not best:
         canonical = config.parallel.reduction == "canonical"
         raise ValueError(nothing_fits(topology, space.rejected, space.nearest, canonical))
-    for number in range(1, halves + 1):
+    for number in range(1, min(halves, topology.num_ranks.bit_length() - 1) + 1):  # as far as there is a rank left
         front += _smaller(config, topology.num_ranks >> number, fixed, any_microbatch)
     plans = [ranking.in_full(plan) for plan in best]
     if topology.links is not None:
@@ -173,8 +175,6 @@ def _miss(config: RunConfig, parallel: ParallelConfig, microbatch_size: int, any
 
 def _smaller(config: RunConfig, num_ranks: int, fixed: Collection[str], any_microbatch: bool) -> list[Plan]:
     """The Pareto set on `num_ranks` ranks; nothing where no layout fits."""
-    if num_ranks < 1:
-        return []
     try:
         return list(search(config, num_ranks, fixed, KEEP, any_microbatch).pareto)
     except ValueError:

@@ -31,7 +31,8 @@ def successor(
     the layers split evenly or by their replicas, which must be better by `MARGIN`. The cheapest wins until the next
     failure or repair that ``cluster.node_mtbf_hours`` lets expect, or without one over `HORIZON_STEPS` steps: their
     predicted time, plus the bytes that the busiest rank must receive over the slowest link. Recomputes activations only
-    when nothing fits otherwise. Some teams may stay idle.
+    when nothing fits otherwise. Some teams may stay idle. Ranks wait for the answer: of many teams or microbatches
+    (`planner.wide`) steps are predicted from a part of them.
 
     Args:
         teams: whole teams there are, holding a stage or fresh.

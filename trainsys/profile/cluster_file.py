@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from statistics import median
@@ -11,6 +12,11 @@ from trainsys.config import ClusterConfig, DeviceConfig, LinkConfig, LinksConfig
 from trainsys.perf.device import catalogue
 from trainsys.profile.collectives import Collective, judged
 from trainsys.profile.measure import Measured
+
+_OF_FREE_HOST = (
+    0.8  # of a machine's free memory, for all its ranks: the system, page cache and pinned buffers need some
+)
+_OF_FREE_DEVICE = 0.95  # of a device's free memory: the allocator's fragments and the libraries' workspaces need some
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,13 @@ def as_cluster(measured: Measured, name: str) -> Profile:
     device = DeviceConfig(
         name=_known(measured.seen[0].device),
         tflops=_digits(compute.tflops),
-        memory_gib=_digits(min(s.memory_gib for s in measured.seen) * (0.8 / size if shared else 0.95)),
+        memory_gib=_digits(
+            min(s.memory_gib for s in measured.seen) * (_OF_FREE_HOST / size if shared else _OF_FREE_DEVICE)
+        ),
         efficiency=_digits(compute.efficiency),
         memory_gbps=_digits(compute.memory_gbps),
         backend=measured.backend,
+        **({"host_gbps": _digits(compute.host_gbps)} if compute.host_gbps else {}),
     )
     cluster = ClusterConfig(
         name=name, nodes=len(per_node), ranks_per_node=size, device=device, intra_node=typical(True),
@@ -91,6 +100,7 @@ def as_text(profile: Profile) -> str:
     """The YAML file."""
     cluster, compute = profile.cluster, profile.measured.compute
     device = cluster.device
+    host = f"host_gbps: {device.host_gbps:g}, " if compute.host_gbps else ""
     lines = [
         f"# {cluster.nodes} × {cluster.ranks_per_node} ranks, measured by `trainsys profile` in "
         f"{profile.measured.seconds:.0f} s. tflops is the best matrix product,",
@@ -103,12 +113,12 @@ def as_text(profile: Profile) -> str:
             for row in profile.collectives
         ),
         "cluster:",
-        f"  name: {cluster.name}",
+        f"  name: {json.dumps(cluster.name)}",
         f"  nodes: {cluster.nodes}",
         f"  ranks_per_node: {cluster.ranks_per_node}",
         f"  shared_cores: {str(cluster.shared_cores).lower()}",
-        f"  device: {{name: {device.name}, tflops: {device.tflops:g}, memory_gib: {device.memory_gib:g}, "
-        f"efficiency: {device.efficiency:g}, memory_gbps: {device.memory_gbps:g}, backend: {device.backend}}}",
+        f"  device: {{name: {json.dumps(device.name)}, tflops: {device.tflops:g}, memory_gib: {device.memory_gib:g}, "
+        f"efficiency: {device.efficiency:g}, memory_gbps: {device.memory_gbps:g}, {host}backend: {device.backend}}}",
         f"  intra_node: {{gbps: {cluster.intra_node.gbps:g}, latency_s: {_float(cluster.intra_node.latency_s)}}}",
         f"  inter_node: {{gbps: {cluster.inter_node.gbps:g}, latency_s: {_float(cluster.inter_node.latency_s)}}}",
     ]

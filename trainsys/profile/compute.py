@@ -15,6 +15,7 @@ from trainsys.models.registry import build
 
 SIZES = (128, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
 _COPY_MIB = (64, 1024)  # on a CPU, on anything else
+_PINNED_MIB = 256
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,14 @@ class Compute:
         memory_gbps: bytes read and written by copying tensors far larger than a cache, GB/s.
         launch_s: of the smallest operation, one after the other.
         efficiency: share of the best product's rate in forward and backward of one layer of the given model.
-        cores: that the process may use; of a CPU.
+        host_gbps: between pinned memory of the host and the device's, the slower way, GB/s; 0: it has none of its own.
     """
 
     gemm: tuple[tuple[int, float], ...]
     memory_gbps: float
     launch_s: float
     efficiency: float
+    host_gbps: float = 0.0
 
     @property
     def tflops(self) -> float:
@@ -76,7 +78,18 @@ def measure_compute(config: RunConfig, device: torch.device, budget_s: float) ->
         memory_gbps=2 * source.nbytes / copied / 1e9,
         launch_s=_launch_s(one, sync, budget_s / 16),
         efficiency=min(1.0, _layer_tflops(config, device, sync, budget_s / 4) / best),
+        host_gbps=_host_gbps(device, sync, budget_s / 16),
     )
+
+
+def _host_gbps(device: torch.device, sync: Callable[[], None], budget_s: float) -> float:
+    """Copies of pinned memory, which the device fetches and brings by itself; the slower of both ways."""
+    if device.type != "cuda":
+        return 0.0
+    host = torch.ones(_PINNED_MIB << 18, pin_memory=True)
+    own = torch.empty(host.shape, device=device)
+    ways = (lambda: own.copy_(host, non_blocking=True), lambda: host.copy_(own, non_blocking=True))
+    return host.nbytes / max(best_s(way, sync, budget_s / 2) for way in ways) / 1e9
 
 
 def _launch_s(one: torch.Tensor, sync: Callable[[], None], budget_s: float) -> float:

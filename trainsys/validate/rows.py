@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import yaml
 
@@ -57,7 +58,7 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
     Raises:
         ValueError: naming file, line and column of what cannot be read.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with _lines(path) as file:
         reader = csv.DictReader(file)
         missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
@@ -69,6 +70,18 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
             except _UnknownError as error:
                 left_out.append(str(error))
         return rows, left_out
+
+
+@contextmanager
+def _lines(path: Path) -> Iterator[TextIO]:
+    """An open file. Raises ValueError, naming it, for what is no text or cannot be read."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            yield file
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
 
 class _Cells:
@@ -248,5 +261,5 @@ def read_all(paths: Sequence[Path]) -> tuple[list[Row], list[str]]:
 
 
 def _has_schema(file: Path) -> bool:
-    with file.open(newline="") as lines:
+    with _lines(file) as lines:
         return set(COLUMNS) <= set(next(csv.reader(lines), ()))
