@@ -12,7 +12,9 @@ from trainsys.perf.job import Job
 
 # bytes per element of a token's copy: gathered, sorted and cast on its way; as many back. Chosen with bridge's expert rows
 _PERMUTE = 10.0
-_SWAP = 0.8  # of a ring's bandwidth that an all-to-all reaches: all2all rows of benchmarks/published/links.csv, one node
+_SWAP = (
+    0.8  # of a ring's bandwidth that an all-to-all reaches: all2all rows of benchmarks/published/links.csv, one node
+)
 
 
 def expert_products(job: Job) -> tuple[float, float]:

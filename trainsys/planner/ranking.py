@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass
-class Space:
+class Survey:
     """All legal layouts that fit: number `number[i]` of block ``blocks[block[i]]``, and why the others do not. Of
     blocks of which none fits, the nearest in `tight`."""
 
@@ -52,7 +52,7 @@ def with_layout(config: RunConfig, parallel: ParallelConfig, microbatch_size: in
 class Ranking:
     """Predicts layouts of a space as they are asked for, once each."""
 
-    def __init__(self, config: RunConfig, measured: Rate, space: Space) -> None:
+    def __init__(self, config: RunConfig, measured: Rate, space: Survey) -> None:
         self.config, self.measured, self.space = config, measured, space
         self.by_bound = np.argsort(space.least_s, kind="stable")
         self.predicted: dict[int, Plan] = {}

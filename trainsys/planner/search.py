@@ -25,7 +25,7 @@ from trainsys.planner.nothing import nothing_fits, nothing_with
 from trainsys.planner.place_plans import place_plans
 from trainsys.planner.plan import Miss, Plan, PlanReport
 from trainsys.planner.predict import worst_stage
-from trainsys.planner.ranking import Array, Ranking, Space, not_dominated, order, with_layout
+from trainsys.planner.ranking import Array, Ranking, Survey, not_dominated, order, with_layout
 from trainsys.planner.stages import Stages, notation
 from trainsys.planner.uneven import evened, most_promising
 from trainsys.space.build import ORDER, axis_order
@@ -106,9 +106,9 @@ def _least_microbatch(global_size: int) -> int:
 
 def _survey(
     config: RunConfig, topology: Topology, measured: Rate, fixed: Collection[str], any_microbatch: bool
-) -> Space:
+) -> Survey:
     """Bound every legal layout; the nearest of those over memory is told."""
-    space = Space()
+    space = Survey()
     found: list[tuple[Array, ...]] = []
     misses, nearest = 0, (float("inf"), (config.parallel, 0))
     for block, reason in blocks(config, topology.num_ranks, fixed, any_microbatch):
