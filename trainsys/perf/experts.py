@@ -10,11 +10,9 @@ from trainsys.perf.collective import gather_s
 from trainsys.perf.gemm import gemm_s
 from trainsys.perf.job import Job
 
-# bytes per element of a token's copy: gathered, sorted and cast on its way; as many back. Chosen with bridge's expert rows
+# bytes per element of a token's copy: gathered, sorted, cast on its way; as many back. With bridge's rows in view
 _PERMUTE = 10.0
-_SWAP = (
-    0.8  # of a ring's bandwidth that an all-to-all reaches: all2all rows of benchmarks/published/links.csv, one node
-)
+_SWAP = 0.8  # of a ring's bandwidth that an all-to-all reaches: rows all2all of benchmarks/published/links.csv
 
 
 def expert_products(job: Job) -> tuple[float, float]:
