@@ -15,7 +15,7 @@ from trainsys.schedule.generators.one_f_one_b import in_flight_limit
 
 LANES = 64
 CELLS = 4096
-_EACH, _MOST = 24, 32768  # microbatches of a replica in a sample, and pairs in all unless the replicas are more
+_EACH, _MOST = 24, 16384  # microbatches of a replica in a sample, and pairs in all unless the replicas are more
 
 
 def is_wide(microbatches: int, replicas: Sequence[int], runs: int) -> bool:
