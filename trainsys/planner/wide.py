@@ -3,7 +3,7 @@
 Up to `LANES` lanes and `CELLS` (microbatch, run) pairs times are exact. Above, equal replicas are as one with the most
 microbatches: each microbatch stays with its replica, so this is exact but for messages, of which the slowest counts.
 Of unequal ones a step of `sample` microbatches is run, and what the whole one takes beyond the bound of 1F1B in closed
-form (`pipeline.least_ragged_ends`) is taken to be as much: over 26 random pipelines of up to 4,096 microbatches 3 % too
+form (`pipeline.least_ragged_ends`) is taken to be as much: over 22 random pipelines of up to 4,096 microbatches 3 % too
 fast to 22 % too slow, 2.5 % too slow in the median. Both are deterministic.
 """
 
