@@ -175,10 +175,9 @@ def hops_of(config: RunConfig, stages: Stages, topology: Topology, replicas: tup
     if replicas != stages.replicas or set(replicas) == {1}:
         return {(a, b): hop_s(config, stages, topology, a, b) for a, b in near}
     rows = Routes.balanced(microbatches, replicas).table
+    teams = {(stage, x): stages.team(stage, x) for stage in range(count) for x in range(replicas[stage])}
     pairs = ((a, b, x, y) for a, b in near for x, y in dict.fromkeys(zip(rows[a], rows[b], strict=True)))
-    seconds = {
-        (a, b, x, y): send_s(config, stages, topology, stages.team(a, x), stages.team(b, y)) for a, b, x, y in pairs
-    }
+    seconds = {(a, b, x, y): send_s(config, stages, topology, teams[a, x], teams[b, y]) for a, b, x, y in pairs}
     if not is_wide(microbatches, replicas, len(stages.runs)):
         lanes = stage_major(replicas)
         return {(lanes[a, x], lanes[b, y]): hop for (a, b, x, y), hop in seconds.items()}
