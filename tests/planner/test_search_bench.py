@@ -19,8 +19,10 @@ def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert (row["case"], row["ranks"]) == ("175b", 16)
     assert 0 < row["simulated"] < row["fitting"] < row["legal"]
     assert 0 < row["seconds"] < row["total_s"]
-    assert row["rss_mib"] > 5
-    assert 0 < row["mfu"] < 1
+    assert row["rss_mib"] > 20, "numpy alone takes that"
+    model = load(["configs/model/gpt3-175b.yaml", "model.num_layers=8"]).model
+    flops = 6 * num_params(model) * 16 * CASES["175b"].batch[1]  # without attention's own products
+    assert row["mfu"] == pytest.approx(flops / (row["step_s"] * 16 * 312e12), rel=0.1)
 
 
 @pytest.mark.parametrize(("case", "billions"), [("175b", 174.6), ("405b", 405.9)])

@@ -33,7 +33,7 @@ def what_fits(config: RunConfig, fixed: Collection[str], any_microbatch: bool, t
     """For a search in which nothing fits: the single changes, tried, with which something does; empty: none of them."""
     found = {}
     if not any_microbatch:
-        other = search_any(config, fixed)
+        other = _with_any_size(config, fixed)
         if other:
             found[f"batch.microbatch_size={other.microbatch_size}"] = other
     fast = _best(config, fixed, any_microbatch) if try_fast and config.parallel.reduction == "canonical" else None
@@ -42,7 +42,7 @@ def what_fits(config: RunConfig, fixed: Collection[str], any_microbatch: bool, t
     return "".join(f"; {knob} fits: {plan.name(any_microbatch)}" for knob, plan in found.items())
 
 
-def search_any(config: RunConfig, fixed: Collection[str]) -> Plan | None:
+def _with_any_size(config: RunConfig, fixed: Collection[str]) -> Plan | None:
     """The best layout with any microbatch size; None where none fits."""
     try:
         return search(config, fixed=fixed, keep=_KEEP, any_microbatch=True).plans[0]

@@ -69,11 +69,7 @@ def search(
     ranking = Ranking(config, measured, space)
     best = ranking.best(len(space.least_s) if keep is None else keep)
     front = ranking.front()
-    uneven = best[:KEEP]
-    if topology.others:
-        more = most_promising(config, ranking.of_each_pipeline(4 * _MIXED), measured, _MIXED)
-        uneven += (plan for plan in more if plan not in uneven)
-    best = sorted([*best, *evened(config, uneven, measured)], key=order)[:keep]
+    best = sorted([*best, *_uneven(config, topology, measured, ranking, best)], key=order)[:keep]
     if not best:
         canonical = config.parallel.reduction == "canonical"
         raise ValueError(nothing_fits(topology, space.rejected, space.nearest, canonical))
@@ -97,6 +93,17 @@ def search(
         pruned=len(space.least_s) - len(ranking.predicted),
         simulated=len(ranking.predicted),
     )
+
+
+def _uneven(
+    config: RunConfig, topology: Topology, measured: Rate, ranking: Ranking, best: list[Plan]
+) -> Iterator[Plan]:
+    """Other splits of the layers: of the best layouts, and where devices differ of what promises most."""
+    plans = best[:KEEP]
+    if topology.others:
+        more = most_promising(config, ranking.of_each_pipeline(4 * _MIXED), measured, _MIXED)
+        plans += (plan for plan in more if plan not in plans)
+    return evened(config, plans, measured)
 
 
 def _least_microbatch(global_size: int) -> int:
