@@ -23,8 +23,7 @@ def draw(sets: Mapping[str, Sequence[Prediction]], path: Path) -> None:
 
 
 def _panel(axes: Any, sets: Mapping[str, Sequence[tuple[Any, float]]], what: str) -> None:
-    shown = {name: pairs for name, pairs in sets.items() if pairs}
-    values = [value for pairs in shown.values() for pair in pairs for value in pair]
+    values = [value for pairs in sets.values() for pair in pairs for value in pair]
     axes.set(xscale="log", yscale="log", xlabel=f"measured {what}", ylabel=f"predicted {what}", aspect="equal")
     axes.grid(alpha=0.25)
     if not values:
@@ -33,7 +32,9 @@ def _panel(axes: Any, sets: Mapping[str, Sequence[tuple[Any, float]]], what: str
     axes.plot(ends, ends, color="0.3", linewidth=1)
     axes.fill_between(ends, [0.9 * e for e in ends], [1.1 * e for e in ends], color="0.85", label="±10 %")
     colours = _colours()
-    for i, (name, pairs) in enumerate(shown.items()):
+    for i, (name, pairs) in enumerate(sets.items()):  # one colour for a set in both panels
+        if not pairs:
+            continue
         axes.scatter(*zip(*pairs, strict=True), s=22, alpha=0.8, color=colours(i % 20), label=name)
     axes.set(xlim=ends, ylim=ends)
     axes.legend(fontsize=8, frameon=False, loc="upper left")
