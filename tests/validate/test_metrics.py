@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks import leave_one_out
 from tests.validate.test_published import PUBLISHED
 from trainsys.validate.metrics import Confusion, Prediction, score
 from trainsys.validate.rows import Row, read
@@ -43,3 +44,10 @@ def test_memory_verdicts_are_counted(row: Row) -> None:
     rows = [(limit, True), (limit, False), (1.0, True), (1.0, False), (1.0, False), (1.0, None)]
     found = score([Prediction(replace(row, oom=oom), 1.0, gib) for gib, oom in rows])
     assert found.oom == Confusion(tp=1, fp=1, fn=1, tn=2)
+
+
+def test_a_set_is_judged_by_a_rate_fitted_on_the_others() -> None:
+    rows = {row["set"]: row for row in leave_one_out.measure()}
+    assert len(rows) == 4
+    assert all(abs(row["scale"] - 1) < 0.03 for row in rows.values()), "the shipped rate is no outlier of any fit"
+    assert all(row["mape_left_out"] < 8.5 for row in rows.values())

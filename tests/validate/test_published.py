@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainsys.validate.metrics import Score, by_set, predict, score
+from trainsys.validate.metrics import Score, by_kind, by_set, predict, score
 from trainsys.validate.rows import read, read_all
 
 PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "published"
@@ -49,6 +49,16 @@ def test_errors_stay_below_their_ceilings(scores: dict[str, Score], name: str) -
     if memory is not None:
         assert found.memory_mape is not None
         assert found.memory_mape <= memory
+
+
+def test_experts_are_judged_apart() -> None:
+    kinds = by_kind([predict(row) for row in read(PUBLISHED / "bridge.csv")[0]])
+    assert {name: len(members) for name, members in kinds.items()} == {"dense": 28, "experts": 12}
+    for name, most in (("dense", 8.5), ("experts", 23.6)):
+        mape = score(kinds[name]).mape
+        assert mape is not None
+        assert mape <= most
+    assert by_kind(kinds["dense"]) == {}
 
 
 def test_what_ran_out_of_memory_is_rejected_and_little_else(scores: dict[str, Score]) -> None:

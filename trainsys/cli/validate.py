@@ -35,7 +35,7 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from pathlib import Path
 
-    from trainsys.validate.metrics import by_case, by_set, predict, score
+    from trainsys.validate.metrics import by_case, by_kind, by_set, predict, score
     from trainsys.validate.rows import read_all
 
     rows, left_out = read_all([Path(name) for name in args.files])
@@ -43,6 +43,7 @@ def run(argv: list[str]) -> int:
     sets = by_set(predictions)
     scores = {name: score(members) for name, members in sets.items()}
     cases = {name: {case: score(p) for case, p in by_case(members).items()} for name, members in sets.items()}
+    kinds = {name: {kind: score(p) for kind, p in by_kind(members).items()} for name, members in sets.items()}
     if args.picture:
         from trainsys.validate.picture import draw
 
@@ -52,11 +53,15 @@ def run(argv: list[str]) -> int:
             "sets": {name: one.to_json() for name, one in scores.items()},
             "overall": score(predictions).to_json(),
             "cases": {name: {c: s.to_json() for c, s in of.items()} for name, of in cases.items()},
+            "kinds": {name: {k: s.to_json() for k, s in of.items()} for name, of in kinds.items() if of},
             "left_out": left_out,
         }
         print(json.dumps(answer))
         return 0
-    _show({**scores, "all": score(predictions)})
+    table: dict[str, Score] = {}
+    for name, one in scores.items():
+        table |= {name: one} | {f"  {name}, {kind}": s for kind, s in kinds[name].items()}
+    _show(table | {"all": score(predictions)})
     if args.cases:
         _show({f"{name}: {case}": one for name, of in cases.items() for case, one in of.items()})
     if args.rows:

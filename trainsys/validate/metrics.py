@@ -107,6 +107,12 @@ def by_case(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     return _grouped(predictions, lambda p: f"{p.row.model} on {p.row.job.degrees.devices} {p.row.job.device.name}")
 
 
+def by_kind(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
+    """Dense models and those with experts apart, where there are both; else nothing."""
+    kinds = _grouped(predictions, lambda p: "experts" if p.row.job.shape.experts else "dense")
+    return kinds if len(kinds) > 1 else {}
+
+
 def _choices(timed: Sequence[Prediction]) -> list[list[Prediction]]:
     """Groups of rows that do the same work on the same devices, so that one may choose among them."""
 
