@@ -16,10 +16,11 @@ from trainsys.cli.arguments import Parser
 from trainsys.comm.communicator import Communicator
 from trainsys.parallel.emulated import EmulatedStage
 from trainsys.parallel.executor import Executor
+from trainsys.schedule.costs import Costs
 from trainsys.schedule.generators import GENERATORS, build
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule
-from trainsys.schedule.simulate import Costs, simulate
+from trainsys.schedule.simulate import simulate
 from trainsys.testing import RankPool
 
 VP = {"interleaved": 2}  # runs of layers per stage, 1 for the others

@@ -151,7 +151,9 @@ class ParallelConfig:
     order: str = "tp,cp,pp,dp"  # how ranks are numbered along the axes, fastest first
     zero: int = 0  # sharded over replicas and cp: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too
     sequence_parallel: bool = False  # shard norms and dropout over the sequence inside tp (not context parallelism)
-    schedule: str = "1f1b"  # a name registered in trainsys.schedule: gpipe, 1f1b, interleaved (with vp)
+    schedule: str = "1f1b"  # a name registered in trainsys.schedule, or FILE.csv in the notation of torch
+    placement: Literal["auto", "loop", "v"] = "auto"  # of the runs of layers on the stages; auto: as the schedule wants
+    activations: float = 0.0  # most microbatches that a rank keeps, for schedules that can choose; 0: their own limit
     recompute: Literal["none", "full"] = "none"  # full: keep only each layer's input and compute it again
     offload: Literal["none", "activations"] = "none"  # activations: the host keeps them until their backward
     reduction: Literal["canonical", "fast"] = "canonical"  # canonical: the same bits on every layout of one tp and cp

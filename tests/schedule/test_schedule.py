@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainsys.schedule import GENERATORS, Action, Costs, Kind, Routes, build, simulate
+from trainsys.schedule import GENERATORS, Action, Costs, Kind, Problem, Routes, build, simulate
 from trainsys.schedule.generators.one_f_one_b import in_flight_limit
 from trainsys.schedule.schedule import dumps, loads
 
@@ -59,7 +59,7 @@ def test_a_single_replica_takes_from_its_two_feeders_in_turn() -> None:
 
 def test_uniform_1f1b_is_the_textbook_schedule() -> None:
     for stages, m in itertools.product(range(1, 9), range(1, 25)):
-        schedule = GENERATORS["1f1b"](Routes.balanced(m, [1] * stages))
+        schedule = GENERATORS["1f1b"](Problem(Routes.balanced(m, [1] * stages)))
         for stage, lane in enumerate(schedule.lanes):
             warmup = min(m, stages - 1 - stage)
             expected = [f"{stage}F{i}" for i in range(warmup)]

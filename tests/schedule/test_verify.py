@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from trainsys.schedule import GENERATORS, Action, Kind, Routes, Schedule, ScheduleError, build, verify
+from trainsys.schedule import GENERATORS, Action, Kind, Problem, Routes, Schedule, ScheduleError, build, verify
 from trainsys.schedule.comms import insert_comms
 
 Lanes = list[list[Action]]
@@ -206,7 +206,7 @@ def test_stages_on_one_lane_need_no_comms_and_may_have_none() -> None:
 
 
 def test_compute_only_schedules_are_rejected() -> None:
-    schedule = GENERATORS["1f1b"](Routes.balanced(2, [1, 1]))
+    schedule = GENERATORS["1f1b"](Problem(Routes.balanced(2, [1, 1])))
     with pytest.raises(ScheduleError, match="lane 0: 0F0 has no 0SEND_F0"):
         verify(schedule)
 

@@ -46,7 +46,7 @@ def num_microbatches(config: RunConfig) -> int:
 
 def routes_of(config: RunConfig, layout: Layout) -> Routes:
     """Who runs which microbatch of a step."""
-    return Routes.balanced(num_microbatches(config), layout.replicas, layout.vp)
+    return Routes.balanced(num_microbatches(config), layout.replicas, layout.vp, layout.folded)
 
 
 def wanted_groups(space: Space, layout: Layout, routes: Routes) -> list[tuple[int, ...]]:
@@ -128,7 +128,7 @@ class Engine:
 
     def _build_stages(self) -> None:
         """The stages of the schedule that run here: several under vp."""
-        hosted = range(self.stage, self.schedule.routes.num_stages, self.layout.pp)
+        hosted = [number for number, (stage, _) in enumerate(self.layout.runs) if stage == self.stage]
         models = {stage: self._model(stage) for stage in hosted}
         self.params = {n: p for model in models.values() for n, p in model.named_parameters()}
         self.ordinal_of = {n: self.space.ordinal[logical_name(self.config.model, n)] for n in self.params}
@@ -144,16 +144,15 @@ class Engine:
         }
         ordinals = [bucket.spec.tensors for bucket in self.buckets]
         self.names_of = [[n for n, o in self.ordinal_of.items() if o in own] for own in ordinals]
-        stages, cp = self.layout.stages, self.layout.cp
-        rank_of = {lane: stages[s % self.layout.pp].teams[r * cp + self.cp_index][self.shard]
+        stages, runs, cp = self.layout.stages, self.layout.runs, self.layout.cp
+        rank_of = {lane: stages[runs[s][0]].teams[r * cp + self.cp_index][self.shard]
                    for (s, r), lane in self.schedule.placement.items()}  # fmt: skip
-        lane = self.schedule.placement[self.stage, self.replica]
+        lane = self.schedule.placement[next(iter(self.runners)), self.replica]
         self.executor = Executor(self.schedule, lane, self.runners, self.mesh, rank_of, self.at)
 
     def _model(self, stage: int) -> Decoder:
-        run, own = divmod(stage, self.layout.pp)
         return build_stage(
-            self.config.model, range(*self.layout.stages[own].spans[run]), self.space.tensors, self.dtype, self.device,
+            self.config.model, range(*self.layout.runs[stage][1]), self.space.tensors, self.dtype, self.device,
             self.tp, self.cp, self.config.parallel.recompute, self.routes.num_microbatches, self.ep,
             hollow if self.layout.zero == 3 else torch.empty,
         )  # fmt: skip

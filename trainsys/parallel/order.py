@@ -13,7 +13,7 @@ from trainsys.space.layout import Layout
 class Order:
     """Any rank's compute, down to the *parts* of its stages: all blocks at once, under ZeRO-3 each by itself.
 
-    Under vp a rank runs several of the schedule's stages: run k of stage s is number k·pp + s.
+    Under vp a rank runs several of the schedule's stages: `Layout.runs`.
     """
 
     def __init__(self, layout: Layout, schedule: Schedule) -> None:
@@ -22,8 +22,7 @@ class Order:
 
     def parts(self, stage: int) -> list[range]:
         """The blocks of a stage of the schedule, cut into what is computed at a time, in the order of the forward."""
-        run, own = divmod(stage, self._layout.pp)
-        first, stop = self._layout.stages[own].spans[run]
+        first, stop = self._layout.runs[stage][1]
         return [range(b, b + 1) for b in range(first, stop)] if self._layout.zero == 3 else [range(first, stop)]
 
     def _computes(self, rank: int) -> Iterator[tuple[Action, list[range]]]:

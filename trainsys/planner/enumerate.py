@@ -17,7 +17,7 @@ from typing import Any
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import resolve
 from trainsys.planner.check import MOST_MICROBATCHES, check_degrees, check_layout, check_names
-from trainsys.schedule import GENERATORS
+from trainsys.planner.in_flight import FORMS
 
 _MOST_RANKS = 1 << 22
 _ODD_SIZES = 12  # largest microbatch that need not be a power of two
@@ -198,7 +198,7 @@ def _of_grid(
 
 def _schedules(pp: int, num_layers: int, given: dict[str, Any]) -> Iterator[tuple[str, int]]:
     """Every schedule with its numbers of runs of layers per stage: the least for each length of the longest run."""
-    names: tuple[str, ...] = tuple(GENERATORS)
+    names: tuple[str, ...] = (given["schedule"],) if "schedule" in given else tuple(FORMS)
     if pp == 1:  # nothing to schedule, but that one microbatch ends before the next begins
         names = (given.get("schedule", "1f1b"),)
     several = {-(-num_layers // (pp * vp)): vp for vp in range(num_layers // pp, 1, -1)}

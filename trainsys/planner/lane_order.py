@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 
-from trainsys.schedule import GENERATORS, Routes
+from trainsys.schedule import GENERATORS, Problem, Routes
 from trainsys.schedule.actions import Action, Kind
 
 
@@ -20,7 +20,7 @@ def lane_order(name: str, microbatches: int, stages: int, vp: int) -> array[int]
 
     Of m microbatches and R runs, F of run r for microbatch i is r·m + i, and B R·m more.
     """
-    schedule = GENERATORS[name](Routes.balanced(microbatches, (1,) * stages, vp), vp)
+    schedule = GENERATORS[name](Problem(Routes.balanced(microbatches, (1,) * stages, vp), vp))
     return sorted_actions(schedule.lanes, microbatches, stages * vp)
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from trainsys.planner.lane_order import sorted_actions
-from trainsys.schedule import GENERATORS, Routes
+from trainsys.schedule import GENERATORS, Problem, Routes
 from trainsys.schedule.generators.one_f_one_b import numbered
 from trainsys.schedule.schedule import stage_major
 
@@ -45,7 +45,7 @@ def ragged_order(name: str, microbatches: int, replicas: tuple[int, ...], vp: in
     if name == "1f1b":
         actions = numbered(routes)
     else:
-        actions = sorted_actions(GENERATORS[name](routes, vp).lanes, microbatches, len(replicas) * vp)
+        actions = sorted_actions(GENERATORS[name](Problem(routes, vp)).lanes, microbatches, len(replicas) * vp)
     lane_of = [placement[stage, replica] for stage, row in enumerate(routes.table) for replica in row]
     alive, most, count = [0] * sum(replicas), [0] * sum(replicas), len(lane_of)
     for action in actions:

@@ -1,10 +1,12 @@
 """When each lane does what: actions, generators, verifier, simulator, timeline. Never imports torch."""
 
 from trainsys.schedule.actions import Action, Kind
-from trainsys.schedule.generators import GENERATORS, build
+from trainsys.schedule.costs import Costs
+from trainsys.schedule.generators import GENERATORS, build, generate
+from trainsys.schedule.problem import Problem
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule, ScheduleError
-from trainsys.schedule.simulate import Costs, Event, Simulation, simulate
+from trainsys.schedule.simulate import Event, Simulation, simulate
 from trainsys.schedule.verify import verify
 
 __all__ = [
@@ -13,11 +15,13 @@ __all__ = [
     "Costs",
     "Event",
     "Kind",
+    "Problem",
     "Routes",
     "Schedule",
     "ScheduleError",
     "Simulation",
     "build",
+    "generate",
     "simulate",
     "verify",
 ]

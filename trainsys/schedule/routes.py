@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainsys.space.runs import host_of
+
 
 @dataclass(frozen=True)
 class Routes:
@@ -29,13 +31,13 @@ class Routes:
                 raise ValueError(f"routes: stage {stage} uses replicas {sorted(set(row))}; number them 0, 1, 2, …")
 
     @classmethod
-    def balanced(cls, num_microbatches: int, replicas: Sequence[int], vp: int = 1) -> Routes:
+    def balanced(cls, num_microbatches: int, replicas: Sequence[int], vp: int = 1, folded: bool = False) -> Routes:
         """Contiguous blocks of near-equal size: of R replicas, r takes [r·M//R, (r+1)·M//R).
 
         Args:
             num_microbatches: M, of the whole step (global, not per replica).
             replicas: number of replicas of each stage.
-            vp: runs of layers of each stage; each run is a stage of its own here, run k of stage s number k·P + s.
+            vp, folded: runs of layers of each stage and how they lie (space/runs.py); each is a stage of its own here.
 
         Raises:
             ValueError: if a stage has more replicas than there are microbatches, or none.
@@ -51,7 +53,8 @@ class Routes:
         rows = tuple(
             tuple(r for r in range(count) for _ in range(*_block(num_microbatches, count, r))) for count in replicas
         )
-        return cls(rows * vp)
+        count = len(replicas)
+        return cls(tuple(rows[host_of(run, count, folded)] for run in range(count * vp)))
 
     @property
     def num_stages(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from trainsys.schedule.actions import COUNTERPART, Action
 from trainsys.schedule.routes import Routes
+from trainsys.space.runs import host_of
 
 Placement = Mapping[tuple[int, int], int]  # (stage, replica) -> lane
 
@@ -60,11 +61,13 @@ class Schedule:
         return "\n".join(rows)
 
 
-def stage_major(replicas: Sequence[int], vp: int = 1) -> dict[tuple[int, int], int]:
-    """The default placement: lane = sum(replicas[:stage]) + replica; under vp stage s also hosts P + s, 2P + s, …"""
+def stage_major(replicas: Sequence[int], vp: int = 1, folded: bool = False) -> dict[tuple[int, int], int]:
+    """The default placement: lane = sum(replicas[:stage]) + replica; under vp a lane hosts several stages
+    (space/runs.py)."""
     count = len(replicas) // vp
-    pairs = [(stage, replica) for stage in range(count) for replica in range(replicas[stage])]
-    return {(run * count + stage, r): lane for run in range(vp) for lane, (stage, r) in enumerate(pairs)}
+    first = [sum(replicas[:stage]) for stage in range(count)]
+    hosts = [host_of(stage, count, folded) for stage in range(count * vp)]
+    return {(stage, r): first[host] + r for stage, host in enumerate(hosts) for r in range(replicas[stage])}
 
 
 def dumps(schedule: Schedule) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 
 from trainsys.schedule.actions import Action, Kind
+from trainsys.schedule.costs import Costs
 from trainsys.schedule.schedule import Schedule, ScheduleError
-from trainsys.schedule.simulate import Costs, simulate
+from trainsys.schedule.simulate import simulate
 
 _Place = tuple[int, int]  # (lane, place in its list)
 

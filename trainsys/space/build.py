@@ -7,6 +7,7 @@ from itertools import accumulate, product
 
 from trainsys.config import ParallelConfig
 from trainsys.space.layout import Layout
+from trainsys.space.runs import is_folded, runs_of
 from trainsys.space.seats import default_seats, reseat
 from trainsys.space.stage import Stage, Team
 from trainsys.space.tensor import EMBED
@@ -14,18 +15,19 @@ from trainsys.space.tensor import EMBED
 ORDER = ("tp", "cp", "pp", "dp")  # fastest first: replicas of a stage lie far apart
 
 
-def stage_spans(layers: Sequence[int], vp: int = 1) -> list[tuple[tuple[int, int], ...]]:
+def stage_spans(layers: Sequence[int], vp: int = 1, folded: bool = False) -> list[tuple[tuple[int, int], ...]]:
     """Block intervals of each stage; the embedding joins the first, norm and head the last.
 
     Args:
-        layers: layers of each run in the order of the model; under vp the stages take turns (Narayanan et al. 2021,
-            arXiv:2104.04473, §2.2).
+        layers: layers of each run in the order of the model.
+        folded: see space/runs.py.
     """
     ends = list(accumulate(layers))
     spans = [(stop - n, stop) for n, stop in zip(layers, ends, strict=True)]
     spans[0] = (EMBED, spans[0][1])
     spans[-1] = (spans[-1][0], ends[-1] + 1)
-    return [tuple(spans[s :: len(layers) // vp]) for s in range(len(layers) // vp)]
+    count = len(layers) // vp
+    return [tuple(spans[run] for run in runs_of(stage, count, vp, folded)) for stage in range(count)]
 
 
 def build_layout(
@@ -44,7 +46,7 @@ def build_layout(
     Raises:
         ValueError: when there are too few ranks, or too few replicas for ep, or ``devices`` are not of the mesh.
     """
-    spans = stage_spans(layers, parallel.vp)
+    spans = stage_spans(layers, parallel.vp, is_folded(parallel))
     replicas = _replicas(parallel, len(spans))
     _check_enough(sum(replicas) * parallel.cp * parallel.tp, ranks)
     if parallel.devices:
@@ -71,7 +73,7 @@ def succeed(
     Raises:
         ValueError: when there are too few ranks, or too few replicas for ep.
     """
-    spans = stage_spans(layers, parallel.vp)
+    spans = stage_spans(layers, parallel.vp, is_folded(parallel))
     wanted = [n * parallel.cp for n in _replicas(parallel, len(spans))]
     _check_enough(sum(wanted) * parallel.tp, alive)
     same_blocks = [s.spans for s in old.stages] == spans and parallel.tp == old.tp

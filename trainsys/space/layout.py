@@ -79,6 +79,13 @@ class Layout:
         """Block -> the stage that computes it."""
         return {b: s for s, stage in enumerate(self.stages) for first, stop in stage.spans for b in range(first, stop)}
 
+    @cached_property
+    def runs(self) -> tuple[tuple[int, tuple[int, int]], ...]:
+        """The runs of layers in the order of the model: (stage, blocks ``[first, stop)``) of each. To a schedule each is
+        a stage of its own."""
+        spans = ((s, span) for s, stage in enumerate(self.stages) for span in stage.spans)
+        return tuple(sorted(spans, key=lambda run: run[1]))
+
     def stages_of(self, tensor: LogicalTensor) -> tuple[int, ...]:
         """The stages that hold `tensor`, in order."""
         if not tensor.uses:
@@ -121,6 +128,11 @@ class Layout:
     @property
     def vp(self) -> int:
         return len(self.stages[0].spans)
+
+    @property
+    def folded(self) -> bool:
+        """Whether the runs of layers lie in a V."""
+        return self.vp > 1 and self.pp > 1 and self.runs[self.pp][0] == self.pp - 1
 
     @property
     def ep(self) -> int:

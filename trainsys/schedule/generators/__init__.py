@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 from trainsys.schedule.comms import insert_comms
 from trainsys.schedule.generators import gpipe, interleaved, one_f_one_b
+from trainsys.schedule.problem import Problem
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.verify import verify
+from trainsys.space.runs import FOLDED
 
-Generator = Callable[[Routes, int], Schedule]
+Generator = Callable[[Problem], Schedule]  # of compute actions alone
 
 GENERATORS: dict[str, Generator] = {
     "gpipe": gpipe.generate,
@@ -19,17 +21,19 @@ GENERATORS: dict[str, Generator] = {
 }
 
 
-def build(name: str, routes: Routes, vp: int = 1) -> Schedule:
-    """The named schedule for `routes`, with its SENDs and RECVs, verified.
-
-    Args:
-        vp: how many of the routes' stages, each P apart, run on the same lanes.
+def generate(name: str, problem: Problem) -> Schedule:
+    """The named schedule of `problem`, with its SENDs and RECVs, verified.
 
     Raises:
-        ValueError: for an unknown name, listing the known ones, or a vp that the schedule does not have.
+        ValueError: for an unknown name, listing the known ones, or a problem that the schedule cannot solve.
     """
     if name not in GENERATORS:
         raise ValueError(f"parallel.schedule={name} is unknown; choose one of {', '.join(GENERATORS)}")
-    schedule = insert_comms(GENERATORS[name](routes, vp))
+    schedule = insert_comms(GENERATORS[name](problem))
     verify(schedule)
     return schedule
+
+
+def build(name: str, routes: Routes, vp: int = 1) -> Schedule:
+    """`generate` for actions of any cost, and stages that lie as the schedule wants them."""
+    return generate(name, Problem(routes, vp, name in FOLDED))

@@ -7,13 +7,13 @@ vp each run of layers takes all microbatches before the next one does (Lamy-Poir
 from __future__ import annotations
 
 from trainsys.schedule.actions import Action, Kind
-from trainsys.schedule.routes import Routes
-from trainsys.schedule.schedule import Schedule, stage_major
+from trainsys.schedule.problem import Problem
+from trainsys.schedule.schedule import Schedule
 
 
-def generate(routes: Routes, vp: int = 1) -> Schedule:
+def generate(problem: Problem) -> Schedule:
     """Compute-only GPipe schedule, both directions in `Routes.order`."""
-    placement, order = stage_major(routes.replicas, vp), routes.order()
+    routes, placement, order = problem.routes, problem.placement, problem.routes.order()
     lanes: list[list[Action]] = [[] for _ in set(placement.values())]
     for kind, pairs in ((Kind.F, sorted(placement)), (Kind.B, sorted(placement, reverse=True))):
         for stage, replica in pairs:

@@ -9,17 +9,18 @@ larger, and never one smaller: that would leave the next run waiting for its inp
 from __future__ import annotations
 
 from trainsys.schedule.generators.ticks import in_turns
+from trainsys.schedule.problem import Problem
 from trainsys.schedule.routes import Routes
-from trainsys.schedule.schedule import Schedule, stage_major
+from trainsys.schedule.schedule import Schedule
 
 
-def generate(routes: Routes, vp: int = 1) -> Schedule:
+def generate(problem: Problem) -> Schedule:
     """Compute-only interleaved schedule; with vp = 1 it is 1F1B with a longer start."""
+    routes, vp, placement = problem.routes, problem.vp, problem.placement
     order, stages = routes.order(), range(routes.num_stages)
     groups = max(1, len(order) // (len(stages) // vp * max(routes.replicas)))
     group_of = {mb: groups * i // len(order) for i, mb in enumerate(order)}
     work = [(stage, mb) for mb in order for stage in stages]
-    placement = stage_major(routes.replicas, vp)
     lanes = in_turns(
         routes,
         placement,

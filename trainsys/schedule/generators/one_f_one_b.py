@@ -14,19 +14,22 @@ from __future__ import annotations
 from array import array
 
 from trainsys.schedule.generators.ticks import Work, in_turns, turns
+from trainsys.schedule.problem import Problem
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Placement, Schedule, stage_major
 
 
-def generate(routes: Routes, vp: int = 1) -> Schedule:
+def generate(problem: Problem) -> Schedule:
     """Compute-only 1F1B schedule, one stage per lane.
 
     Raises:
         ValueError: for vp > 1, whose 1F1B has another name.
     """
-    if vp > 1:
-        raise ValueError(f"parallel.schedule=1f1b has one run of layers per stage, not parallel.vp={vp}; {KNOB}")
-    placement = stage_major(routes.replicas)
+    if problem.vp > 1:
+        raise ValueError(
+            f"parallel.schedule=1f1b has one run of layers per stage, not parallel.vp={problem.vp}; {KNOB}"
+        )
+    routes, placement = problem.routes, problem.placement
     return Schedule("1f1b", routes, in_turns(routes, placement, *_turns(routes, placement)), placement)
 
 

@@ -1,0 +1,37 @@
+"""What the actions of a schedule take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trainsys.schedule.actions import Kind
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of each action.
+
+    Attributes:
+        f_s: of F, per stage.
+        b_s: of B, per stage.
+        send_s: of one transfer: a number, or a function of (source lane, destination lane).
+        action_s: the host's cost of any action, SEND and RECV included, paid before it starts.
+        i_s, w_s: of I and W, per stage; by default each half of B.
+    """
+
+    f_s: Sequence[float]
+    b_s: Sequence[float]
+    send_s: Callable[[int, int], float] | float = 0.0
+    action_s: float = 0.0
+    i_s: Sequence[float] | None = None
+    w_s: Sequence[float] | None = None
+
+    def table(self, num_stages: int) -> dict[Kind, Sequence[float]]:
+        """Seconds by kind and stage. Raises ValueError if a list does not have one number per stage."""
+        half = [b / 2 for b in self.b_s]
+        costs = {Kind.F: self.f_s, Kind.B: self.b_s, Kind.I: self.i_s or half, Kind.W: self.w_s or half}
+        for kind, row in costs.items():
+            if len(row) != num_stages:
+                raise ValueError(f"costs of {kind}: {len(row)} numbers for {num_stages} stages; give one per stage")
+        return costs
