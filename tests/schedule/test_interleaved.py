@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainsys.schedule import Costs, Routes, build, simulate
+from trainsys.schedule import Costs, Problem, Routes, build, simulate
 from trainsys.schedule.generators.interleaved import generate
 
 
@@ -25,7 +25,7 @@ def test_bubble_and_memory_are_the_published_ones(stages: int, vp: int, groups: 
 
 def test_order_of_a_known_lane() -> None:
     """P = 2, vp = 2, m = 2: both microbatches through run 0, then through run 1, and back from run 1."""
-    lane = generate(Routes.balanced(2, [1, 1], 2), 2).lanes[1]
+    lane = generate(Problem(Routes.balanced(2, [1, 1], 2), 2)).lanes[1]
     assert " ".join(map(str, lane)) == "1F0 1F1 3F0 3B0 3F1 3B1 1B0 1B1"
 
 

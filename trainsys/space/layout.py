@@ -81,8 +81,10 @@ class Layout:
 
     @cached_property
     def runs(self) -> tuple[tuple[int, tuple[int, int]], ...]:
-        """The runs of layers in the order of the model: (stage, blocks ``[first, stop)``) of each. To a schedule each is
-        a stage of its own."""
+        """(stage, blocks ``[first, stop)``) of every run of layers, in the order of the model.
+
+        To a schedule each is a stage of its own.
+        """
         spans = ((s, span) for s, stage in enumerate(self.stages) for span in stage.spans)
         return tuple(sorted(spans, key=lambda run: run[1]))
 
