@@ -13,15 +13,20 @@ from torch import Tensor
 
 
 class EmulatedStage:
-    """A `Runner` that takes `f_s` and `b_s` seconds per microbatch.
+    """A `Runner` that takes `f_s`, and `b_s` or `i_s` and `w_s`, seconds per microbatch.
 
     Args:
         first, last: position in the pipeline; ends neither receive nor send beyond themselves.
         shape: of the message between stages.
     """
 
-    def __init__(self, f_s: float, b_s: float, first: bool, last: bool, shape: tuple[int, ...] = (1, 16, 16)) -> None:
+    def __init__(
+        self, f_s: float, b_s: float, first: bool, last: bool, shape: tuple[int, ...] = (1, 16, 16),
+        i_s: float | None = None, w_s: float | None = None,
+    ) -> None:  # fmt: skip
         self.f_s, self.b_s, self.first, self.last, self.shape = f_s, b_s, first, last, shape
+        self.i_s = b_s / 2 if i_s is None else i_s
+        self.w_s = b_s - self.i_s if w_s is None else w_s
 
     def forward(self, microbatch: int, x: Tensor | None) -> Tensor | None:
         time.sleep(self.f_s)
@@ -30,6 +35,13 @@ class EmulatedStage:
     def backward(self, microbatch: int, grad: Tensor | None) -> Tensor | None:
         time.sleep(self.b_s)
         return None if self.first else self.boundary()
+
+    def backward_input(self, microbatch: int, grad: Tensor | None) -> Tensor | None:
+        time.sleep(self.i_s)
+        return None if self.first else self.boundary()
+
+    def backward_weight(self, microbatch: int) -> None:
+        time.sleep(self.w_s)
 
     def boundary(self) -> Tensor:
         return torch.zeros(self.shape)

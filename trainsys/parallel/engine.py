@@ -25,15 +25,19 @@ from trainsys.parallel.optimizer import adamw
 from trainsys.parallel.order import Order
 from trainsys.parallel.reduced import Reduced
 from trainsys.parallel.sequence.context import ContextParallel, cp_ranks
+from trainsys.parallel.split import Deferred
 from trainsys.parallel.stage import Batch, StageRunner, build_stage
 from trainsys.parallel.state import FlatState, master_dtype
 from trainsys.parallel.step import Decision, Report
 from trainsys.parallel.stream import Stream, StreamedBucket
 from trainsys.parallel.tensor import TensorParallel
 from trainsys.parallel.weights import Weights, hollow
-from trainsys.schedule.generators import build as build_schedule
+from trainsys.schedule.actions import Kind
+from trainsys.schedule.generators import generate
 from trainsys.schedule.lockstep import check_lockstep, together
+from trainsys.schedule.problem import Problem
 from trainsys.schedule.routes import Routes
+from trainsys.schedule.schedule import Schedule
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import Space, class_experts
 
@@ -47,6 +51,12 @@ def num_microbatches(config: RunConfig) -> int:
 def routes_of(config: RunConfig, layout: Layout) -> Routes:
     """Who runs which microbatch of a step."""
     return Routes.balanced(num_microbatches(config), layout.replicas, layout.vp, layout.folded)
+
+
+def schedule_of(config: RunConfig, layout: Layout) -> Schedule:
+    """What every rank does when; the same on all of them."""
+    problem = Problem(routes_of(config, layout), layout.vp, layout.folded, cap=config.parallel.activations)
+    return generate(config.parallel.schedule, problem)
 
 
 def wanted_groups(space: Space, layout: Layout, routes: Routes) -> list[tuple[int, ...]]:
@@ -88,7 +98,7 @@ class Engine:
         self.stage, team, self.shard = layout.where(rank)
         self.replica, self.cp_index = layout.replica_of(rank)
         self.routes = routes_of(config, layout)
-        self.schedule = build_schedule(config.parallel.schedule, self.routes, layout.vp)
+        self.schedule = schedule_of(config, layout)
         self.order = Order(layout, self.schedule)
         self.mesh = comm.group(layout.ranks) if len(layout.ranks) > 1 else None
         members = layout.stages[self.stage].teams[team]
@@ -129,7 +139,9 @@ class Engine:
     def _build_stages(self) -> None:
         """The stages of the schedule that run here: several under vp."""
         hosted = [number for number, (stage, _) in enumerate(self.layout.runs) if stage == self.stage]
-        models = {stage: self._model(stage) for stage in hosted}
+        split = any(action.kind is Kind.I for lane in self.schedule.lanes for action in lane)
+        deferred = {stage: Deferred() if split else None for stage in hosted}
+        models = {stage: self._model(stage, deferred[stage]) for stage in hosted}
         self.params = {n: p for model in models.values() for n, p in model.named_parameters()}
         self.ordinal_of = {n: self.space.ordinal[logical_name(self.config.model, n)] for n in self.params}
         block_of = {n: self.space.tensors[o].blocks[self._second_use(n)] for n, o in self.ordinal_of.items()}
@@ -139,7 +151,7 @@ class Engine:
             used = {part: {self.ordinal_of[n]: self.params[n] for n in names} for part, names in parts.items()}
             self.weights = Weights(self.rank, self.dtype, self.device, self.buckets, used, self.order.uses)
         self.runners = {
-            stage: self._runner(model, {part: parts[part] for part in self.order.parts(stage)})
+            stage: self._runner(model, {part: parts[part] for part in self.order.parts(stage)}, deferred[stage])
             for stage, model in models.items()
         }
         ordinals = [bucket.spec.tensors for bucket in self.buckets]
@@ -150,14 +162,14 @@ class Engine:
         lane = self.schedule.placement[next(iter(self.runners)), self.replica]
         self.executor = Executor(self.schedule, lane, self.runners, self.mesh, rank_of, self.at)
 
-    def _model(self, stage: int) -> Decoder:
+    def _model(self, stage: int, deferred: Deferred | None) -> Decoder:
         return build_stage(
             self.config.model, range(*self.layout.runs[stage][1]), self.space.tensors, self.dtype, self.device,
             self.tp, self.cp, self.config.parallel.recompute, self.routes.num_microbatches, self.ep,
-            hollow if self.layout.zero == 3 else torch.empty,
+            deferred, hollow if self.layout.zero == 3 else torch.empty,
         )  # fmt: skip
 
-    def _runner(self, model: Decoder, parts: Mapping[range, Sequence[str]]) -> StageRunner:
+    def _runner(self, model: Decoder, parts: Mapping[range, Sequence[str]], deferred: Deferred | None) -> StageRunner:
         batch = self.config.batch
         seq = batch.seq_len if self.cp is None else len(self.cp.rows.which)
         seq //= self.tp.size if self.tp and self.tp.sequence_parallel else 1
@@ -165,7 +177,7 @@ class Engine:
             model, (batch.microbatch_size, seq, self.config.model.dim), self.config.train.seed,
             batch.global_size * batch.seq_len, self.tp, self.cp, self._collect, parts,
             self.weights.whole if self.weights else lambda part: nullcontext(),
-            self.config.parallel.offload == "activations",
+            self.config.parallel.offload == "activations", deferred,
         )  # fmt: skip
 
     def microbatches(self) -> tuple[int, ...]:

@@ -65,10 +65,13 @@ class Executor:
                 self._forward(action)
                 active += 1
                 self.peak_activations = max(self.peak_activations, active)
-            elif action.kind is Kind.B:
+            elif action.kind is Kind.W:
+                self.runners[action.stage].backward_weight(action.microbatch)
+                active -= 1
+            elif action.kind in (Kind.B, Kind.I):
                 self.at("backward")
                 self._backward(action)
-                active -= 1
+                active -= action.kind is Kind.B
             elif action.kind in (Kind.RECV_F, Kind.RECV_B):
                 self._receive(action)
                 continue
@@ -90,7 +93,8 @@ class Executor:
         last = action.stage == self.schedule.routes.num_stages - 1
         grad = None if last else self._input(Kind.RECV_B, action)
         self._started = time.perf_counter()
-        out = self.runners[action.stage].backward(action.microbatch, grad)
+        runner = self.runners[action.stage]
+        out = (runner.backward if action.kind is Kind.B else runner.backward_input)(action.microbatch, grad)
         self._ready[Kind.SEND_B, action.stage, action.microbatch] = out
 
     def _input(self, kind: Kind, action: Action) -> Tensor:

@@ -33,12 +33,14 @@ class Order:
                 yield action, self.parts(action.stage)[:: 1 if action.kind is Kind.F else -1]
 
     def uses(self, rank: int) -> list[range]:
-        """The parts of a rank as it computes with their weights in one step, forward and backward."""
-        return [part for _, parts in self._computes(rank) for part in parts]
+        """The parts of a rank as it computes with their weights in one step, forward and backward. W needs none."""
+        return [part for a, parts in self._computes(rank) if a.kind is not Kind.W for part in parts]
 
     def backwards(self, rank: int) -> list[tuple[int, range]]:
         """(microbatch, part) of a rank as their gradients are made."""
-        return [(a.microbatch, part) for a, parts in self._computes(rank) if a.kind is Kind.B for part in parts]
+        return [
+            (a.microbatch, part) for a, parts in self._computes(rank) if a.kind in (Kind.B, Kind.W) for part in parts
+        ]
 
     def cp_index(self, rank: int) -> int:
         """Which part of every sequence a rank has."""

@@ -1,6 +1,6 @@
 """One stage on one rank: forward and backward of one microbatch, activations kept until their backward.
 
-The executor asks only for `forward` and `backward`; an emulated stage that sleeps offers the same two.
+The executor asks only for what `Runner` names; an emulated stage that sleeps offers the same.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from trainsys.parallel.loss import microbatch_loss
 from trainsys.parallel.offload import HostCopies, emptied
 from trainsys.parallel.sequence import METHODS
 from trainsys.parallel.sequence.context import ContextParallel, apply_context_parallel
+from trainsys.parallel.split import Deferred, Halves, Made, complete, split_backward
 from trainsys.parallel.tensor import TensorParallel, apply_tensor_parallel
 from trainsys.space.tensor import LogicalTensor
 
@@ -37,6 +38,12 @@ class Runner(Protocol):
 
     def backward(self, microbatch: int, grad: Tensor | None) -> Tensor | None:
         """Gradient from the next stage (None at the last) -> gradient for the previous (None at the first)."""
+
+    def backward_input(self, microbatch: int, grad: Tensor | None) -> Tensor | None:
+        """The same without the gradients of the weights."""
+
+    def backward_weight(self, microbatch: int) -> None:
+        """What `backward_input` left to do."""
 
     def boundary(self) -> Tensor:
         """An empty tensor of the shape and dtype that crosses stage boundaries."""
@@ -61,6 +68,7 @@ class StageRunner:
         parts: blocks that are computed at a time, in order -> names of their parameters; each has its own backward.
         whole: the same blocks -> a context in which their weights can be computed with.
         offload: the host keeps activations until their backward.
+        deferred: where the model leaves products to W; None: it does not, and the backward has one half only.
     """
 
     def __init__(
@@ -75,11 +83,14 @@ class StageRunner:
         parts: Mapping[range, Sequence[str]],
         whole: Callable[[range], AbstractContextManager[None]] = lambda part: nullcontext(),
         offload: bool = False,
+        deferred: Deferred | None = None,
     ) -> None:
         self.model, self.shape, self.seed, self.total_tokens, self.tp = model, shape, seed, total_tokens, tp
         self.cp, self.params = cp, dict(model.named_parameters())
         self._on_grads, self._parts, self._whole = on_grads, parts, whole
         self._kept: dict[int, list[tuple[Tensor | None, Tensor | GradientEdge]]] = {}  # per part: input, output
+        self._deferred = deferred
+        self._halves: dict[int, list[Halves]] = {}  # per part, the last one first
         self.host = HostCopies(self.params.values()) if offload else None
         self.losses: dict[int, float] = {}
         self.batch = Batch(0, {})
@@ -88,6 +99,9 @@ class StageRunner:
         """Start a step; whatever an abandoned step left is dropped."""
         self.batch = batch
         self._kept.clear()
+        self._halves.clear()
+        if self._deferred is not None:
+            self._deferred.take()
         self.losses = {}
         for p in self.params.values():
             p.grad = None
@@ -113,6 +127,23 @@ class StageRunner:
         return None
 
     def backward(self, microbatch: int, grad: Tensor | None) -> Tensor | None:
+        if self._deferred is not None:
+            grad = self.backward_input(microbatch, grad)
+            self.backward_weight(microbatch)
+            return grad
+        return self._backward(microbatch, grad, lambda made: self._on_grads(microbatch, complete(made)))
+
+    def backward_input(self, microbatch: int, grad: Tensor | None) -> Tensor | None:
+        deferred, halves = self._deferred, self._halves.setdefault(microbatch, [])
+        assert deferred is not None
+        return self._backward(microbatch, grad, lambda made: halves.append(Halves(made, deferred.take())))
+
+    def backward_weight(self, microbatch: int) -> None:
+        for half in self._halves.pop(microbatch):
+            self._on_grads(microbatch, half.finish(self.params))
+
+    def _backward(self, microbatch: int, grad: Tensor | None, on_part: Callable[[Made], None]) -> Tensor | None:
+        """Autograd through one part after the other, the last first, each followed by what it made."""
         kept = self._kept.pop(microbatch)
         self.model.keys.begin(self.seed, self.batch.step, self.batch.microbatches[microbatch][2])  # for recompute
         for part, names in reversed(tuple(self._parts.items())):
@@ -121,10 +152,10 @@ class StageRunner:
                 torch.autograd.backward(out, grad)
             grad = None if x is None else x.grad
             del x, out  # with them goes what autograd kept of the part
-            grads = {name: cast(Tensor, self.params[name].grad) for name in names}
+            made = {name: self.params[name].grad for name in names}
             for name in names:
                 self.params[name].grad = None
-            self._on_grads(microbatch, grads)
+            on_part(made)
         return grad
 
     def boundary(self) -> Tensor:
@@ -143,12 +174,14 @@ def build_stage(
     recompute: str,
     num_microbatches: int,
     ep: ExpertParallel | None,
+    deferred: Deferred | None = None,
     empty: Callable[..., Tensor] = torch.empty,
 ) -> Decoder:
     """One rank's part of the model with uninitialised weights. The order of application is the order below.
 
     Args:
-        empty: makes them.
+        deferred: where products are left to W; None: the backward is not split.
+        empty: makes the weights.
     """
     with torch.device("meta"):
         model = build(config, blocks)
@@ -164,6 +197,8 @@ def build_stage(
     if cp is not None:
         apply_context_parallel(model, cp, tp, METHODS["all_gather"])
     scale_router_losses(model, num_microbatches, tp)
+    if deferred is not None:
+        split_backward(model, deferred)
     if ep is not None:
         apply_expert_parallel(model, ep)
     if recompute == "full":

@@ -22,6 +22,7 @@ from trainsys.comm.group import Group
 from trainsys.models.decoder import Decoder
 from trainsys.models.dropout import KeyedDropout, Shard
 from trainsys.models.moe import MoE
+from trainsys.parallel.split import Deferred, linear
 
 REGIONS = ("attention", "feed_forward")  # submodules whose inside runs on sharded weights
 
@@ -164,13 +165,15 @@ def leave(x: Tensor, tp: TensorParallel) -> Tensor:
 class RowParallelLinear(nn.Module):
     """A Linear whose weight is sharded along its input dim: partial products, ``g``, then the replicated bias."""
 
-    def __init__(self, linear: nn.Linear, tp: TensorParallel) -> None:
+    deferred: Deferred | None = None
+
+    def __init__(self, whole: nn.Linear, tp: TensorParallel) -> None:
         super().__init__()
-        self.weight, self.bias, self.tp = linear.weight, linear.bias, tp
+        self.weight, self.bias, self.tp = whole.weight, whole.bias, tp
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, S, in/tp] -> [B, S, out] ([B, S/tp, out] under sequence parallelism)."""
-        y = leave(F.linear(x, self.weight), self.tp)
+        y = leave(linear(x, self.weight, None, self.deferred), self.tp)
         return y if self.bias is None else y + self.bias
 
 
@@ -209,9 +212,9 @@ def apply_tensor_parallel(model: Decoder, tp: TensorParallel) -> None:
     for name, module in list(model.named_modules()):
         if name.split(".")[-1] in REGIONS:
             module.register_forward_pre_hook(_entering(tp))
-            for child, linear in list(module.named_children()):
-                if child in ROW_PARALLEL and isinstance(linear, nn.Linear):
-                    setattr(module, child, RowParallelLinear(linear, tp))
+            for child, inner in list(module.named_children()):
+                if child in ROW_PARALLEL and isinstance(inner, nn.Linear):
+                    setattr(module, child, RowParallelLinear(inner, tp))
             if isinstance(module, MoE):  # many row-parallel matrices; their weighted answers are summed once
                 module.register_forward_hook(_leaving(tp))
         if isinstance(module, KeyedDropout) and tp.sequence_parallel and name.startswith("layers."):
