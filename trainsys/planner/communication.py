@@ -96,7 +96,7 @@ def context_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tenso
     size = 2 * tokens * width * Precision.of(config.train.dtype).activation
     again, forward, backward = config.parallel.recompute == "full", [], []
     for run, layers in enumerate(stages.runs):
-        worst = _slowest(sequence_links(stages, topology, run % stages.count), size)
+        worst = _slowest(sequence_links(stages, topology, stages.host(run)), size)
         once = layers * all_gather_s(size, stages.cp, worst)
         forward.append(once)
         backward.append((1 + again) * once)
@@ -115,7 +115,7 @@ def expert_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     size = boundary_bytes(config) * model.experts_per_token
     again = config.parallel.recompute == "full"
     for run, layers in enumerate(stages.runs):
-        worst = _slowest(exchange_links(stages, topology, run % stages.count), size)
+        worst = _slowest(exchange_links(stages, topology, stages.host(run)), size)
         swap = all_gather_s(size, stages.ep, worst)  # an all-to-all sends as much: an n-th to each of n - 1
         once = 2 * swap + all_gather_s(8 * model.num_experts, stages.ep, worst)
         forward.append(layers * once)
@@ -178,8 +178,8 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
             if config.parallel.zero:
                 link = _slowest(links_of(stages, topology, stage, "direct"), part)
             seconds += gathers * all_gather_s(elements * gathered, size, link)
-    if sizes.tied and stages.count > 1 and stage in (0, stages.count - 1):
-        copies = stages.copies(0) + stages.copies(stages.count - 1)
+    if sizes.tied and stages.head > 0 and stage in (0, stages.head):
+        copies = stages.copies(0) + stages.copies(stages.head)
         tied = sizes.tied * precision.gradient
         seconds += all_reduce_s(tied, copies, _slowest(ends_links(stages, topology, way), tied / copies))
     return seconds

@@ -56,7 +56,7 @@ def slowest_compute(config: RunConfig, stages: Stages, topology: Topology, flops
     own, costs = config.cluster.device, dict[DeviceConfig, ComputeCost]()
     forward, backward = [], []
     for run in range(len(stages.runs)):
-        devices = stage_devices(stages, topology, run % stages.count)
+        devices = stage_devices(stages, topology, stages.host(run))
         for device in devices:
             if device not in costs:
                 rate = flops if device == own else flops * relative_rate(device, own)

@@ -17,8 +17,7 @@ from trainsys.planner.stages import Stages
 def busy_s(config: RunConfig, measured: Rate) -> float:
     """Seconds that the busiest rank works on microbatches: no more than `step_s`, and sooner known."""
     _, stages, (f_s, b_s), (microbatches, replicas) = _parts(config, measured)
-    count = stages.count
-    once = [sum((*f_s[stage::count], *b_s[stage::count])) for stage in range(count)]
+    once = [stages.total(f_s, stage) + stages.total(b_s, stage) for stage in range(stages.count)]
     return (1 - 1e-12) * max(-(-microbatches // n) * seconds for n, seconds in zip(replicas, once, strict=True))
 
 

@@ -204,7 +204,7 @@ def activation_parts(config: RunConfig, stages: Stages, stage: int) -> tuple[flo
 
     The latter stand beside what is kept where a layer is computed again in the backward, or where the host keeps it.
     """
-    layer, last = layer_bytes(config, stages.tp), stage == stages.count - 1
+    layer, last = layer_bytes(config, stages.tp), stage == stages.head
     if config.parallel.offload == "activations":
         return 0.0, layer + kept_bytes(config, stages, 0, last)
     return kept_bytes(config, stages, stages.layers[stage], last), layer if config.parallel.recompute == "full" else 0.0
@@ -214,7 +214,7 @@ def kept_bytes(config: RunConfig, stages: Stages, layers: int, last: bool) -> fl
     """Bytes that `layers` layers keep of one microbatch until its backward, on the device or with the host.
 
     Full recomputation keeps each layer's input only (Korthikanti et al. 2022, §5; Chen et al. 2016, arXiv:1604.06174).
-    The last stage also keeps the inputs of the final norm and of the head.
+    The stage with the head also keeps the inputs of the final norm and of the head.
     """
     size = Precision.of(config.train.dtype).activation
     shards = stages.tp if config.parallel.sequence_parallel else 1
@@ -224,8 +224,8 @@ def kept_bytes(config: RunConfig, stages: Stages, layers: int, last: bool) -> fl
 
 
 def logit_bytes(config: RunConfig, stages: Stages, stage: int) -> float:
-    """Bytes of the last stage's logits: float32 (or wider) values and their gradient, split over the vocabulary."""
-    if stage < stages.count - 1:
+    """Bytes of logits where the head is: float32 (or wider) values and their gradient, split over the vocabulary."""
+    if stage != stages.head:
         return 0.0
     elements = team_tokens(config) * config.model.vocab_size / stages.tp
     return elements * 2 * max(4, Precision.of(config.train.dtype).activation)

@@ -79,7 +79,7 @@ def _computing(config: RunConfig, stages: Stages) -> dict[str, float]:
     topology = Topology.from_config(config.cluster, stages.num_ranks, config.parallel.devices)
     costs = (slowest_compute(config, stages, topology, _flops(config)), *exchange_costs(config, stages, topology))
     busy = [
-        sum(sum(cost.forward_s[stage :: stages.count] + cost.backward_s[stage :: stages.count]) for cost in costs)
+        sum(stages.total(cost.forward_s, stage) + stages.total(cost.backward_s, stage) for cost in costs)
         for stage in range(stages.count)
     ]
     busiest = max(range(stages.count), key=lambda stage: busy[stage])
@@ -103,7 +103,7 @@ def _flop_modules(config: RunConfig, stages: Stages, stage: int) -> dict[str, fl
         for t in tensors(model)
         if t.block == 0 and _module_of(t, model.num_layers) == "mlp" and len(t.shape) == 2
     )
-    last = stage == stages.count - 1
+    last = stage == stages.head
     return {
         "attention": 3 * layers * (layer - mlp),
         "mlp": 3 * layers * mlp,
@@ -141,7 +141,7 @@ def _fullest(config: RunConfig, stages: Stages, plan: Plan) -> int:
     sizes, size = stage_sizes(config.model, stages, plan.parallel.zero), Precision.of(config.train.dtype).parameter
     off = [
         abs(parameter_elements(config, stages, sizes, stage) * size / GIB - plan.memory.parameters)
-        + (bool(plan.memory.logits) != (stage == stages.count - 1)) * plan.peak_gib
+        + (bool(plan.memory.logits) != (stage == stages.head)) * plan.peak_gib
         for stage in range(stages.count)
     ]
     return min(range(stages.count), key=lambda stage: off[stage])
@@ -175,7 +175,7 @@ def _kept(config: RunConfig, stages: Stages, stage: int, activations: float) -> 
     mlp = tokens * (2 * inner * size / tp + routed)
     once = {"attention": layer_bytes(config, tp) - norms - mlp, "mlp": mlp, "norms": norms}
     boundary = boundary_bytes(config) / shards
-    tail = 2 * boundary if stage == stages.count - 1 else 0.0
+    tail = 2 * boundary if stage == stages.head else 0.0
     inputs, times = stages.layers[stage] * boundary, float(stages.layers[stage])
     if config.parallel.recompute == "full":  # inputs of all microbatches in flight, and one layer at work
         in_flight = (activations - sum(once.values())) / (inputs + tail)

@@ -17,5 +17,5 @@ def offload_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tenso
     last = len(stages.runs) - 1
     moved = [kept_bytes(config, stages, layers, run == last) for run, layers in enumerate(stages.runs)]
     gbps = [min(d.host_gbps for d in stage_devices(stages, topology, stage)) for stage in range(stages.count)]
-    once = tuple(size / (gbps[run % stages.count] * 1e9) for run, size in enumerate(moved))
+    once = tuple(size / (gbps[stages.host(run)] * 1e9) for run, size in enumerate(moved))
     return TensorCost(once, once)

@@ -58,7 +58,7 @@ def stage_modules(config: RunConfig, stages: Stages, device: Device, stage: int)
     return {
         "embedding": sum(embedding_s(job)) if stage == 0 else 0.0,
         **{name: layers * seconds for name, seconds in per_layer.items()},
-        "head": sum(head_s(job)) if stage == stages.count - 1 else 0.0,
+        "head": sum(head_s(job)) if stage == stages.head else 0.0,
     }
 
 

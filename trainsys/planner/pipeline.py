@@ -13,6 +13,7 @@ from trainsys.planner.ragged import per_stage, ragged_order, ragged_times
 from trainsys.planner.wide import is_wide, most_alive, sample
 from trainsys.schedule import Costs, Routes, Schedule, build, simulate
 from trainsys.schedule.generators.one_f_one_b import in_flight_limit
+from trainsys.space.runs import FOLDED, host_of
 
 Hops = Mapping[tuple[int, int], float]  # (source lane, destination lane) -> seconds of a message
 _WHOLE = 2048  # forwards up to which a step is not continued from a shorter one
@@ -162,7 +163,7 @@ def least_ends(
     gradient goes on to the stages before it. Its first backward also waits for a microbatch to go to the end and back,
     beside which it can run as many forwards as it may keep activations. And as it keeps so many at most, and each
     stays for a way to the end and back, all of them together take the sum of their stays over that number (Little
-    1961). All three hold for any order of F and B; of a schedule that `in_flight` does not know, the work alone counts.
+    1961). All three hold for any order of F and B; of a schedule that `in_flight` does not know, nothing is said.
     """
     vp = len(f_s) // stages
     alive = FORMS[name](microbatches, stages, vp) if name in FORMS else ()
@@ -188,8 +189,8 @@ def _least_ends(
 ) -> list[float]:  # fmt: skip
     """Of stages with so many microbatches, on the busiest replica, and activations alive; without these the work."""
     stages, runs = len(microbatches), len(f_s)
-    if not alive:
-        return [n * sum((*f_s[s::stages], *b_s[s::stages])) for s, n in enumerate(microbatches)]
+    if not alive:  # of a schedule that nothing is known of, not even where its runs are
+        return [0.0] * stages
     lane = [run % stages for run in range(runs)]
     up = [0.0, *accumulate(f_s[run] + ahead_s[lane[run]] for run in range(runs))]  # first arrival at each run
     turn = up[runs] - ahead_s[lane[-1]]  # when the first microbatch is at the end
@@ -246,7 +247,7 @@ def _simulated(
             lane_ends[event.lane] = max(lane_ends[event.lane], event.end_s)
     ends, busy, alive = ([0.0] * len(replicas) for _ in range(3))
     for (number, _), lane in schedule.placement.items():
-        stage = number % len(replicas)
+        stage = host_of(number, len(replicas), name in FOLDED)
         ends[stage] = max(ends[stage], lane_ends[lane])
         busy[stage] = max(busy[stage], run.busy_s[lane])
         alive[stage] = max(alive[stage], run.peak_activations[lane])

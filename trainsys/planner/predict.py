@@ -141,12 +141,13 @@ def _pipeline(config: RunConfig, stages: Stages, topology: Topology, flops: floa
     run = run_pipeline(name, microbatches, replicas, f_s, b_s, hops)
     free = run_pipeline(name, microbatches, replicas, f_s, b_s) if whole and stages.count > 1 else run
     busiest = max(range(stages.count), key=lambda stage: run.busy_s[stage])
-    own = slice(busiest, None, stages.count)
-    share = run.busy_s[busiest] / sum(f_s[own] + b_s[own])
+    share = run.busy_s[busiest] / (stages.total(f_s, busiest) + stages.total(b_s, busiest))
     return _Work(
         ends_s=run.ends_s,
         bubble=run.bubble,
-        parts_s=tuple(share * sum(part.forward_s[own] + part.backward_s[own]) for part in parts),
+        parts_s=tuple(
+            share * (stages.total(part.forward_s, busiest) + stages.total(part.backward_s, busiest)) for part in parts
+        ),
         exposed_s=max(0.0, run.step_s - free.step_s),
     )
 
@@ -168,7 +169,7 @@ def hops_of(config: RunConfig, stages: Stages, topology: Topology, replicas: tup
     """
     if stages.count == 1:
         return {}
-    count, wraps = stages.count, stages.vp > 1
+    count, wraps = stages.count, stages.vp > 1 and not stages.folded
     microbatches = config.batch.global_size // config.batch.microbatch_size
     near = [(a, b) for a in range(count) for b in (a - 1, a + 1) if 0 <= b < count]
     near += [(0, count - 1), (count - 1, 0)] if wraps and count > 2 else []

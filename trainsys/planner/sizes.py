@@ -43,7 +43,7 @@ def stage_sizes(model: ModelConfig, stages: Stages, zero: int) -> StageSizes:
     """
     by_block, tied = _elements(model, stages.tp)
     dense = [sum(by_block.get(block, 0) for block in stages.blocks(stage)) for stage in range(stages.count)]
-    if tied and stages.count == 1:
+    if tied and stages.head == 0:
         dense[0] -= tied  # one rank needs it once
     expert = _expert_elements(model, stages.tp)
     experts = [n * -(-model.num_experts // stages.ep) * expert for n in stages.layers]

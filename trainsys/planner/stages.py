@@ -8,6 +8,7 @@ from itertools import groupby
 
 from trainsys.config import ModelConfig, ParallelConfig
 from trainsys.models.geometry import split_layers
+from trainsys.space.runs import host_of, is_folded, runs_of
 from trainsys.space.tensor import EMBED
 
 
@@ -22,6 +23,7 @@ class Stages:
         tp: ranks of a team; rank = team · tp + place in the team.
         ep: teams that share out their stage's experts; it divides the teams of each.
         cp: teams of a replica.
+        folded: the runs lie in a V (space/runs.py).
     """
 
     runs: tuple[int, ...]
@@ -29,6 +31,7 @@ class Stages:
     tp: int
     ep: int = 1
     cp: int = 1
+    folded: bool = False
 
     @classmethod
     def of(cls, model: ModelConfig, parallel: ParallelConfig) -> Stages:
@@ -36,7 +39,7 @@ class Stages:
         runs = parallel.stage_layers or split_layers(model.num_layers, parallel.pp * parallel.vp)
         replicas = parallel.stage_replicas or (parallel.dp,) * parallel.pp
         assert len(runs) == len(replicas) * parallel.vp, (runs, replicas)
-        return cls(tuple(runs), tuple(replicas), parallel.tp, parallel.ep, parallel.cp)
+        return cls(tuple(runs), tuple(replicas), parallel.tp, parallel.ep, parallel.cp, is_folded(parallel))
 
     @property
     def count(self) -> int:
@@ -48,8 +51,25 @@ class Stages:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Transformer layers of each stage: its runs are `count` apart."""
-        return tuple(sum(self.runs[stage :: self.count]) for stage in range(self.count))
+        """Transformer layers of each stage."""
+        return tuple(sum(self.runs[run] for run in self.own(stage)) for stage in range(self.count))
+
+    def own(self, stage: int) -> Sequence[int]:
+        """The numbers of the runs of `stage`."""
+        return runs_of(stage, self.count, self.vp, True) if self.folded else range(stage, len(self.runs), self.count)
+
+    def host(self, run: int) -> int:
+        """The stage that has `run`."""
+        return host_of(run, self.count, self.folded)
+
+    @property
+    def head(self) -> int:
+        """The stage that has the head."""
+        return self.host(len(self.runs) - 1)
+
+    def total(self, per_run: Sequence[float], stage: int) -> float:
+        """The sum over the runs of `stage`."""
+        return sum(per_run[run] for run in self.own(stage))
 
     @property
     def num_teams(self) -> int:
@@ -72,7 +92,7 @@ class Stages:
 
     def blocks(self, stage: int) -> tuple[int, ...]:
         """Model blocks of all runs of `stage`."""
-        return tuple(b for run in range(stage, len(self.runs), self.count) for b in self.run_blocks(run))
+        return tuple(b for run in self.own(stage) for b in self.run_blocks(run))
 
     def copies(self, stage: int) -> int:
         """Teams that hold `stage`."""

@@ -39,7 +39,7 @@ def timeline(config: RunConfig) -> Timeline:
     topology = Topology.from_config(config.cluster, stages.num_ranks, parallel.devices)
     routes = Routes.balanced(batch.global_size // batch.microbatch_size, stages.replicas, stages.vp)
     schedule = build(parallel.schedule, routes, stages.vp)
-    hosted = {lane: stages.team(stage % stages.count, r) for (stage, r), lane in schedule.placement.items()}
+    hosted = {lane: stages.team(stages.host(stage), r) for (stage, r), lane in schedule.placement.items()}
 
     def message(src: int, dst: int) -> float:
         return send_s(config, stages, topology, hosted[src], hosted[dst])

@@ -64,7 +64,7 @@ def least_busy(config: RunConfig, measured: Rate) -> tuple[int, ...]:
     for stage in range(stages.count):
         devices = stage_devices(stages, topology, stage)
         if devices not in known:
-            giver = max((r for r in range(len(stages.runs)) if r % stages.count != stage), key=stages.runs.__getitem__)
+            giver = max((r for r in range(len(stages.runs)) if stages.host(r) != stage), key=stages.runs.__getitem__)
             if stages.runs[giver] == 1:
                 return stages.runs
             moved = tuple(n + (run == stage) - (run == giver) for run, n in enumerate(stages.runs))
@@ -78,10 +78,11 @@ def least_busy(config: RunConfig, measured: Rate) -> tuple[int, ...]:
         layers[stage] += 1
         busy[stage] += once[stage]
     by_stage = [split_layers(count, vp) for count in layers]
-    return tuple(by_stage[stage][turn] for turn in range(vp) for stage in range(stages.count))
+    parts = {run: n for own in range(stages.count) for run, n in zip(stages.own(own), by_stage[own], strict=True)}
+    return tuple(parts[run] for run in sorted(parts))
 
 
 def _busy(config: RunConfig, stages: Stages, topology: Topology, measured: Rate) -> list[float]:
     """Seconds of F and B of one microbatch, per stage."""
     f_s, b_s = run_sums(run_parts(config, stages, topology, measured.sustained(1)))
-    return [sum(f_s[s :: stages.count] + b_s[s :: stages.count]) for s in range(stages.count)]
+    return [stages.total(f_s, stage) + stages.total(b_s, stage) for stage in range(stages.count)]
