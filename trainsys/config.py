@@ -171,6 +171,7 @@ class OptimConfig:
     eps: float = 1e-8  # of AdamW
     weight_decay: float = 0.1  # of AdamW, on every parameter
     clip: float = 1.0  # global gradient norm; 0 switches clipping off
+    post_validation: bool = False  # begin a step before the last one's norm is known; the same bits, no barrier
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,10 @@ class ControlClient:
         """The next message; blocks."""
         return self._inbox.get()
 
+    def waiting(self, kind: type[M]) -> bool:
+        """Whether the next message is there, and is a `kind`."""
+        return not self._inbox.empty() and isinstance(self._inbox.queue[0], kind)
+
     def expect(self, kind: type[M]) -> M:
         """The next message, which must be a `kind`.
 

@@ -23,6 +23,7 @@ from trainsys.comm.group import CommError, Group
 from trainsys.config import RunConfig
 from trainsys.data.build import build_source
 from trainsys.data.sampler import Sampler
+from trainsys.elastic.ahead import Ahead
 from trainsys.elastic.census import take_census
 from trainsys.elastic.checkpoint import CheckpointError, load_state, save_state
 from trainsys.elastic.control import Abandoned, ControlClient
@@ -86,6 +87,7 @@ class Worker:
         self.holdings: dict[int, Holding] = {}  # by epoch, while the layout changes progressively
         self.released = (-1, 0)  # epoch entered that way, portions released in it
         self.control = control(self._on_fault)
+        self.ahead = Ahead(config, self.control, self._apply)
 
     def _on_fault(self, epoch: int) -> None:
         self.comm.abort(epoch - 1)
@@ -102,6 +104,9 @@ class Worker:
                     if message.epoch > self.control.epoch:
                         raise Abandoned(message.epoch)
                     continue
+                if isinstance(message, Verdict):  # on the last step, while communication in the next one failed
+                    self.ahead.take(message)
+                    continue
                 assert isinstance(message, Open), message
                 self.enter(message)
                 if self.engine is not None:
@@ -117,6 +122,7 @@ class Worker:
         """Build the destination, and switch when the manager commits."""
         started = time.monotonic()
         at, self.injector.step, self.control.epoch = self.injector.at, order.step, order.epoch
+        self.ahead.forget()
         self.engine = None  # its parameters and gradients are never needed again: room for the state to come
         at("plan")
         config = self._config(order)
@@ -137,7 +143,7 @@ class Worker:
             want_huge_pages(flat)  # what was to be released in small ones stays now
         at("commit")
         if self.rank in order.dst.ranks:
-            engine = Engine(config, self.space, order.dst, self.rank, self.comm, new, self.device, at)
+            engine = Engine(config, self.space, order.dst, self.rank, self.comm, new, self.device, self._at)
             self.injector.microbatches = len(engine.microbatches())
             engine.materialize()
             self.engine = engine
@@ -207,19 +213,41 @@ class Worker:
         engine = self.engine
         assert engine is not None and self.state is not None
         while True:
-            self.injector.step = self.step
-            report = engine.compute(self._batch(engine))
-            traced = self.step >= self.config.train.steps - self.config.train.trace_steps
+            step = self.step + self.ahead.open
+            self.injector.step = step
+            report = engine.compute(self._batch(engine, step))
+            if self.ahead.open and not self._follow(engine):
+                engine.discard()
+                continue
+            traced = step >= self.config.train.steps - self.config.train.trace_steps
             events = tuple(engine.executor.events) if traced else ()
             self.control.send(Proposal(self.control.epoch, report, events, peak_bytes(self.device)))
-            verdict = self.control.expect(Verdict)
-            self.injector.at("optimizer")
-            engine.apply(verdict.decision)
-            self.step += 1
-            self._close_step(verdict.checkpoint, verdict.stop)
-            if verdict.change >= 0:
-                raise Abandoned(verdict.change)
+            if not self.ahead.propose(step, engine):
+                self._follow(engine)
+
+    def _follow(self, engine: Engine) -> bool:
+        """Do what the verdict on the last proposal says; whether the weights were already those that it leaves."""
+        verdict, right = self.ahead.close()
+        self._close_step(verdict.checkpoint, verdict.stop)
+        if verdict.change >= 0:
+            raise Abandoned(verdict.change)
+        if not right:
             engine.materialize()
+        return right
+
+    def _apply(self, verdict: Verdict) -> None:
+        """The optimizer step of what counts now."""
+        assert self.engine is not None
+        now, self.injector.step = self.injector.step, self.step
+        self.injector.at("optimizer")
+        self.injector.step = now
+        self.engine.apply(verdict.decision)
+        self.step += 1
+
+    def _at(self, phase: str) -> None:
+        """In every phase of a step."""
+        self.injector.at(phase)
+        self.ahead.poll()
 
     def _close_step(self, checkpoint: bool, stop: bool) -> None:
         """What the manager wants at a step boundary."""
@@ -228,14 +256,14 @@ class Worker:
         if stop:
             self.control.expect(Quit)  # leaves
 
-    def _batch(self, engine: Engine) -> Batch:
-        size, first = self.config.batch.microbatch_size, self.step * self.config.batch.global_size
+    def _batch(self, engine: Engine, step: int) -> Batch:
+        size, first = self.config.batch.microbatch_size, step * self.config.batch.global_size
         microbatches = {}
         for mb in engine.microbatches():
             position = first + mb * size
             inputs, targets = (torch.from_numpy(a).to(self.device) for a in self.sampler.batch(position, size))
             microbatches[mb] = (inputs, targets, tuple(range(position, position + size)))
-        return Batch(self.step, microbatches)
+        return Batch(step, microbatches)
 
     def _save(self) -> None:
         """Write a checkpoint together; a full disk is reported, not fatal."""

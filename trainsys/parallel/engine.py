@@ -7,6 +7,7 @@ repeated from the state at any time. A committed step can therefore never be los
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
@@ -21,7 +22,7 @@ from trainsys.models.geometry import logical_name
 from trainsys.parallel.bucket import Bucket, BucketSpec, bucket_specs
 from trainsys.parallel.executor import Executor
 from trainsys.parallel.expert import ExpertParallel, ep_ranks
-from trainsys.parallel.optimizer import adamw
+from trainsys.parallel.optimizer import Update, adamw, foreseen
 from trainsys.parallel.order import Order
 from trainsys.parallel.reduced import Reduced
 from trainsys.parallel.sequence.context import ContextParallel, cp_ranks
@@ -95,6 +96,7 @@ class Engine:
     ) -> None:
         self.config, self.space, self.layout, self.rank, self.state, self.at = config, space, layout, rank, state, at
         self.device, self.dtype = device, DTYPES[config.train.dtype]
+        self.grads: deque[Tensor] = deque()  # of the steps computed and not yet applied
         self.stage, team, self.shard = layout.where(rank)
         self.replica, self.cp_index = layout.replica_of(rank)
         self.routes = routes_of(config, layout)
@@ -212,7 +214,7 @@ class Engine:
             for bucket, flat in zip(self.buckets, flats, strict=True):
                 bucket.gather(flat)
         self.at("snapshot")
-        self.grad = self.reduced.snapshot(flats)
+        self.grads.append(self.reduced.snapshot(flats))
         losses = {mb: n for runner in self.runners.values() for mb, n in runner.losses.items() if self.shard == 0}
         samples = {mb: batch.microbatches[mb][2] for mb in losses}
         return Report(batch.step, {(mb, self.cp_index): n for mb, n in losses.items()}, samples, squares)
@@ -247,39 +249,52 @@ class Engine:
 
     def apply(self, decision: Decision) -> None:
         """The optimizer step on state and mirrors; purely local."""
+        grad = self.grads.popleft()
         if not decision.skipped:
-            adamw(self.config.optim, self.state, self.grad, decision.update)
-        del self.grad
+            adamw(self.config.optim, self.state, grad, decision.update)
 
-    def materialize(self) -> None:
+    def discard(self) -> None:
+        """Forget the step computed last."""
+        self.grads.pop()
+
+    def foresee(self, update: Update) -> None:
+        """`materialize` as if `update` had been applied: the next step can begin before this one counts."""
+        self.materialize(foreseen(self.config.optim, self.state, self.grads[-1], update))
+
+    def materialize(self, masters: Tensor | None = None) -> None:
         """Write the compute-precision parameters from the masters, gathered from their owners under ZeRO-1 and 2.
 
         ZeRO-3 writes the owned ones alone; `compute` gathers each block when it is needed.
+
+        Args:
+            masters: others than those of the state, laid out like them.
         """
+        masters = self.state.slots["master"] if masters is None else masters
         if self.weights:
-            self.weights.load(self.state)
+            self.weights.load(self.state, masters)
             return
         if self.layout.zero == 0:
-            self._copy_params()
+            self._copy_params(masters)
             return
         for bucket in self.buckets:
             flat = torch.empty(bucket.spec.numel, dtype=self.dtype, device=self.device)
             at = 0
             for piece in bucket.spec.pieces:
                 if bucket.region.start <= at < bucket.region.stop:
-                    flat[at : at + piece.numel].copy_(self.state.view("master", piece))
+                    start = self.state.offsets[piece]
+                    flat[at : at + piece.numel].copy_(masters[start : start + piece.numel])
                 at += piece.numel
             bucket.gather(flat)
             self._write_params(bucket, flat)
 
     @torch.no_grad()
-    def _copy_params(self) -> None:
+    def _copy_params(self, masters: Tensor) -> None:
         """Under ZeRO-0 every master is here, and the pieces of a tensor lie end to end."""
         own = ((p, at) for p, at in self.state.offsets.items() if p.shard == self.shard)  # a mirrored one may differ
         first = {p.tensor: at for p, at in own if p.start == 0}
         for name, p in self.params.items():
             at = first[self.ordinal_of[name]]
-            p.view(-1).copy_(self.state.slots["master"][at : at + p.numel()])
+            p.view(-1).copy_(masters[at : at + p.numel()])
 
     @torch.no_grad()
     def _write_params(self, bucket: Bucket, flat: Tensor) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import cos, pi
 
+import torch
 from torch import Tensor
 
 from trainsys.config import OptimConfig
 from trainsys.parallel.state import FlatState
+
+_AT_A_TIME = 1 << 20  # elements that are foreseen together
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,24 @@ def adamw(config: OptimConfig, state: FlatState, grad: Tensor, update: Update) -
     Args:
         grad: 1-d, laid out like the state; overwritten.
     """
+    master, m, v = (state.slots[slot] for slot in ("master", "exp_avg", "exp_avg_sq"))
+    _adamw(config, master, m, v, grad, update)
+
+
+def foreseen(config: OptimConfig, state: FlatState, grad: Tensor, update: Update) -> Tensor:
+    """The masters as `adamw` would leave them, to the bit; changes nothing."""
+    slots = [state.slots[slot] for slot in ("master", "exp_avg", "exp_avg_sq")]
+    result = torch.empty_like(slots[0])
+    for part in range(0, len(result), _AT_A_TIME):
+        own = slice(part, part + _AT_A_TIME)
+        master, m, v, g = (flat[own].clone() for flat in (*slots, grad))
+        _adamw(config, master, m, v, g, update)
+        result[own] = master
+    return result
+
+
+def _adamw(config: OptimConfig, master: Tensor, m: Tensor, v: Tensor, grad: Tensor, update: Update) -> None:
     beta1, beta2 = config.betas
-    master, m, v = state.slots["master"], state.slots["exp_avg"], state.slots["exp_avg_sq"]
     grad.mul_(update.grad_scale)
     m.mul_(beta1)
     m.add_(grad * (1 - beta1))

@@ -127,22 +127,27 @@ class Weights:
     def _empty(self, numel: int) -> Tensor:
         return torch.empty(numel, dtype=self._dtype, device=self._device)
 
-    def load(self, state: FlatState) -> None:
-        """Write the owned pieces, and the blocks that are all owned here, from the masters; purely local."""
+    def load(self, state: FlatState, masters: Tensor) -> None:
+        """Write the owned pieces, and the blocks that are all owned here, from the masters; purely local.
+
+        Args:
+            masters: laid out as `state` says.
+        """
         for block in self.blocks.values():
             for bucket in block.buckets if block.gathered else ():
-                self._read(bucket, state, self._owned[bucket.spec.number])
+                self._read(bucket, state, masters, self._owned[bucket.spec.number])
             if not block.gathered:
                 values = self._empty(block.numel)
                 for bucket, part in block.split(values):
-                    self._read(bucket, state, part)
+                    self._read(bucket, state, masters, part)
                 block.fill(values)
 
     @staticmethod
-    def _read(bucket: Bucket, state: FlatState, into: Tensor) -> None:
+    def _read(bucket: Bucket, state: FlatState, masters: Tensor, into: Tensor) -> None:
         at = 0
         for piece in bucket.owned_pieces():
-            into[at : at + piece.numel].copy_(state.view("master", piece))
+            start = state.offsets[piece]
+            into[at : at + piece.numel].copy_(masters[start : start + piece.numel])
             at += piece.numel
 
     # -- one step ------------------------------------------------------------------------------------------------
