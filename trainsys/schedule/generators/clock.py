@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from trainsys.schedule.actions import Action, Kind
-from trainsys.schedule.generators.columns import Column
+from trainsys.schedule.generators.columns import Column, Rows
 
 
 class Stuck(Exception):
@@ -125,3 +126,36 @@ class Clock:
 
     def _stuck(self) -> float:
         raise Stuck
+
+
+def step_s(column: Column, lane_of: Sequence[int], rows: Rows) -> float:
+    """When the last lane of a column ends that does `rows`.
+
+    Args:
+        lane_of: of each run.
+    """
+    seconds = {Kind.F: column.f_s, Kind.I: column.i_s, Kind.W: column.w_s, Kind.B: column.b_s}
+    step = {Kind.F: -1, Kind.I: 1, Kind.B: 1, Kind.W: 0}
+    ends: dict[tuple[int, bool, int], float] = {}
+    now, at, left = [0.0] * len(rows), [0] * len(rows), list(range(len(rows)))
+    last = len(lane_of) - 1
+    while left:
+        moved = False
+        for lane in left:
+            row = rows[lane]
+            while at[lane] < len(row):
+                run, kind, mb = row[at[lane]].stage, row[at[lane]].kind, row[at[lane]].microbatch
+                before, forward = run + step[kind], kind is Kind.F
+                if 0 <= before <= last and before != run:
+                    end = ends.get((before, forward, mb))
+                    if end is None:
+                        break
+                    now[lane] = max(now[lane], end + column.hop(lane_of[before], lane))
+                now[lane] += seconds[kind][run]
+                if kind is not Kind.W:
+                    ends[run, forward, mb] = now[lane]
+                at[lane] += 1
+                moved = True
+        assert moved, "the lanes wait in a cycle"
+        left = [lane for lane in left if at[lane] < len(rows[lane])]
+    return max(now)

@@ -25,7 +25,7 @@ class Column:
         microbatches: m, numbered from 0.
         depth: P, lanes, numbered from 0.
         vp: runs of layers of each lane.
-        f_s, i_s, w_s: seconds of F, I and W of each run, the host's included.
+        f_s, i_s, w_s, b_s: seconds of F, I, W and B of each run, the host's included.
         lanes: where the column's lanes are in the whole schedule.
         hop_s: of a message between two of those.
     """
@@ -36,6 +36,7 @@ class Column:
     f_s: Sequence[float]
     i_s: Sequence[float]
     w_s: Sequence[float]
+    b_s: Sequence[float]
     lanes: Sequence[int]
     hop_s: Callable[[int, int], float]
 
@@ -90,9 +91,9 @@ def trimmed(rows: Rows, microbatches: int) -> Rows:
 def _column(problem: Problem, lanes: tuple[int, ...], microbatches: int) -> Column:
     costs = problem.seconds
     table, send_s = costs.table(problem.routes.num_stages), costs.send_s
-    f_s, i_s, w_s = ([s + costs.action_s for s in table[kind]] for kind in (Kind.F, Kind.I, Kind.W))
+    seconds = ([s + costs.action_s for s in table[kind]] for kind in (Kind.F, Kind.I, Kind.W, Kind.B))
     hop_s = send_s if callable(send_s) else lambda source, destination: send_s
-    return Column(microbatches, problem.depth, problem.vp, f_s, i_s, w_s, lanes, hop_s)
+    return Column(microbatches, problem.depth, problem.vp, *seconds, lanes, hop_s)
 
 
 def _renumbered(row: Sequence[Action], microbatches: Sequence[int]) -> tuple[Action, ...]:
