@@ -33,6 +33,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "cluster.inter_node.latency_s": (0, _MOST, "must not be negative"),
     "cluster.node_mtbf_hours": (0, _MOST, "must be positive, or 0 for nodes that never fail"),
     "cluster.node_repair_hours": (_TINY, _MOST, "must be positive and finite"),
+    "parallel.activations": (0, _MOST, "must be positive, or 0 for as many as the schedule keeps"),
     "optim.lr": (_TINY, _MOST, "must be positive and finite"),
     "optim.min_lr": (0, _MOST, "must not be negative"),
     "optim.warmup_steps": (0, _WHOLE, "must not be negative"),

@@ -33,31 +33,26 @@ from trainsys.parallel.step import Decision, Report
 from trainsys.parallel.stream import Stream, StreamedBucket
 from trainsys.parallel.tensor import TensorParallel
 from trainsys.parallel.weights import Weights, hollow
+from trainsys.planner import step_schedule
+from trainsys.planner.stages import Stages
 from trainsys.schedule.actions import Kind
-from trainsys.schedule.generators import generate
 from trainsys.schedule.lockstep import check_lockstep, together
-from trainsys.schedule.problem import Problem
 from trainsys.schedule.routes import Routes
-from trainsys.schedule.schedule import Schedule
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import Space, class_experts
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
-def num_microbatches(config: RunConfig) -> int:
-    return config.batch.global_size // config.batch.microbatch_size
-
-
 def routes_of(config: RunConfig, layout: Layout) -> Routes:
     """Who runs which microbatch of a step."""
-    return Routes.balanced(num_microbatches(config), layout.replicas, layout.vp, layout.folded)
+    return step_schedule.routes_of(config, stages_of(layout, config.model.num_layers))
 
 
-def schedule_of(config: RunConfig, layout: Layout) -> Schedule:
-    """What every rank does when; the same on all of them."""
-    problem = Problem(routes_of(config, layout), layout.vp, layout.folded, cap=config.parallel.activations)
-    return generate(config.parallel.schedule, problem)
+def stages_of(layout: Layout, num_layers: int) -> Stages:
+    """The grid of a layout, as the planner sees it."""
+    runs = tuple(min(stop, num_layers) - max(first, 0) for _, (first, stop) in layout.runs)
+    return Stages(runs, layout.replicas, layout.tp, layout.ep, layout.cp, layout.folded)
 
 
 def wanted_groups(space: Space, layout: Layout, routes: Routes) -> list[tuple[int, ...]]:
@@ -100,7 +95,7 @@ class Engine:
         self.stage, team, self.shard = layout.where(rank)
         self.replica, self.cp_index = layout.replica_of(rank)
         self.routes = routes_of(config, layout)
-        self.schedule = schedule_of(config, layout)
+        self.schedule = step_schedule.schedule_of(config, stages_of(layout, config.model.num_layers))
         self.order = Order(layout, self.schedule)
         self.mesh = comm.group(layout.ranks) if len(layout.ranks) > 1 else None
         members = layout.stages[self.stage].teams[team]

@@ -8,7 +8,10 @@ from collections.abc import Iterator, Sequence
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import forward_flops, split_layers
 from trainsys.planner.experts import largest_ep
+from trainsys.planner.in_flight import FORMS
 from trainsys.planner.stages import Stages
+from trainsys.planner.step_schedule import schedule_of
+from trainsys.space.runs import host_of
 
 Grid = tuple[tuple[int, ...], tuple[int, ...]]  # layers of each run (without vp: stage), replicas of each stage
 
@@ -33,7 +36,7 @@ def _grids(config: RunConfig, before: Stages, teams: int, alive: tuple[int, ...]
     most = config.batch.global_size // config.batch.microbatch_size
     num_layers = config.model.num_layers
     if before.count <= teams:
-        load = _load(config, before.runs, before.count)
+        load = _load(config, before.runs, before.count, before.folded)
         for replicas in _grown(alive, teams, most, load):
             yield before.runs, replicas
     for count in range(1, min(teams, num_layers) + 1):
@@ -41,16 +44,17 @@ def _grids(config: RunConfig, before: Stages, teams: int, alive: tuple[int, ...]
         runs = split_layers(num_layers, count * vp)
         even = min(teams // count, most)
         yield runs, (even,) * count
-        *_, full = _grown((1,) * count, teams, most, _load(config, runs, count))
+        *_, full = _grown((1,) * count, teams, most, _load(config, runs, count, before.folded))
         yield runs, full
-        yield _by_replicas(num_layers, full * vp), full
+        hosts = [host_of(run, count, before.folded) for run in range(count * vp)]
+        yield _by_replicas(num_layers, tuple(full[host] for host in hosts)), full
         lent = tuple(min(most, teams // count + (stage < teams % count)) for stage in range(count))
-        yield _by_replicas(num_layers, lent * vp), lent
+        yield _by_replicas(num_layers, tuple(lent[host] for host in hosts)), lent
 
 
-def _load(config: RunConfig, runs: tuple[int, ...], count: int) -> list[float]:
+def _load(config: RunConfig, runs: tuple[int, ...], count: int, folded: bool) -> list[float]:
     """Forward FLOPs per token of each of `count` stages."""
-    stages, seq_len = Stages(runs, (1,) * count, 1), config.batch.seq_len
+    stages, seq_len = Stages(runs, (1,) * count, 1, folded=folded), config.batch.seq_len
     return [sum(forward_flops(config.model, b, seq_len) for b in stages.blocks(s)) for s in range(count)]
 
 
@@ -103,4 +107,17 @@ def _as_config(
         stage_replicas=() if even else replicas,
         devices=(),  # who lives stays where it is, whatever the first layout's places were
     )
+    after = _runnable(config, after)
     return dataclasses.replace(after, ep=largest_ep(config, after))
+
+
+def _runnable(config: RunConfig, parallel: ParallelConfig) -> ParallelConfig:
+    """With another schedule where its own does not suit so many stages or microbatches."""
+    if parallel.schedule in FORMS and not parallel.activations:
+        return parallel
+    try:
+        schedule_of(dataclasses.replace(config, parallel=parallel), Stages.of(config.model, parallel))
+    except ValueError:
+        plain = "interleaved" if parallel.vp > 1 else "1f1b"
+        return dataclasses.replace(parallel, schedule=plain, placement="auto", activations=0.0)
+    return parallel

@@ -7,10 +7,13 @@ import dataclasses
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import check_split, resolve, split_layers
 from trainsys.planner.experts import check_experts
+from trainsys.planner.in_flight import FORMS
 from trainsys.planner.predict import worst_stage
 from trainsys.planner.stages import Stages, notation
+from trainsys.planner.step_schedule import is_file, schedule_of
 from trainsys.schedule import GENERATORS
 from trainsys.space.build import axis_order, check_devices
+from trainsys.space.runs import FOLDED
 
 _CHOICES = {
     "zero": (0, 1, 2, 3),
@@ -48,6 +51,7 @@ def check_layout(config: RunConfig) -> None:
     check_split(config.model, parallel.tp, layers)
     _check_sequence(config)
     _check_shares(config)
+    _check_schedule(config)
     check_experts(config)
 
 
@@ -158,7 +162,7 @@ def check_degrees(parallel: ParallelConfig) -> None:
     choices = {**_CHOICES, "schedule": tuple(GENERATORS)}
     for name, known in choices.items():
         value = getattr(parallel, name)
-        if value not in known:
+        if value not in known and not (name == "schedule" and is_file(value)):
             raise ValueError(f"parallel.{name}={value} is unknown; set one of {', '.join(map(str, known))}")
     for name in ("dp", "tp", "pp", "vp", "cp", "ep"):
         if getattr(parallel, name) < 1:
@@ -168,18 +172,30 @@ def check_degrees(parallel: ParallelConfig) -> None:
 
 
 def check_names(parallel: ParallelConfig) -> None:
-    """Whether a step can run on such a layout at all. Raises ValueError."""
+    """Whether a step can run on such a layout at all, however many microbatches it has. Raises ValueError."""
     check_degrees(parallel)
-    if (parallel.vp > 1) != (parallel.schedule == "interleaved") and parallel.schedule != "gpipe":
+    schedule, several = parallel.schedule, parallel.vp > 1
+    if schedule in FORMS and parallel.placement == "v":
         raise ValueError(
-            f"parallel.vp={parallel.vp} with parallel.schedule={parallel.schedule}: interleaved has several runs of "
-            f"layers per stage, 1f1b has one; set parallel.schedule={'interleaved' if parallel.vp > 1 else '1f1b'}"
+            f"parallel.schedule={schedule} has its runs of layers in a loop, not in a V; set "
+            f"parallel.placement=auto, or parallel.schedule={', '.join(sorted(FOLDED))}"
+        )
+    if schedule in FORMS and several != (schedule == "interleaved") and schedule != "gpipe":
+        raise ValueError(
+            f"parallel.vp={parallel.vp} with parallel.schedule={schedule}: interleaved has several runs of "
+            f"layers per stage, 1f1b has one; set parallel.schedule={'interleaved' if several else '1f1b'}"
         )
     if parallel.reduction == "fast" and parallel.zero >= 2:
         raise ValueError(
             f"parallel.reduction=fast saves nothing under parallel.zero={parallel.zero}, which adds gradients in tree "
             "order as they come; set parallel.reduction=canonical"
         )
+
+
+def _check_schedule(config: RunConfig) -> None:
+    """Whether the schedule suits the stages and microbatches. Raises ValueError."""
+    if config.parallel.schedule not in FORMS or config.parallel.activations:
+        schedule_of(config, Stages.of(config.model, config.parallel))
 
 
 def _check_ragged(parallel: ParallelConfig) -> None:

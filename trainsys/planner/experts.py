@@ -7,9 +7,8 @@ import dataclasses
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import resolve
 from trainsys.planner.stages import Stages
-from trainsys.schedule.generators import build
+from trainsys.planner.step_schedule import schedule_of
 from trainsys.schedule.lockstep import check_lockstep, together
-from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import ScheduleError
 
 
@@ -42,22 +41,22 @@ def check_experts(config: RunConfig) -> None:
                 f"{replicas * config.batch.microbatch_size}"
             )
     if not stages.even:
-        _check_ragged(parallel, Routes.balanced(microbatches, stages.replicas, stages.vp))
+        _check_ragged(config, stages)
 
 
-def _check_ragged(parallel: ParallelConfig, routes: Routes) -> None:
+def _check_ragged(config: RunConfig, stages: Stages) -> None:
     """Replicas of one stage may be fed differently by stages with another number of them."""
-    schedule = build(parallel.schedule, routes, parallel.vp)
+    parallel, schedule = config.parallel, schedule_of(config, stages)
     groups = [
         [schedule.placement[stage, team // parallel.cp] for team in range(first, first + parallel.ep)]
-        for stage, count in enumerate(routes.replicas[: parallel.pp])
+        for stage, count in enumerate(stages.replicas)
         for first in range(0, count * parallel.cp, parallel.ep)
     ]
     try:
         check_lockstep(schedule, together(groups))
     except ScheduleError as error:
         raise ValueError(
-            f"parallel.ep={parallel.ep} with parallel.stage_replicas={list(routes.replicas)}: {error}; set "
+            f"parallel.ep={parallel.ep} with parallel.stage_replicas={list(stages.replicas)}: {error}; set "
             "parallel.ep=1 or parallel.schedule=gpipe"
         ) from None
 

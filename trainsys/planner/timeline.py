@@ -10,7 +10,8 @@ from trainsys.planner.communication import send_s
 from trainsys.planner.device import rate
 from trainsys.planner.predict import run_parts, run_sums
 from trainsys.planner.stages import Stages
-from trainsys.schedule import Costs, Routes, Schedule, Simulation, build, simulate
+from trainsys.planner.step_schedule import schedule_of
+from trainsys.schedule import Costs, Schedule, Simulation, simulate
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,9 @@ def timeline(config: RunConfig) -> Timeline:
     Raises:
         ValueError: for an unknown schedule, or when the layout does not fit the cluster or the batch.
     """
-    parallel, batch = config.parallel, config.batch
-    stages = Stages.of(config.model, parallel)
-    topology = Topology.from_config(config.cluster, stages.num_ranks, parallel.devices)
-    routes = Routes.balanced(batch.global_size // batch.microbatch_size, stages.replicas, stages.vp)
-    schedule = build(parallel.schedule, routes, stages.vp)
+    stages = Stages.of(config.model, config.parallel)
+    topology = Topology.from_config(config.cluster, stages.num_ranks, config.parallel.devices)
+    schedule = schedule_of(config, stages)
     hosted = {lane: stages.team(stages.host(stage), r) for (stage, r), lane in schedule.placement.items()}
 
     def message(src: int, dst: int) -> float:

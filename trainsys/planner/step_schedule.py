@@ -1,0 +1,63 @@
+"""The schedule of a config's step: one function for the planner, which predicts it, and the ranks, which run it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from trainsys.config import ModelConfig, RunConfig
+from trainsys.models.geometry import forward_flops
+from trainsys.planner.stages import Stages
+from trainsys.schedule import Costs, Problem, Routes, Schedule, generate
+
+Row = tuple[float, ...]
+
+
+def is_file(schedule: str) -> bool:
+    """Whether a schedule is read rather than generated."""
+    return schedule.endswith(".csv")
+
+
+def routes_of(config: RunConfig, stages: Stages) -> Routes:
+    """Who runs which microbatch of a step. Raises ValueError for a stage with more replicas than microbatches."""
+    count = config.batch.global_size // config.batch.microbatch_size
+    return Routes.balanced(count, stages.replicas, stages.vp, stages.folded)
+
+
+def schedule_of(config: RunConfig, stages: Stages) -> Schedule:
+    """What every lane does when, verified.
+
+    Raises:
+        ValueError: the schedule does not suit the layout, the microbatches or ``parallel.activations``.
+    """
+    parallel = config.parallel
+    costs = relative_costs(config.model, stages, config.batch.seq_len, parallel.recompute == "full")
+    rows = (tuple(costs.f_s), tuple(costs.b_s), tuple(costs.i_s or ()), tuple(costs.w_s or ()))
+    return _generated(
+        parallel.schedule, routes_of(config, stages), stages.vp, stages.folded, rows, parallel.activations
+    )
+
+
+def relative_costs(model: ModelConfig, stages: Stages, seq_len: int, recompute: bool) -> Costs:
+    """What the actions cost as far as FLOPs tell, in units of the mean F of a stage: the same numbers on every rank.
+
+    I repeats the forward's products; those of attention, which have two inputs, twice. W repeats those with weights
+    (Qi et al. 2023, arXiv:2401.10241, §2). Computing layers again adds their F to I.
+    """
+    f_s, i_s, w_s = list[float](), list[float](), list[float]()
+    for run in range(len(stages.runs)):
+        blocks = stages.run_blocks(run)
+        forward = sum(forward_flops(model, b, seq_len, stages.tp) for b in blocks)
+        weights = sum(forward_flops(model, b, 0, stages.tp) for b in blocks)
+        layers = sum(forward_flops(model, b, seq_len, stages.tp) for b in blocks if 0 <= b < model.num_layers)
+        f_s.append(forward)
+        i_s.append(2 * forward - weights + (layers if recompute else 0.0))
+        w_s.append(weights)
+    unit = sum(f_s) / stages.count
+    f_s, i_s, w_s = ([s / unit for s in row] for row in (f_s, i_s, w_s))
+    return Costs(f_s, [i + w for i, w in zip(i_s, w_s, strict=True)], i_s=i_s, w_s=w_s)
+
+
+@lru_cache(maxsize=8)
+def _generated(name: str, routes: Routes, vp: int, folded: bool, rows: tuple[Row, ...], cap: float) -> Schedule:
+    f_s, b_s, i_s, w_s = rows
+    return generate(name, Problem(routes, vp, folded, Costs(f_s, b_s, i_s=i_s, w_s=w_s), cap))
