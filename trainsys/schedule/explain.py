@@ -49,7 +49,8 @@ def _unmet(schedule: Schedule, lane: int, action: Action, own: Mapping[Kind, Act
     kinds = _BEFORE.get(action.kind, ())
     if kinds and not any(own.get(kind) in past for kind in kinds):
         needed = next((own[kind] for kind in kinds if kind in own), None)
-        return _not_yet(action, needed, Action(action.stage, kinds[0], action.microbatch))
+        name = Kind.I if kinds == _BACKWARD and Kind.W in own else kinds[0]
+        return _not_yet(action, needed, Action(action.stage, name, action.microbatch))
     if Kind.OFFLOAD in own and own.get(Kind.RELOAD) not in past and own[Kind.OFFLOAD] in past:
         return _not_yet(action, own.get(Kind.RELOAD), Action(action.stage, Kind.RELOAD, action.microbatch))
     receive = Action(action.stage, Kind.RECV_F if action.kind is Kind.F else Kind.RECV_B, action.microbatch)
