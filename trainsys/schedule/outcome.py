@@ -56,7 +56,8 @@ class Simulation:
     def events_of(self, lane: int) -> list[Event]:
         """Those of one lane, in the order of its list."""
         first = sum(map(len, self.lanes[:lane]))
-        spans = zip(self.lanes[lane], self.starts[first:], self.ends[first:], strict=False)
+        mine = slice(first, first + len(self.lanes[lane]))
+        spans = zip(self.lanes[lane], self.starts[mine], self.ends[mine], strict=True)
         return [Event(lane, action, start, end) for action, start, end in spans if action.kind not in _RECEIVES]
 
     def activations(self, lane: int) -> list[tuple[float, int]]:

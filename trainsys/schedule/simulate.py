@@ -14,10 +14,11 @@ from trainsys.schedule.schedule import Schedule, ScheduleError
 
 __all__ = ["Event", "Simulation", "simulate"]
 
-_F, _B, _I, _W = (CODE[kind] for kind in (Kind.F, Kind.B, Kind.I, Kind.W))
+_F, _B, _I = (CODE[kind] for kind in (Kind.F, Kind.B, Kind.I))
 _SEND_F, _RECV_F, _SEND_B = CODE[Kind.SEND_F], CODE[Kind.RECV_F], CODE[Kind.SEND_B]
 _OFFLOAD, _RELOAD = CODE[Kind.OFFLOAD], CODE[Kind.RELOAD]
 _COMPUTE = max(CODE[kind] for kind in COMPUTE)  # the last of them: they come first
+_FOLLOWS = [{Kind.F: 0, Kind.W: 2}.get(kind, 1) for kind in CODE]  # 0: nothing, 1: F, 2: the input gradient
 _KEEPS = [{Kind.F: 1, Kind.B: -1, Kind.W: -1}.get(kind, 0) for kind in CODE]  # activations
 
 
@@ -62,7 +63,7 @@ class _Run:
         self.copy_free: dict[tuple[int, int], float] = {}  # (lane, kind of copy)
         self.away: dict[int, float] = {}  # when a work has been copied to the host
         self.back: dict[int, float] = {}  # when it has been copied back
-        self.done = bytearray(len(self.ways.lane_of))  # 1: F, 2: its input gradient too
+        self.done = bytearray(len(self.ways.lane_of))  # as in _FOLLOWS
         self.waiting: dict[int, int] = {}  # message -> lane
         self.runnable = list(reversed(lanes))
         self.several = LOCAL in self.ways.source
@@ -97,7 +98,7 @@ class _Run:
                 now = start
                 (self.copy if kind >= _OFFLOAD else self.call)(lane, place, now)
                 continue
-            if kind != _F and done[work] != (2 if kind == _W else 1):
+            if done[work] != _FOLLOWS[kind]:
                 raise ScheduleError(refused(self.schedule, lane, place))
             if kind <= _I:
                 message = 2 * work + (kind != _F)

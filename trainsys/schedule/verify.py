@@ -45,8 +45,8 @@ def _rules(source: int, target: int) -> tuple[Rule, ...]:
     offload, reload, again = BIT[Kind.OFFLOAD], BIT[Kind.RELOAD], BIT[Kind.R]
     rules = {
         Kind.F: Rule(inputs, _F, _F, down),
-        Kind.B: Rule(gradient, _I | _W | AWAY, _I | _W, up),
-        Kind.I: Rule(gradient, _I | _W | AWAY, _I, up),
+        Kind.B: Rule(gradient, _I | AWAY, _I | _W, up),
+        Kind.I: Rule(gradient, _I | AWAY, _I, up),
         Kind.W: Rule(_I, _W, _W),
         Kind.R: Rule(_F, again | _I | AWAY, again),
         Kind.SEND_F: Rule(_F | after, BIT[Kind.SEND_F], BIT[Kind.SEND_F]),
