@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import pytest
 
@@ -10,8 +11,16 @@ from trainsys.schedule import GENERATORS, Action, Kind, Problem, Routes, Schedul
 from trainsys.schedule.comms import insert_comms
 
 Lanes = list[list[Action]]
-CONSUMER = {Kind.RECV_F: Kind.F, Kind.RECV_B: Kind.B}
-PRODUCER = {Kind.SEND_F: Kind.F, Kind.SEND_B: Kind.B}
+FORCED = {  # what stands before or after a kind, whatever else a schedule does
+    Kind.RECV_F: (Kind.F,),
+    Kind.RECV_B: (Kind.B, Kind.I),
+    Kind.SEND_F: (Kind.F,),
+    Kind.SEND_B: (Kind.B, Kind.I),
+    Kind.B: (Kind.F,),
+    Kind.I: (Kind.F,),
+    Kind.W: (Kind.I,),
+}
+NAMED = r"lane \d+(: | waits at )-?\d+[A-Z]+(_[FB])?-?\d+"
 
 
 def with_lanes(schedule: Schedule, lanes: Sequence[Sequence[Action]]) -> Schedule:
@@ -57,24 +66,35 @@ def wrong_lane(lanes: Lanes, rng: random.Random, routes: Routes) -> None:
 
 
 def swap_dependent(lanes: Lanes, rng: random.Random, routes: Routes) -> None:
-    """RECV with its consumer, producer with its SEND, F with its B: each order is forced."""
-    pairs = []
-    for lane in lanes:
-        place = {action: i for i, action in enumerate(lane)}
-        for action, i in place.items():
-            partner = CONSUMER.get(action.kind) or PRODUCER.get(action.kind) or Kind.F
-            j = place[dataclasses.replace(action, kind=partner)]
-            if i != j:
-                pairs.append((lane, i, j))
-    lane, i, j = rng.choice(pairs)
+    """RECV with its consumer, producer with its SEND, F with its backward: each order is forced."""
+    lane = rng.choice([lane for lane in lanes if lane])
+    place = {action: i for i, action in enumerate(lane)}
+    i, j = rng.choice(
+        [
+            (i, place[other])
+            for action, i in place.items()
+            for kind in FORCED.get(action.kind, ())
+            if (other := dataclasses.replace(action, kind=kind)) in place
+        ]
+    )
     lane[i], lane[j] = lane[j], lane[i]
 
 
 def cross_lanes(lanes: Lanes, rng: random.Random, routes: Routes) -> None:
-    """Two actions of different lanes change places: also what crosses two SENDs."""
+    """Two actions of different lanes change places."""
     one, other = rng.sample(lanes, 2)
     i, j = rng.randrange(len(one)), rng.randrange(len(other))
     one[i], other[j] = other[j], one[i]
+
+
+def cross_sends(lanes: Lanes, rng: random.Random, routes: Routes) -> None:
+    """A SEND takes the other one's message: of another lane, or of the same one and then too early."""
+    sends = [(lane, i) for lane in lanes for i, a in enumerate(lane) if a.kind in (Kind.SEND_F, Kind.SEND_B)]
+    (one, i), (other, j) = rng.sample(sends, 2)
+    if one is other:
+        one.insert(0, one.pop(max(i, j)))
+    else:
+        one[i], other[j] = other[j], one[i]
 
 
 def swap_routes_of_two_lanes(lanes: Lanes, rng: random.Random, routes: Routes) -> None:
@@ -91,76 +111,42 @@ MUTATIONS: list[Callable[[Lanes, random.Random, Routes], None]] = [
     wrong_lane,
     swap_dependent,
     cross_lanes,
+    cross_sends,
     swap_routes_of_two_lanes,
 ]
+
+
+SHAPES = [(3, (1, 2)), (5, (1, 1, 1)), (8, (2, 1, 3)), (8, (2, 2)), (6, (1, 3, 2, 1))]  # microbatches, replicas
+
+
+@cache
+def built(name: str) -> list[Schedule]:
+    """What `name` makes of the shapes, with one and with two runs of layers per stage, where it takes them."""
+    found = []
+    for m, replicas in SHAPES:
+        for vp in (1, 2):
+            try:
+                found.append(build(name, Routes.balanced(m, replicas, vp), vp))
+            except ScheduleError:
+                raise
+            except ValueError:
+                continue
+    return found
 
 
 @pytest.mark.parametrize("mutate", MUTATIONS)
 @pytest.mark.parametrize("name", list(GENERATORS))
 def test_every_broken_mutant_is_rejected(name: str, mutate: Callable[[Lanes, random.Random, Routes], None]) -> None:
+    schedules = built(name)
+    assert schedules, f"{name} takes none of the shapes"
     for seed in range(40):
         rng = random.Random(seed)
-        replicas = [rng.randint(1, 3) for _ in range(rng.randint(2, 4))]
-        schedule = build(name, Routes.balanced(rng.randint(3, 8), replicas))
+        schedule = schedules[seed % len(schedules)]
         lanes = [list(lane) for lane in schedule.lanes]
         mutate(lanes, rng, schedule.routes)
-        with pytest.raises(ScheduleError, match=r"lane \d|lanes"):
+        with pytest.raises(ScheduleError, match=NAMED) as error:
             verify(with_lanes(schedule, lanes))
-
-
-def runs(schedule: Schedule) -> bool:
-    """Execute the schedule with tokens for tensors; independent of the verifier and the simulator."""
-    last = schedule.routes.num_stages - 1
-    mail: set[tuple[str, int, int]] = set()  # (F or B, receiving stage, microbatch)
-    posted: list[set[tuple[str, int, int]]] = [set() for _ in schedule.lanes]
-    made: list[set[tuple[str, int, int]]] = [set() for _ in schedule.lanes]
-    at = [0] * schedule.num_lanes
-    moved = True
-    while moved:
-        moved = False
-        for lane, actions in enumerate(schedule.lanes):
-            while at[lane] < len(actions):
-                action = actions[at[lane]]
-                stage, mb, way = action.stage, action.microbatch, action.kind.value[-1]
-                if action.kind in PRODUCER:
-                    if (way, stage, mb) not in made[lane]:
-                        return False
-                    mail.add((way, stage + (1 if way == "F" else -1), mb))
-                elif action.kind in CONSUMER:
-                    posted[lane].add((way, stage, mb))
-                else:
-                    if way == "B" and ("F", stage, mb) not in made[lane]:
-                        return False
-                    if stage != (0 if way == "F" else last):
-                        if (way, stage, mb) not in posted[lane]:
-                            return False
-                        if (way, stage, mb) not in mail:
-                            break
-                    made[lane].add((way, stage, mb))
-                at[lane] += 1
-                moved = True
-    return at == [len(actions) for actions in schedule.lanes]
-
-
-def test_reordered_schedules_are_accepted_exactly_if_they_run() -> None:
-    outcomes = {True: 0, False: 0}
-    for seed in range(400):
-        rng = random.Random(seed)
-        replicas = [rng.randint(1, 2) for _ in range(rng.randint(2, 4))]
-        schedule = build(rng.choice(list(GENERATORS)), Routes.balanced(rng.randint(2, 6), replicas))
-        lanes = [list(lane) for lane in schedule.lanes]
-        for _ in range(rng.randint(1, 3)):
-            lane, i = any_place(lanes, rng)
-            lane.insert(max(0, min(len(lane), i + rng.randint(-4, 4))), lane.pop(i))
-        mutant = with_lanes(schedule, lanes)
-        expected = runs(mutant)
-        outcomes[expected] += 1
-        if expected:
-            verify(mutant)
-        else:
-            with pytest.raises(ScheduleError, match="lane"):
-                verify(mutant)
-    assert min(outcomes.values()) > 50, outcomes
+        assert "\n" not in str(error.value)
 
 
 def test_wrong_warm_up_is_a_named_cycle() -> None:
@@ -182,6 +168,16 @@ def test_wrong_warm_up_is_a_named_cycle() -> None:
         ("0F0 0B0 0B1 0F1", "lane 0: 0B1 comes before 0F1"),
         ("0F0 0B0 0F1 0B1 0F2", "lane 0: 0F2 is outside of the step"),
         ("0F0 0B0 0F1 0B1 0F0", "lane 0: 0F0 appears twice"),
+        ("0F0 0B0 0F1 0R1 0B1 0R1", "lane 0: 0R1 appears twice"),
+        ("0F0 0B0 0F1 0B1 0R1", "lane 0: 0R1 comes after 0B1"),
+        ("0R0 0F0 0B0 0F1 0B1", "lane 0: 0R0 comes before 0F0"),
+        ("0OFFLOAD0 0F0 0RELOAD0 0B0 0F1 0B1", "lane 0: 0OFFLOAD0 comes before 0F0"),
+        ("0F0 0OFFLOAD0 0B0 0F1 0B1", "lane 0: 0B0 has no 0RELOAD0"),
+        ("0F0 0OFFLOAD0 0F1 0B1 0I0 0RELOAD0 0W0", "lane 0: 0I0 comes before 0RELOAD0"),
+        ("0F0 0OFFLOAD0 0R0 0RELOAD0 0B0 0F1 0B1", "lane 0: 0R0 comes before 0RELOAD0"),
+        ("0F0 0R0 0OFFLOAD0 0RELOAD0 0B0 0F1 0B1", "lane 0: 0OFFLOAD0 comes after 0R0"),
+        ("0F0 0RELOAD0 0B0 0F1 0B1", "lane 0: 0RELOAD0 has no 0OFFLOAD0"),
+        ("0F0 0OFFLOAD0 0RELOAD0 0RELOAD0 0B0 0F1 0B1", "lane 0: 0RELOAD0 appears twice"),
         ("0F0 0B0 0F1 0B1 0SEND_F1", r"lane 0: 0SEND_F1 \(place 4\) has no stage at its other end"),
     ],
 )
@@ -207,7 +203,7 @@ def test_stages_on_one_lane_need_no_comms_and_may_have_none() -> None:
 
 def test_compute_only_schedules_are_rejected() -> None:
     schedule = GENERATORS["1f1b"](Problem(Routes.balanced(2, [1, 1])))
-    with pytest.raises(ScheduleError, match="lane 0: 0F0 has no 0SEND_F0"):
+    with pytest.raises(ScheduleError, match="lane 0: 0B0 has no 0RECV_B0"):
         verify(schedule)
 
 

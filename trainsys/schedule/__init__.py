@@ -2,8 +2,10 @@
 
 from trainsys.schedule.actions import Action, Kind
 from trainsys.schedule.costs import Costs
+from trainsys.schedule.footprint import Footprint
 from trainsys.schedule.generators import GENERATORS, build, generate
 from trainsys.schedule.problem import Problem
+from trainsys.schedule.residency import with_offload, with_recompute
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule, ScheduleError
 from trainsys.schedule.simulate import Event, Simulation, simulate
@@ -14,6 +16,7 @@ __all__ = [
     "Action",
     "Costs",
     "Event",
+    "Footprint",
     "Kind",
     "Problem",
     "Routes",
@@ -24,4 +27,6 @@ __all__ = [
     "generate",
     "simulate",
     "verify",
+    "with_offload",
+    "with_recompute",
 ]

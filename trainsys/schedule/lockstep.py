@@ -51,8 +51,9 @@ def check_lockstep(schedule: Schedule, groups: Sequence[Sequence[int]]) -> None:
 
 def _ready(schedule: Schedule, action: Action, done: set[Action]) -> bool:
     """Whether what the neighbouring stage sends for `action` has been computed."""
-    stage = action.stage + (-1 if action.kind is Kind.F else 1)
-    if action.kind is Kind.W or not 0 <= stage < schedule.routes.num_stages:
+    routes = schedule.routes
+    stage = (routes.before if action.kind is Kind.F else routes.after)(action.stage, action.microbatch)
+    if action.kind in (Kind.W, Kind.R) or stage is None:
         return True
     kinds = (Kind.F,) if action.kind is Kind.F else (Kind.B, Kind.I)
     return any(Action(stage, kind, action.microbatch) in done for kind in kinds)

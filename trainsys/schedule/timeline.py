@@ -12,14 +12,21 @@ from trainsys.schedule.simulate import Event
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {Kind.F: "#4C78C8", Kind.B: "#5BA55B", Kind.I: "#3FA7A0", Kind.W: "#C9A227"}
+_COLOURS = {Kind.F: "#4C78C8", Kind.B: "#5BA55B", Kind.I: "#3FA7A0", Kind.W: "#C9A227", Kind.R: "#8D7CC3"}
 _CHROME = {  # names of the trace viewer's own palette
     Kind.F: "thread_state_running",
     Kind.B: "good",
     Kind.I: "rail_response",
     Kind.W: "bad",
+    Kind.R: "thread_state_runnable",
 }
-_LABELS = {Kind.F: "F  forward", Kind.B: "B  backward", Kind.I: "I  input gradient", Kind.W: "W  weight gradient"}
+_LABELS = {
+    Kind.F: "F  forward",
+    Kind.B: "B  backward",
+    Kind.I: "I  input gradient",
+    Kind.W: "W  weight gradient",
+    Kind.R: "R  recompute",
+}
 _FONT_PT, _MIN_FONT_PT = 9.0, 5.0
 _APART = 3.0  # panels whose steps differ by more get a time axis each
 _GLYPH_EM = 0.62  # width of a digit in the default font, in units of the font size
