@@ -9,12 +9,12 @@ combinations are tried.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import floor
 
 from trainsys.schedule.generators import zb1p
-from trainsys.schedule.generators.clock import Clock, Stuck, step_s
+from trainsys.schedule.generators.clock import Clock, Stuck, least_s, step_s
 from trainsys.schedule.generators.columns import Column, Rows, schedule_columns
 from trainsys.schedule.problem import Problem
 from trainsys.schedule.schedule import Schedule
@@ -36,19 +36,38 @@ def generate(problem: Problem) -> Schedule:
 
 
 def rule(column: Column, most: int) -> Rows:
-    """The shortest of the eight orders, and of ZB-1P's where that fits."""
-    best, shortest = zb1p.rule(column), float("inf")
+    """The shortest of the eight orders, and of ZB-1P's where that fits and is as short.
+
+    Of a long step a shorter one says which of the eight it is.
+    """
+    every = [_Choices(*bits) for bits in product((True, False), repeat=3)]
+    shorter = most + column.depth
+    if column.microbatches > 2 * shorter:
+        run = _best(replace(column, microbatches=shorter), most, every)
+        every = [run.choices] if run else every
+    best = _best(column, most, every)
     if most >= min(column.depth, column.microbatches):
-        shortest = step_s(column, list(range(column.depth)), best)
-    for bits in product((True, False), repeat=3):
-        run = _Automatic(column, most, _Choices(*bits))
+        plain = zb1p.rule(column)
+        if best is None or step_s(column, plain) <= best.step_s + 1e-12:
+            return plain
+    assert best, f"{column.depth} lanes with {most} activations have no order"
+    return best.rows
+
+
+def _best(column: Column, most: int, every: list[_Choices]) -> _Automatic | None:
+    """The shortest with one of these choices."""
+    best: _Automatic | None = None
+    least = least_s(column) + 1e-9
+    for choices in every:
+        run = _Automatic(column, most, choices)
         try:
             run.decide()
         except Stuck:
             continue
-        if run.step_s < shortest:
-            best, shortest = run.rows, run.step_s
-    assert shortest < float("inf"), f"{column.depth} lanes with {most} activations have no order"
+        if best is None or run.step_s < best.step_s - 1e-12:
+            best = run
+        if best.step_s <= least:
+            break
     return best
 
 
@@ -71,7 +90,7 @@ class _Automatic(Clock):
     """One run of the rule. A lane is a run of layers: both are called stage here."""
 
     def __init__(self, column: Column, most: int, choices: _Choices) -> None:
-        super().__init__(column, list(range(column.depth)), most)
+        super().__init__(column, most)
         self.choices, self.stages, self.m = choices, range(column.depth), column.microbatches
 
     def decide(self) -> None:
