@@ -1,16 +1,18 @@
 """The schedule with the shortest simulated step of all that suit a problem and its cap, for the costs given.
 
 Candidates are the registered schedules and what the order of events gives under several priorities. One column stands
-for all that are equal, and long steps are compared by what two shorter ones say of them.
+for all that are equal, and two shorter steps for a long one. All are compared on a clock without links, and the best
+few in the simulation.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 from trainsys.schedule.comms import insert_comms
+from trainsys.schedule.generators.clock import step_s
 from trainsys.schedule.generators.columns import column_of, columns_of
 from trainsys.schedule.generators.ready import Priority, in_order_of_events, limits
 from trainsys.schedule.problem import Problem
@@ -19,6 +21,7 @@ from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.simulate import simulate
 
 Generate = Callable[[Problem], Schedule]
+Candidate = tuple[str, Generate]
 
 PRIORITIES = (
     Priority(),
@@ -27,6 +30,7 @@ PRIORITIES = (
     Priority(grouped=True),
     Priority(grouped=True, patience=0.5),
 )
+_SIMULATED = 3
 
 
 def generate(problem: Problem) -> Schedule:
@@ -35,15 +39,17 @@ def generate(problem: Problem) -> Schedule:
     Raises:
         ValueError: for a cap below the one microbatch that any schedule keeps.
     """
-    proxies, more = _proxies(problem)
-    ranked = []
-    for place, (name, candidate) in enumerate(_candidates()):
-        try:
-            steps = [_step_s(candidate, proxy) for proxy in proxies]
-        except ValueError:  # of a schedule that is for other problems
-            continue
-        ranked.append((round(steps[-1] + more * (steps[-1] - steps[0]), 12), place, name, candidate))
-    for _, _, name, candidate in sorted(ranked, key=lambda entry: entry[:2]):
+    columns = columns_of(problem)
+    if columns:
+        lanes, microbatches = max(columns, key=lambda column: len(column[1]))
+        column = column_of(problem, lanes, len(microbatches))
+        counts, more = _counts(column.microbatches, problem.depth)
+        proxies = [column.alone(count) for count in counts]
+        ranked = _ranked(_candidates(), proxies, more, lambda schedule, _: step_s(column, schedule.lanes))
+        ranked = _ranked(ranked[:_SIMULATED], proxies, more, _simulated) + ranked[_SIMULATED:]
+    else:
+        ranked = _ranked(_candidates(), *_ragged(problem), _simulated)
+    for name, candidate in ranked:
         try:
             return dataclasses.replace(candidate(problem), name=f"auto:{name}")
         except ValueError:  # a longer step keeps more than a short one
@@ -51,12 +57,11 @@ def generate(problem: Problem) -> Schedule:
     raise AssertionError("the order of events suits every problem")
 
 
-def _candidates() -> Iterator[tuple[str, Generate]]:
+def _candidates() -> list[Candidate]:
     from trainsys.schedule.generators import GENERATORS  # of which this is one
 
-    yield from ((name, candidate) for name, candidate in GENERATORS.items() if name != "auto")
-    for priority in PRIORITIES:
-        yield "events", partial(_by_events, priority=priority)
+    named = [(name, candidate) for name, candidate in GENERATORS.items() if name != "auto"]
+    return named + [("events", partial(_by_events, priority=priority)) for priority in PRIORITIES]
 
 
 def _by_events(problem: Problem, priority: Priority) -> Schedule:
@@ -65,28 +70,45 @@ def _by_events(problem: Problem, priority: Priority) -> Schedule:
     return Schedule("events", problem.routes, in_order_of_events(problem, most, priority), problem.placement)
 
 
-def _step_s(generate: Generate, problem: Problem) -> float:
-    return simulate(insert_comms(generate(problem)), problem.seconds).step_s
+def _simulated(schedule: Schedule, problem: Problem) -> float:
+    return simulate(insert_comms(schedule), problem.seconds).step_s
 
 
-def _proxies(problem: Problem) -> tuple[list[Problem], float]:
-    """The problem with one column of all that are equal, or of a long step two shorter ones, and how much longer it is:
-    in units of the difference of the two, than the second.
+def _ranked(
+    candidates: list[Candidate], proxies: list[Problem], more: float, seconds: Callable[[Schedule, Problem], float]
+) -> list[Candidate]:
+    """Those that suit the problem, the shortest first; of equal ones the first.
+
+    Args:
+        proxies: the problem, or a shorter and a longer step.
+        more: how much longer the problem is than the longer one, in units of their difference.
     """
-    columns, depth = columns_of(problem), problem.depth
-    if columns:
-        lanes, microbatches = max(columns, key=lambda column: len(column[1]))
-        whole, m = column_of(problem, lanes, len(microbatches)).alone, len(microbatches)
-    else:
-        replicas = problem.routes.replicas[:depth]
-        m = -(-problem.routes.num_microbatches // max(replicas))
+    scored = []
+    for place, (_, candidate) in enumerate(candidates):
+        try:
+            steps = [seconds(candidate(proxy), proxy) for proxy in proxies]
+        except ValueError:  # a schedule for other problems
+            continue
+        scored.append((round(steps[-1] + more * (steps[-1] - steps[0]), 12), place))
+    return [candidates[place] for _, place in sorted(scored)]
 
-        def whole(count: int) -> Problem:
-            if count == m:
-                return problem
-            routes = Routes.balanced(count * max(replicas), replicas, problem.vp, problem.folded)
-            return dataclasses.replace(problem, routes=routes)
 
-    if m <= 3 * depth:
-        return [whole(m)], 0.0
-    return [whole(2 * depth), whole(3 * depth)], (m - 3 * depth) / depth
+def _counts(microbatches: int, depth: int) -> tuple[list[int], float]:
+    """Microbatches of the proxies of one pipeline, and how much longer it is."""
+    if microbatches <= 3 * depth:
+        return [microbatches], 0.0
+    return [2 * depth, 3 * depth], microbatches / depth - 3
+
+
+def _ragged(problem: Problem) -> tuple[list[Problem], float]:
+    """Proxies of a problem whose stages differ in replicas, with balanced routes, and how much longer it is."""
+    replicas = problem.routes.replicas[: problem.depth]
+    counts, more = _counts(-(-problem.routes.num_microbatches // max(replicas)), problem.depth)
+    if len(counts) == 1:
+        return [problem], 0.0
+
+    def shorter(count: int) -> Problem:
+        routes = Routes.balanced(count * max(replicas), replicas, problem.vp, problem.folded)
+        return dataclasses.replace(problem, routes=routes)
+
+    return [shorter(count) for count in counts], more

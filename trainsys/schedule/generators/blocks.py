@@ -106,7 +106,7 @@ def _moved(lanes: list[Slots]) -> list[Slots]:
             earliest = 1 + _needed(lanes, lane, leg, mb)
             if leg == _W:
                 earliest = max(earliest, 1 + backwards[lane][mb])
-            slot = memories[lane].move(slot, earliest, most)  # noqa: PLW2901
+            slot = memories[lane].move(slot, earliest, most)
             lanes[lane][leg][mb] = slot
         if leg in (2, 3):
             insort(backwards[lane], slot)

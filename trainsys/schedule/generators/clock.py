@@ -1,8 +1,9 @@
-"""The lanes of one column while a rule decides, action by action, what they do: their times, activations and idleness."""
+"""The lanes of one column while a rule decides, action by action, what they do: times, activations and idleness."""
 
 from __future__ import annotations
 
 from collections import deque
+from itertools import pairwise
 
 from trainsys.schedule.actions import Action, Kind
 from trainsys.schedule.generators.columns import Column, Rows
@@ -37,8 +38,8 @@ class Clock:
         self.waiting: list[deque[tuple[int, int]]] = [deque() for _ in lanes]
         self.f_end: list[list[float]] = [[] for _ in lane_of]
         self.i_end: list[list[float]] = [[] for _ in lane_of]
-        self.f_hop = [0.0, *(column.hop(a, b) for a, b in zip(lane_of, lane_of[1:], strict=False))]
-        self.i_hop = [*(column.hop(b, a) for a, b in zip(lane_of, lane_of[1:], strict=False)), 0.0]
+        self.f_hop = [0.0, *(column.hop(a, b) for a, b in pairwise(lane_of))]
+        self.i_hop = [*(column.hop(b, a) for a, b in pairwise(lane_of)), 0.0]
 
     @property
     def step_s(self) -> float:

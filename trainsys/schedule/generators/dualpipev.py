@@ -1,8 +1,8 @@
-"""DualPipeV (DeepSeek-AI 2024, arXiv:2412.19437, section 3.2.1, cut in half): two runs of layers per lane in a V, where F
-of the one goes with a backward of the other.
+"""DualPipeV (DeepSeek-AI 2024, arXiv:2412.19437, section 3.2.1, cut in half): two runs of layers per lane in a V, where
+F of the one goes with a backward of the other.
 
-In the middle W follows its I at once, as one backward; where a lane would wait it comes later. Nothing is gained here by
-computing a pair together: its actions follow each other. A lane keeps (2P + 1)/2 microbatches' activations at most.
+In the middle W follows its I at once, as one backward; where a lane would wait it comes later. Nothing is gained here
+by computing a pair together: its actions follow each other. A lane keeps (2P + 1)/2 microbatches' activations at most.
 """
 
 from __future__ import annotations

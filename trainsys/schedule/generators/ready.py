@@ -4,8 +4,8 @@ Works for any routes, placement, costs and limits: after a loss stages differ in
 lane takes I, which others wait for; else F while it may keep more activations; else W, which nobody waits for (list
 scheduling, Graham 1966, with the priorities of Qi et al. 2023, arXiv:2401.10241, section 3).
 
-No lane ever waits for memory in a cycle. All lanes share one order of the microbatches, and a lane starts a forward only
-if its unfinished microbatches could then still end in that order, one after the other (the banker's rule, Dijkstra
+No lane ever waits for memory in a cycle. All lanes share one order of the microbatches, and a lane starts a forward
+only if its unfinished microbatches could then still end in that order, one after the other (the banker's rule, Dijkstra
 1965). So the first unfinished one of all can always go on, and room for one microbatch per lane is enough.
 """
 
@@ -51,7 +51,9 @@ def limits(problem: Problem, keeps: float) -> list[int]:
 
 
 def in_order_of_events(
-    problem: Problem, limits: Sequence[int], priority: Priority = Priority()  # noqa: B008 - a constant
+    problem: Problem,
+    limits: Sequence[int],
+    priority: Priority = Priority(),
 ) -> tuple[tuple[Action, ...], ...]:
     """Every lane's compute actions: F, I and W.
 
@@ -96,7 +98,7 @@ class _Lane:
 
 
 class _Run:
-    """Events are numbers: of N works (stage · m + microbatch) F of one is ready, from N on I, from 2N on a lane is free."""
+    """Events are numbers: of N works (stage · m + microbatch) F is ready, from N on its I, from 2N on a lane is free."""
 
     def __init__(self, problem: Problem, limits: Sequence[int], priority: Priority) -> None:
         routes, costs = problem.routes, problem.seconds
@@ -199,7 +201,9 @@ class _Run:
         lane.alive -= 1
         place = self.place[mb]
         lane.ended[place] += 1
-        while lane.first < len(lane.places) and lane.ended[lane.places[lane.first]] == lane.runs[lane.places[lane.first]]:
+        while (
+            lane.first < len(lane.places) and lane.ended[lane.places[lane.first]] == lane.runs[lane.places[lane.first]]
+        ):
             lane.first += 1
 
     def begin(self, at: int, action: Action, end: float) -> float:

@@ -1,5 +1,5 @@
-"""ZB-2P, the automatic schedule of Qi et al. 2023 (arXiv:2401.10241, section 3): as many activations as the cap allows, from
-measured costs.
+"""ZB-2P, the automatic schedule of Qi et al. 2023 (arXiv:2401.10241, section 3): from measured costs, with as many
+activations as the cap allows.
 
 With 2P microbatches per lane, where 1F1B keeps P on its first, the bubble is no more than the start's. Lanes first take
 as many forwards as fit before the first I is back; then, microbatch by microbatch, each lane takes one F unless that
@@ -15,7 +15,7 @@ from math import floor
 
 from trainsys.schedule.generators import zb1p
 from trainsys.schedule.generators.clock import Clock, Stuck, least_s, step_s
-from trainsys.schedule.generators.columns import Column, Rows, schedule_columns
+from trainsys.schedule.generators.columns import Column, Rows, alone_by_events, schedule_columns
 from trainsys.schedule.problem import Problem
 from trainsys.schedule.schedule import Schedule
 
@@ -36,7 +36,7 @@ def generate(problem: Problem) -> Schedule:
 
 
 def rule(column: Column, most: int) -> Rows:
-    """The shortest of the eight orders, and of ZB-1P's where that fits and is as short.
+    """The shortest of the eight orders; ZB-1P's where that fits and is as short, where not perhaps that of events.
 
     Of a long step a shorter one says which of the eight it is.
     """
@@ -46,12 +46,9 @@ def rule(column: Column, most: int) -> Rows:
         run = _best(replace(column, microbatches=shorter), most, every)
         every = [run.choices] if run else every
     best = _best(column, most, every)
-    if most >= min(column.depth, column.microbatches):
-        plain = zb1p.rule(column)
-        if best is None or step_s(column, plain) <= best.step_s + 1e-12:
-            return plain
-    assert best, f"{column.depth} lanes with {most} activations have no order"
-    return best.rows
+    fits = most >= min(column.depth, column.microbatches)
+    other = zb1p.rule(column) if fits else alone_by_events(column, most)
+    return other if best is None or step_s(column, other) <= best.step_s + 1e-12 else best.rows
 
 
 def _best(column: Column, most: int, every: list[_Choices]) -> _Automatic | None:
@@ -105,7 +102,7 @@ class _Automatic(Clock):
         self.finish()
 
     def first(self) -> None:
-        """The first microbatch there and back, and before its I as many forwards as fit, never more on a later stage."""
+        """The first microbatch there and back, and before its I as many forwards as fit, less on each later stage."""
         for stage in self.stages:
             self.f(stage)
         more = self.in_advance()

@@ -1,15 +1,14 @@
 """ZB-V (Qi et al. 2023, arXiv:2401.10241, section 5): two runs of layers per lane in a V, no bubble but the start's, at
 the activations of 1F1B.
 
-Where F, I and W of all runs take equally long, the order is a closed rule. Otherwise it is decided action by action on a
-clock: forwards fill the V, then lanes take backwards and forwards in rounds, and put W where they would wait. A lane
+Where F, I and W of all runs take equally long, the order is a closed rule. Otherwise it is decided action by action on
+a clock: forwards fill the V, then lanes take backwards and forwards in rounds, and put W where they would wait. A lane
 that has waited less than the worst one may as well wait: how much that is, a second run knows from the first.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
 from math import floor
 
 from trainsys.schedule.actions import Action, Kind
@@ -90,7 +89,7 @@ def greedy(column: Column, most: int) -> Rows | None:
 
     Of a long step a shorter one says whether W is to fill waits for I and for F.
     """
-    every = list(product((True, False), repeat=2))
+    every = [(fill_i, fill_f) for fill_i in (True, False) for fill_f in (True, False)]
     shorter = most + column.depth
     if column.microbatches > 2 * shorter:
         run = _best(replace(column, microbatches=shorter), most, every)
