@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trainsys.schedule.comms import insert_comms
-from trainsys.schedule.generators import gpipe, interleaved, one_f_one_b
+from trainsys.schedule.generators import (
+    auto,
+    bfs,
+    dualpipev,
+    gpipe,
+    interleaved,
+    one_f_one_b,
+    vhalf,
+    vmin,
+    zb1p,
+    zb2p,
+    zbv,
+)
+from trainsys.schedule.generators.capped import capped
 from trainsys.schedule.problem import Problem
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule
@@ -15,9 +28,17 @@ from trainsys.space.runs import FOLDED
 Generator = Callable[[Problem], Schedule]  # of compute actions alone
 
 GENERATORS: dict[str, Generator] = {
-    "gpipe": gpipe.generate,
-    "1f1b": one_f_one_b.generate,
-    "interleaved": interleaved.generate,
+    "gpipe": capped(gpipe.generate),
+    "1f1b": capped(one_f_one_b.generate),
+    "interleaved": capped(interleaved.generate),
+    "bfs": capped(bfs.generate),
+    "zb1p": capped(zb1p.generate),
+    "zb2p": capped(zb2p.generate),
+    "zbv": capped(zbv.generate),
+    "vhalf": capped(vhalf.generate),
+    "vmin": capped(vmin.generate),
+    "dualpipev": capped(dualpipev.generate),
+    "auto": capped(auto.generate),
 }
 
 

@@ -27,11 +27,33 @@ def repeated(column: Column, block: Sequence[Sequence[int]]) -> Rows:
     Args:
         block: by lane, the slots of legs 0 to 3 of microbatch 0.
     """
-    m = column.microbatches
+    shorter = 4 * column.depth + 8
+    if column.microbatches > shorter:
+        rows = [_extended(row, column.microbatches - shorter) for row in _rows(column.depth, shorter, block)]
+        if all(rows):
+            return rows
+    return _rows(column.depth, column.microbatches, block)
+
+
+def _extended(row: Sequence[Action], more: int) -> list[Action]:
+    """A lane's actions with so `more` microbatches in the steady phase; nothing where none is found in the middle."""
+
+    def later(actions: Sequence[Action], by: int) -> list[Action]:
+        return [Action(action.stage, action.kind, action.microbatch + by) for action in actions]
+
+    for cut in range(len(row) // 2, len(row) - 3 * PERIOD):
+        period = row[cut : cut + PERIOD]
+        if all(row[cut + k * PERIOD : cut + (k + 1) * PERIOD] == later(period, k) for k in (-1, 1, 2)):
+            middle = [action for k in range(more) for action in later(period, k)]
+            return [*row[:cut], *middle, *later(row[cut:], more)]
+    return []
+
+
+def _rows(depth: int, m: int, block: Sequence[Sequence[int]]) -> list[list[Action]]:
     lanes = [[list(range(first, first + PERIOD * m, PERIOD)) for first in legs] for legs in block]
     lanes = _moved([[*legs, _w_slots(legs, False)[0]] for legs in lanes])
     lanes = _moved([legs[:_W] for legs in lanes])
-    return [_row(legs[:_W], lane, column.depth) for lane, legs in enumerate(lanes)]
+    return [_row(legs[:_W], lane, depth) for lane, legs in enumerate(lanes)]
 
 
 def _row(legs: Slots, lane: int, depth: int) -> list[Action]:
@@ -84,7 +106,7 @@ def _moved(lanes: list[Slots]) -> list[Slots]:
             earliest = 1 + _needed(lanes, lane, leg, mb)
             if leg == _W:
                 earliest = max(earliest, 1 + backwards[lane][mb])
-            slot = memories[lane].move(slot, earliest, most)  # noqa: PLW2901
+            slot = memories[lane].move(slot, earliest, most)
             lanes[lane][leg][mb] = slot
         if leg in (2, 3):
             insort(backwards[lane], slot)

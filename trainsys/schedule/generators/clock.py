@@ -1,9 +1,9 @@
-"""The lanes of one column while a rule decides, action by action, what they do: their times, activations and idleness."""
+"""The lanes of one column while a rule decides, action by action, what they do: times, activations and idleness."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from itertools import pairwise
 
 from trainsys.schedule.actions import Action, Kind
 from trainsys.schedule.generators.columns import Column, Rows
@@ -27,8 +27,8 @@ class Clock:
         f_end, i_end: by run, the ends of what was done, microbatch by microbatch.
     """
 
-    def __init__(self, column: Column, lane_of: list[int], most: int) -> None:
-        lanes = range(column.depth)
+    def __init__(self, column: Column, most: int) -> None:
+        lanes, lane_of = range(column.depth), column.lane_of
         self.column, self.lane_of, self.most = column, lane_of, most
         self.rows: list[list[Action]] = [[] for _ in lanes]
         self.now = [0.0 for _ in lanes]
@@ -38,8 +38,8 @@ class Clock:
         self.waiting: list[deque[tuple[int, int]]] = [deque() for _ in lanes]
         self.f_end: list[list[float]] = [[] for _ in lane_of]
         self.i_end: list[list[float]] = [[] for _ in lane_of]
-        self.f_hop = [0.0, *(column.hop(a, b) for a, b in zip(lane_of, lane_of[1:], strict=False))]
-        self.i_hop = [*(column.hop(b, a) for a, b in zip(lane_of, lane_of[1:], strict=False)), 0.0]
+        self.f_hop = [0.0, *(column.hop(a, b) for a, b in pairwise(lane_of))]
+        self.i_hop = [*(column.hop(b, a) for a, b in pairwise(lane_of)), 0.0]
 
     @property
     def step_s(self) -> float:
@@ -128,12 +128,20 @@ class Clock:
         raise Stuck
 
 
-def step_s(column: Column, lane_of: Sequence[int], rows: Rows) -> float:
-    """When the last lane of a column ends that does `rows`.
+def least_s(column: Column) -> float:
+    """No order ends sooner: a lane has its work to do once the first forward has come to it."""
+    lane_of, work, start, first = column.lane_of, [0.0] * column.depth, 0.0, dict[int, float]()
+    for run, lane in enumerate(lane_of):
+        work[lane] += column.microbatches * (column.f_s[run] + column.i_s[run] + column.w_s[run])
+        start += column.hop(lane_of[run - 1], lane) if run else 0.0
+        first.setdefault(lane, start)
+        start += column.f_s[run]
+    return max(first[lane] + seconds for lane, seconds in enumerate(work))
 
-    Args:
-        lane_of: of each run.
-    """
+
+def step_s(column: Column, rows: Rows) -> float:
+    """When the last lane of a column ends that does `rows`."""
+    lane_of = column.lane_of
     seconds = {Kind.F: column.f_s, Kind.I: column.i_s, Kind.W: column.w_s, Kind.B: column.b_s}
     step = {Kind.F: -1, Kind.I: 1, Kind.B: 1, Kind.W: 0}
     ends: dict[tuple[int, bool, int], float] = {}

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from trainsys.schedule.actions import Action, Kind
+from trainsys.schedule.costs import Costs
 from trainsys.schedule.generators.ready import in_order_of_events, limits
 from trainsys.schedule.problem import Problem
+from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule
+from trainsys.space.runs import host_of
 
 
 @dataclass(frozen=True)
@@ -25,20 +29,35 @@ class Column:
         microbatches: m, numbered from 0.
         depth: P, lanes, numbered from 0.
         vp: runs of layers of each lane.
+        folded: they lie in a V, not in a loop.
         f_s, i_s, w_s, b_s: seconds of F, I, W and B of each run, the host's included.
         lanes: where the column's lanes are in the whole schedule.
         hop_s: of a message between two of those.
+        cap: as in `Problem`.
     """
 
     microbatches: int
     depth: int
     vp: int
+    folded: bool
     f_s: Sequence[float]
     i_s: Sequence[float]
     w_s: Sequence[float]
     b_s: Sequence[float]
     lanes: Sequence[int]
     hop_s: Callable[[int, int], float]
+    cap: float
+
+    @cached_property
+    def lane_of(self) -> list[int]:
+        """The lane of each run."""
+        return [host_of(run, self.depth, self.folded) for run in range(self.depth * self.vp)]
+
+    def alone(self, microbatches: int | None = None) -> Problem:
+        """The column as a whole problem; with another number of microbatches."""
+        routes = Routes(((0,) * (microbatches or self.microbatches),) * len(self.lane_of))
+        costs = Costs(self.f_s, self.b_s, self.hop, i_s=self.i_s, w_s=self.w_s)
+        return Problem(routes, self.vp, self.folded, costs, self.cap)
 
     def hop(self, source: int, destination: int) -> float:
         """Seconds of a message between two lanes of the column."""
@@ -65,7 +84,7 @@ def schedule_columns(name: str, problem: Problem, rule: Rule, keeps: float, fold
     for places, microbatches in columns:
         m = len(microbatches)
         if m not in made:
-            made[m] = rule(_column(problem, places, m))
+            made[m] = rule(column_of(problem, places, m))
         for lane, row in zip(places, made[m], strict=True):
             rows[lane] = tuple(row) if len(columns) == 1 else _renumbered(row, microbatches)
     return Schedule(name, problem.routes, tuple(rows[lane] for lane in range(len(rows))), problem.placement)
@@ -83,17 +102,25 @@ def columns_of(problem: Problem) -> list[tuple[tuple[int, ...], tuple[int, ...]]
     return [(way[:depth], tuple(microbatches)) for way, microbatches in mine.items()]
 
 
+def alone_by_events(column: Column, most: int) -> Rows:
+    """What each lane of a column does that keeps at most so many (run, microbatch) activations."""
+    return in_order_of_events(column.alone(), [most] * column.depth)
+
+
 def trimmed(rows: Rows, microbatches: int) -> Rows:
     """Without the microbatches from `microbatches` on: what is left of a schedule is one."""
     return [[action for action in row if action.microbatch < microbatches] for row in rows]
 
 
-def _column(problem: Problem, lanes: tuple[int, ...], microbatches: int) -> Column:
-    costs = problem.seconds
-    table, send_s = costs.table(problem.routes.num_stages), costs.send_s
-    seconds = ([s + costs.action_s for s in table[kind]] for kind in (Kind.F, Kind.I, Kind.W, Kind.B))
+def column_of(problem: Problem, lanes: tuple[int, ...], microbatches: int) -> Column:
+    """The column of `problem` on those `lanes`."""
+    costs, send_s = problem.seconds, problem.seconds.send_s
+    table = costs.table(problem.routes.num_stages)
+    f_s, i_s, w_s, b_s = ([s + costs.action_s for s in table[kind]] for kind in (Kind.F, Kind.I, Kind.W, Kind.B))
     hop_s = send_s if callable(send_s) else lambda source, destination: send_s
-    return Column(microbatches, problem.depth, problem.vp, *seconds, lanes, hop_s)
+    return Column(
+        microbatches, problem.depth, problem.vp, problem.folded, f_s, i_s, w_s, b_s, lanes, hop_s, problem.cap
+    )
 
 
 def _renumbered(row: Sequence[Action], microbatches: Sequence[int]) -> tuple[Action, ...]:

@@ -4,15 +4,15 @@ Works for any routes, placement, costs and limits: after a loss stages differ in
 lane takes I, which others wait for; else F while it may keep more activations; else W, which nobody waits for (list
 scheduling, Graham 1966, with the priorities of Qi et al. 2023, arXiv:2401.10241, section 3).
 
-No lane ever waits for memory in a cycle. All lanes share one order of the microbatches, and a lane starts a forward only
-if room is left for all runs of its first unfinished microbatch. So the first unfinished one of all can always go on
-(the banker's rule, Dijkstra 1965, with one customer at a time), and one microbatch per lane is always enough.
+No lane ever waits for memory in a cycle. All lanes share one order of the microbatches, and a lane starts a forward
+only if its unfinished microbatches could then still end in that order, one after the other (the banker's rule, Dijkstra
+1965). So the first unfinished one of all can always go on, and room for one microbatch per lane is enough.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor
@@ -26,42 +26,34 @@ class Priority:
     """What a free lane prefers.
 
     Attributes:
-        deepest: of forwards the one of the last run of layers, else of the first microbatch.
+        grouped: forwards go in groups of P microbatches, through one run of layers after the other; else the last run
+            goes first.
         patience: a lane idles rather than start a W during which an I arrives, if that is less than this share of the
             W away.
-        w_first: with so many W waiting or more, W goes before F; 0: never.
     """
 
-    deepest: bool = True
+    grouped: bool = False
     patience: float = 0.0
-    w_first: int = 0
 
 
 def limits(problem: Problem, keeps: float) -> list[int]:
-    """Per lane, of how many (stage, microbatch) it may keep the activations.
+    """Per lane, of how many (stage, microbatch) it may keep the activations; never more than the cap of `problem`.
 
     Args:
         keeps: microbatches of a lane of a pipeline whose stages have equal replicas. Where they differ a lane has its
             share of all lanes', and one microbatch more, as they reach it unevenly.
     """
-    replicas = problem.routes.replicas[: problem.depth]
-    spare = len(set(replicas)) > 1
-    mean = sum(replicas) / len(replicas)
-    most: dict[int, int] = {}
-    for (stage, _), lane in problem.placement.items():
-        if stage < problem.depth:
-            most[lane] = ceil(problem.vp * (keeps * mean / replicas[stage] + spare) - 1e-9)
-    return [most[lane] for lane in range(len(most))]
-
-
-def capped(problem: Problem, keeps: float) -> list[int]:
-    """`limits`, and never more than the cap of `problem`."""
-    most = floor(problem.cap * problem.vp + 1e-9) if problem.cap else len(problem.routes.table[0]) * problem.vp
-    return [min(limit, most) for limit in limits(problem, keeps)]
+    replicas, vp = problem.routes.replicas[: problem.depth], problem.vp
+    spare, mean = len(set(replicas)) > 1, sum(replicas) / len(replicas)
+    cap = floor(problem.cap * vp + 1e-9) or problem.routes.num_microbatches * vp
+    most = [ceil(vp * (keeps * mean / count + spare) - 1e-9) for count in replicas]
+    return [min(cap, limit) for limit, count in zip(most, replicas, strict=True) for _ in range(count)]
 
 
 def in_order_of_events(
-    problem: Problem, limits: Sequence[int], priority: Priority = Priority()  # noqa: B008 - a constant
+    problem: Problem,
+    limits: Sequence[int],
+    priority: Priority = Priority(),
 ) -> tuple[tuple[Action, ...], ...]:
     """Every lane's compute actions: F, I and W.
 
@@ -74,8 +66,8 @@ def in_order_of_events(
 class _Lane:
     """What one lane has to do, and what is ready."""
 
-    def __init__(self, limit: int, vp: int) -> None:
-        self.limit, self.vp = max(limit, vp), vp
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self.alive = 0
         self.free_s = 0.0
         self.f: list[tuple[int, int, int]] = []  # heap of (preference, place of the microbatch, work)
@@ -84,19 +76,29 @@ class _Lane:
         self.coming: list[float] = []  # heap of when an I will be ready
         self.places: list[int] = []  # of its microbatches in the order of all, ascending
         self.first = 0  # of `places`, the first unfinished
-        self.started: dict[int, int] = {}  # forwards by place
-        self.ended: dict[int, int] = {}
+        self.runs: Counter[int] = Counter()  # by place, how often the microbatch comes
+        self.started: Counter[int] = Counter()  # its forwards so far
+        self.ended: Counter[int] = Counter()  # and its W
         self.actions: list[Action] = []
 
     def may_start(self, place: int) -> bool:
-        """Whether a forward of the microbatch at `place` leaves room for the first unfinished one."""
-        first = self.places[self.first]
-        reserved = 0 if place == first else self.vp - self.started.get(first, 0)
-        return self.alive + reserved < self.limit
+        """Whether after a forward of the microbatch at `place` all that are unfinished could still end, in order."""
+        free = self.limit - self.alive - 1
+        if free < 0:
+            return False
+        for first in range(self.first, len(self.places)):
+            at = self.places[first]
+            started = self.started[at] + (at == place)
+            if free < self.runs[at] - started:
+                return False
+            if not self.ended[at]:
+                return True  # its end leaves room for any other one
+            free += started - self.ended[at]
+        return True
 
 
 class _Run:
-    """Events are numbers: of N works (stage · m + microbatch) F of one is ready, from N on I, from 2N on a lane is free."""
+    """Events are numbers: of N works (stage · m + microbatch) F is ready, from N on its I, from 2N on a lane is free."""
 
     def __init__(self, problem: Problem, limits: Sequence[int], priority: Priority) -> None:
         routes, costs = problem.routes, problem.seconds
@@ -108,12 +110,16 @@ class _Run:
         )  # fmt: skip
         self.send_s = costs.send_s
         self.lane_of = [problem.placement[s, r] for s, row in enumerate(routes.table) for r in row]
-        self.lanes = [_Lane(limit, problem.vp) for limit in limits]
+        self.lanes = [_Lane(limit) for limit in limits]
         self.place = [0] * self.m
         for place, mb in enumerate(routes.order()):
             self.place[mb] = place
-            for lane in dict.fromkeys(self.lane_of[mb :: self.m]):
-                self.lanes[lane].places.append(place)
+            for at, runs in Counter(self.lane_of[mb :: self.m]).items():
+                lane = self.lanes[at]
+                lane.places.append(place)
+                lane.runs[place] = runs
+                lane.limit = max(lane.limit, runs)
+        self.group = problem.depth * max(routes.replicas)
         self.events = [(0.0, mb) for mb in range(self.m)]
 
     def finish(self) -> tuple[tuple[Action, ...], ...]:
@@ -127,7 +133,7 @@ class _Run:
                 if number < works:
                     stage, mb = divmod(number, self.m)
                     place = self.place[mb]
-                    preference = -stage if self.priority.deepest else place
+                    preference = place // self.group * self.stages + stage if self.priority.grouped else -stage
                     heapq.heappush(self.lanes[self.lane_of[number]].f, (preference, place, number))
                 elif number < 2 * works:
                     lane = self.lanes[self.lane_of[number - works]]
@@ -145,8 +151,7 @@ class _Run:
         if lane.i:
             self.start_i(at, heapq.heappop(lane.i)[1], now)
             return
-        w_first = 0 < priority.w_first <= len(lane.w)
-        if lane.f and not w_first:
+        if lane.f:
             work = self.pick_f(lane)
             if work >= 0:
                 self.start_f(at, work, now)
@@ -175,7 +180,7 @@ class _Run:
         end = self.begin(at, Action(stage, Kind.F, mb), now + self.f_s[stage])
         lane.alive += 1
         place = self.place[mb]
-        lane.started[place] = lane.started.get(place, 0) + 1
+        lane.started[place] += 1
         if stage + 1 < self.stages:
             following = work + self.m
             heapq.heappush(self.events, (end + self.hop(at, self.lane_of[following]), following))
@@ -195,8 +200,10 @@ class _Run:
         self.begin(at, Action(stage, Kind.W, mb), now + self.w_s[stage])
         lane.alive -= 1
         place = self.place[mb]
-        lane.ended[place] = lane.ended.get(place, 0) + 1
-        while lane.first < len(lane.places) and lane.ended.get(lane.places[lane.first], 0) == lane.vp:
+        lane.ended[place] += 1
+        while (
+            lane.first < len(lane.places) and lane.ended[lane.places[lane.first]] == lane.runs[lane.places[lane.first]]
+        ):
             lane.first += 1
 
     def begin(self, at: int, action: Action, end: float) -> float:

@@ -1,6 +1,6 @@
-"""V-Min (Qi et al. 2024, arXiv:2405.15362, section 4.2): the fewest activations of a V, (P + 4)//3 microbatches per lane.
+"""V-Min (Qi et al. 2024, arXiv:2405.15362, section 4.2): the fewest activations of a V, (P + 4)//3 microbatches a lane.
 
-The bubble is two thirds of 1F1B's where F, I and W take equally long; where they do not, it grows with the microbatches.
+The bubble is two thirds of 1F1B's where F, I and W take equally long; else it grows with the microbatches.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ is that of the interleaved schedule, with one forward less in advance per lane b
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from trainsys.schedule.actions import Action, Kind
 from trainsys.schedule.generators.columns import Column, Rows, schedule_columns
 from trainsys.schedule.problem import Problem
@@ -23,7 +25,7 @@ def rule(column: Column) -> Rows:
     depth, vp, m = column.depth, column.vp, column.microbatches
     groups = max(1, m // depth) if vp > 1 else 1
     bounds = [-(-g * m // groups) for g in range(groups + 1)]
-    parts = [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [range(a, b) for a, b in pairwise(bounds)]
     ahead = (vp - 1) * max(map(len, parts))
     rows = []
     for lane in range(depth):

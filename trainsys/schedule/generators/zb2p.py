@@ -1,5 +1,5 @@
-"""ZB-2P, the automatic schedule of Qi et al. 2023 (arXiv:2401.10241, section 3): as many activations as the cap allows, from
-measured costs.
+"""ZB-2P, the automatic schedule of Qi et al. 2023 (arXiv:2401.10241, section 3): from measured costs, with as many
+activations as the cap allows.
 
 With 2P microbatches per lane, where 1F1B keeps P on its first, the bubble is no more than the start's. Lanes first take
 as many forwards as fit before the first I is back; then, microbatch by microbatch, each lane takes one F unless that
@@ -9,13 +9,13 @@ combinations are tried.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import floor
 
 from trainsys.schedule.generators import zb1p
-from trainsys.schedule.generators.clock import Clock, Stuck, step_s
-from trainsys.schedule.generators.columns import Column, Rows, schedule_columns
+from trainsys.schedule.generators.clock import Clock, Stuck, least_s, step_s
+from trainsys.schedule.generators.columns import Column, Rows, alone_by_events, schedule_columns
 from trainsys.schedule.problem import Problem
 from trainsys.schedule.schedule import Schedule
 
@@ -36,19 +36,35 @@ def generate(problem: Problem) -> Schedule:
 
 
 def rule(column: Column, most: int) -> Rows:
-    """The shortest of the eight orders, and of ZB-1P's where that fits."""
-    best, shortest = zb1p.rule(column), float("inf")
-    if most >= min(column.depth, column.microbatches):
-        shortest = step_s(column, list(range(column.depth)), best)
-    for bits in product((True, False), repeat=3):
-        run = _Automatic(column, most, _Choices(*bits))
+    """The shortest of the eight orders; ZB-1P's where that fits and is as short, where not perhaps that of events.
+
+    Of a long step a shorter one says which of the eight it is.
+    """
+    every = [_Choices(*bits) for bits in product((True, False), repeat=3)]
+    shorter = most + column.depth
+    if column.microbatches > 2 * shorter:
+        run = _best(replace(column, microbatches=shorter), most, every)
+        every = [run.choices] if run else every
+    best = _best(column, most, every)
+    fits = most >= min(column.depth, column.microbatches)
+    other = zb1p.rule(column) if fits else alone_by_events(column, most)
+    return other if best is None or step_s(column, other) <= best.step_s + 1e-12 else best.rows
+
+
+def _best(column: Column, most: int, every: list[_Choices]) -> _Automatic | None:
+    """The shortest with one of these choices."""
+    best: _Automatic | None = None
+    least = least_s(column) + 1e-9
+    for choices in every:
+        run = _Automatic(column, most, choices)
         try:
             run.decide()
         except Stuck:
             continue
-        if run.step_s < shortest:
-            best, shortest = run.rows, run.step_s
-    assert shortest < float("inf"), f"{column.depth} lanes with {most} activations have no order"
+        if best is None or run.step_s < best.step_s - 1e-12:
+            best = run
+        if best.step_s <= least:
+            break
     return best
 
 
@@ -71,7 +87,7 @@ class _Automatic(Clock):
     """One run of the rule. A lane is a run of layers: both are called stage here."""
 
     def __init__(self, column: Column, most: int, choices: _Choices) -> None:
-        super().__init__(column, list(range(column.depth)), most)
+        super().__init__(column, most)
         self.choices, self.stages, self.m = choices, range(column.depth), column.microbatches
 
     def decide(self) -> None:
@@ -86,7 +102,7 @@ class _Automatic(Clock):
         self.finish()
 
     def first(self) -> None:
-        """The first microbatch there and back, and before its I as many forwards as fit, never more on a later stage."""
+        """The first microbatch there and back, and before its I as many forwards as fit, less on each later stage."""
         for stage in self.stages:
             self.f(stage)
         more = self.in_advance()

@@ -1,36 +1,39 @@
 """ZB-V (Qi et al. 2023, arXiv:2401.10241, section 5): two runs of layers per lane in a V, no bubble but the start's, at
 the activations of 1F1B.
 
-Where F, I and W of all runs take equally long, the order is a closed rule. Otherwise it is decided action by action on a
-clock: forwards fill the V, then lanes take backwards and forwards in rounds, and put W where they would wait. A lane
+Where F, I and W of all runs take equally long, the order is a closed rule. Otherwise it is decided action by action on
+a clock: forwards fill the V, then lanes take backwards and forwards in rounds, and put W where they would wait. A lane
 that has waited less than the worst one may as well wait: how much that is, a second run knows from the first.
 """
 
 from __future__ import annotations
 
-from itertools import product
+from dataclasses import replace
+from math import floor
 
 from trainsys.schedule.actions import Action, Kind
-from trainsys.schedule.generators.clock import Clock, Stuck
-from trainsys.schedule.generators.columns import Column, Rows, schedule_columns, trimmed
+from trainsys.schedule.generators.clock import Clock, Stuck, least_s
+from trainsys.schedule.generators.columns import Column, Rows, alone_by_events, schedule_columns, trimmed
 from trainsys.schedule.problem import Problem
 from trainsys.schedule.schedule import Schedule
 
 
 def generate(problem: Problem) -> Schedule:
-    """Compute-only ZB-V.
+    """Compute-only ZB-V; its cap is the one given, or P microbatches.
 
     Raises:
         ValueError: if the layers do not lie in a V of two runs per lane.
     """
     check_v("zbv", problem)
+    most = floor(2 * problem.cap + 1e-9) or 2 * problem.depth
 
     def rule(column: Column) -> Rows:
-        if len({*column.f_s, *column.i_s, *column.w_s}) == 1 and not any_hop(column):
+        equal = len({*column.f_s, *column.i_s, *column.w_s}) == 1 and not _any_hop(column)
+        if equal and column.microbatches >= 2 * column.depth - 1 and most >= 2 * column.depth:
             return closed(column)
-        return greedy(column, 2 * column.depth) or closed(column)
+        return greedy(column, most) or alone_by_events(column, most)
 
-    return schedule_columns("zbv", problem, rule, keeps=problem.depth, folded=True)
+    return schedule_columns("zbv", problem, rule, keeps=most / 2, folded=True)
 
 
 def check_v(name: str, problem: Problem) -> None:
@@ -46,7 +49,7 @@ def check_v(name: str, problem: Problem) -> None:
     )
 
 
-def any_hop(column: Column) -> bool:
+def _any_hop(column: Column) -> bool:
     """Whether messages along the V take any time."""
     lanes = range(column.depth - 1)
     return any(column.hop(a, a + 1) or column.hop(a + 1, a) for a in lanes)
@@ -82,13 +85,29 @@ def _lane(lane: int, depth: int, m: int) -> list[Action]:
 
 
 def greedy(column: Column, most: int) -> Rows | None:
-    """The shortest of the orders that the clock finds, each with `most` activations per lane; None if it finds none."""
-    best: _Fill | None = None
-    for fill_i, fill_f in product((True, False), repeat=2):
-        found = _improved(column, most, fill_i, fill_f)
-        if found is not None and (best is None or found.worst < best.worst):
-            best = found
+    """The shortest of the orders that the clock finds, each with `most` activations per lane; None if it finds none.
+
+    Of a long step a shorter one says whether W is to fill waits for I and for F.
+    """
+    every = [(fill_i, fill_f) for fill_i in (True, False) for fill_f in (True, False)]
+    shorter = most + column.depth
+    if column.microbatches > 2 * shorter:
+        run = _best(replace(column, microbatches=shorter), most, every)
+        every = [(run.fill_i, run.fill_f)] if run else every
+    best = _best(column, most, every)
     return best.rows if best else None
+
+
+def _best(column: Column, most: int, every: list[tuple[bool, bool]]) -> _Fill | None:
+    best: _Fill | None = None
+    least = least_s(column) + 1e-9
+    for fill_i, fill_f in every:
+        found = _improved(column, most, fill_i, fill_f)
+        if found is not None and (best is None or found.step_s < best.step_s - 1e-12):
+            best = found
+        if best is not None and best.step_s <= least:
+            break
+    return best
 
 
 def _improved(column: Column, most: int, fill_i: bool, fill_f: bool) -> _Fill | None:
@@ -111,7 +130,7 @@ class _Fill(Clock):
 
     def __init__(self, column: Column, most: int, fill_i: bool, fill_f: bool, approved: list[float]) -> None:
         depth = column.depth
-        super().__init__(column, [*range(depth), *reversed(range(depth))], most)
+        super().__init__(column, most)
         self.fill_i, self.fill_f = fill_i, fill_f
         self.more = [max(approved) - idle for idle in approved]
         self.depth, self.m = depth, column.microbatches
