@@ -154,8 +154,8 @@ class ParallelConfig:
     schedule: str = "1f1b"  # a name registered in trainsys.schedule, or FILE.csv in the notation of torch
     placement: Literal["auto", "loop", "v"] = "auto"  # of the runs of layers on the stages; auto: as the schedule wants
     activations: float = 0.0  # most microbatches that a rank keeps, for schedules that can choose; 0: their own limit
-    recompute: Literal["none", "full"] = "none"  # full: keep only each layer's input and compute it again
-    offload: Literal["none", "activations"] = "none"  # activations: the host keeps them until their backward
+    recompute: Literal["none", "full", "stage"] = "none"  # keep only each layer's (full) or run of layers' input
+    offload: Literal["none", "activations", "scheduled"] = "none"  # to the host; scheduled: beside the computation
     reduction: Literal["canonical", "fast"] = "canonical"  # canonical: the same bits on every layout of one tp and cp
     stage_layers: tuple[int, ...] = ()  # layers of each stage (under vp of each run); empty: as even as possible
     stage_replicas: tuple[int, ...] = ()  # replicas of each stage; empty: dp everywhere

@@ -22,6 +22,7 @@ from trainsys.models.geometry import logical_name
 from trainsys.parallel.bucket import Bucket, BucketSpec, bucket_specs
 from trainsys.parallel.executor import Executor
 from trainsys.parallel.expert import ExpertParallel, ep_ranks
+from trainsys.parallel.kept import Copier
 from trainsys.parallel.optimizer import Update, adamw, foreseen
 from trainsys.parallel.order import Order
 from trainsys.parallel.reduced import Reduced
@@ -91,6 +92,7 @@ class Engine:
     ) -> None:
         self.config, self.space, self.layout, self.rank, self.state, self.at = config, space, layout, rank, state, at
         self.device, self.dtype = device, DTYPES[config.train.dtype]
+        self.copier = Copier()
         self.grads: deque[Tensor] = deque()  # of the steps computed and not yet applied
         self.stage, team, self.shard = layout.where(rank)
         self.replica, self.cp_index = layout.replica_of(rank)
@@ -148,7 +150,7 @@ class Engine:
             used = {part: {self.ordinal_of[n]: self.params[n] for n in names} for part, names in parts.items()}
             self.weights = Weights(self.rank, self.dtype, self.device, self.buckets, used, self.order.uses)
         self.runners = {
-            stage: self._runner(model, {part: parts[part] for part in self.order.parts(stage)}, deferred[stage])
+            stage: self._runner(stage, model, {part: parts[part] for part in self.order.parts(stage)}, deferred[stage])
             for stage, model in models.items()
         }
         ordinals = [bucket.spec.tensors for bucket in self.buckets]
@@ -166,15 +168,20 @@ class Engine:
             deferred, hollow if self.layout.zero == 3 else torch.empty,
         )  # fmt: skip
 
-    def _runner(self, model: Decoder, parts: Mapping[range, Sequence[str]], deferred: Deferred | None) -> StageRunner:
+    def _runner(
+        self, stage: int, model: Decoder, parts: Mapping[range, Sequence[str]], deferred: Deferred | None
+    ) -> StageRunner:
         batch = self.config.batch
+        lane = self.schedule.lanes[self.schedule.placement[stage, self.replica]]
+        again = {action.microbatch for action in lane if action.kind is Kind.R and action.stage == stage}
         seq = batch.seq_len if self.cp is None else len(self.cp.rows.which)
         seq //= self.tp.size if self.tp and self.tp.sequence_parallel else 1
         return StageRunner(
             model, (batch.microbatch_size, seq, self.config.model.dim), self.config.train.seed,
             batch.global_size * batch.seq_len, self.tp, self.cp, self._collect, parts,
             self.weights.whole if self.weights else lambda part: nullcontext(),
-            self.config.parallel.offload == "activations", deferred,
+            self.config.parallel.offload == "activations", deferred, again,
+            self.copier if self.config.parallel.offload == "scheduled" else None,
         )  # fmt: skip
 
     def microbatches(self) -> tuple[int, ...]:

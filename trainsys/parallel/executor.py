@@ -45,6 +45,7 @@ class Executor:
         self.actions = schedule.lanes[lane]
         self.events: list[Event] = []
         self.peak_activations = 0
+        self.watch: Callable[[Action], None] | None = None  # called after each compute, copy and send
         self._arriving: dict[tuple[Kind, int, int], tuple[Work, Tensor]] = {}
         self._ready: dict[tuple[Kind, int, int], Tensor | None] = {}
         self._sending: list[tuple[Work, Tensor]] = []
@@ -72,6 +73,12 @@ class Executor:
                 self.at("backward")
                 self._backward(action)
                 active -= action.kind is Kind.B
+            elif action.kind is Kind.R:
+                self.runners[action.stage].recompute(action.microbatch)
+            elif action.kind is Kind.OFFLOAD:
+                self.runners[action.stage].offload(action.microbatch)
+            elif action.kind is Kind.RELOAD:
+                self.runners[action.stage].reload(action.microbatch)
             elif action.kind in (Kind.RECV_F, Kind.RECV_B):
                 self._receive(action)
                 continue
@@ -79,6 +86,8 @@ class Executor:
                 self.at("send")
                 self._send(action)
             self.events.append(Event(self.lane, action, self._started, time.perf_counter()))
+            if self.watch is not None:
+                self.watch(action)
         assert self.group is not None or not self._sending
         for work, _ in self._sending:
             self.group.wait(work)  # type: ignore[union-attr]

@@ -17,8 +17,8 @@ from trainsys.space.runs import FOLDED
 
 _CHOICES = {
     "zero": (0, 1, 2, 3),
-    "recompute": ("none", "full"),
-    "offload": ("none", "activations"),
+    "recompute": ("none", "full", "stage"),
+    "offload": ("none", "activations", "scheduled"),
     "reduction": ("canonical", "fast"),
 }
 
@@ -184,6 +184,11 @@ def check_names(parallel: ParallelConfig) -> None:
         raise ValueError(
             f"parallel.vp={parallel.vp} with parallel.schedule={schedule}: interleaved has several runs of "
             f"layers per stage, 1f1b has one; set parallel.schedule={'interleaved' if several else '1f1b'}"
+        )
+    if parallel.recompute == "stage" and parallel.offload != "none":
+        raise ValueError(
+            f"parallel.recompute=stage keeps only inputs, parallel.offload={parallel.offload} would move little; set "
+            "parallel.offload=none or parallel.recompute=full"
         )
     if parallel.reduction == "fast" and parallel.zero >= 2:
         raise ValueError(

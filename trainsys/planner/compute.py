@@ -33,7 +33,7 @@ def compute_cost(config: RunConfig, stages: Stages, flops: float) -> ComputeCost
     if device is not None:
         return ComputeCost(*run_seconds(config, stages, device))
     batch, head, tokens = config.batch, config.model.num_layers, team_tokens(config)
-    recomputes = config.parallel.recompute == "full"
+    recomputes = config.parallel.recompute != "none"
     forward, backward = [], []
     for run in range(len(stages.runs)):
         blocks = stages.run_blocks(run)

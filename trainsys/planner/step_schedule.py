@@ -7,9 +7,10 @@ from functools import lru_cache
 from trainsys.config import ModelConfig, RunConfig
 from trainsys.models.geometry import forward_flops
 from trainsys.planner.stages import Stages
-from trainsys.schedule import Costs, Problem, Routes, Schedule, generate
+from trainsys.schedule import Costs, Problem, Routes, Schedule, generate, verify, with_offload, with_recompute
 
 Row = tuple[float, ...]
+_AHEAD = 1  # compute actions beside which a microbatch comes back from the host
 
 
 def is_file(schedule: str) -> bool:
@@ -31,9 +32,10 @@ def schedule_of(config: RunConfig, stages: Stages) -> Schedule:
     """
     parallel = config.parallel
     costs = relative_costs(config.model, stages, config.batch.seq_len, parallel.recompute == "full")
+    keeps = (parallel.recompute == "stage", parallel.offload == "scheduled")
     rows = (tuple(costs.f_s), tuple(costs.b_s), tuple(costs.i_s or ()), tuple(costs.w_s or ()))
     return _generated(
-        parallel.schedule, routes_of(config, stages), stages.vp, stages.folded, rows, parallel.activations
+        parallel.schedule, routes_of(config, stages), stages.vp, stages.folded, rows, parallel.activations, keeps
     )
 
 
@@ -58,6 +60,17 @@ def relative_costs(model: ModelConfig, stages: Stages, seq_len: int, recompute: 
 
 
 @lru_cache(maxsize=8)
-def _generated(name: str, routes: Routes, vp: int, folded: bool, rows: tuple[Row, ...], cap: float) -> Schedule:
+def _generated(
+    name: str, routes: Routes, vp: int, folded: bool, rows: tuple[Row, ...], cap: float, keeps: tuple[bool, bool]
+) -> Schedule:
     f_s, b_s, i_s, w_s = rows
-    return generate(name, Problem(routes, vp, folded, Costs(f_s, b_s, i_s=i_s, w_s=w_s), cap))
+    schedule = generate(name, Problem(routes, vp, folded, Costs(f_s, b_s, i_s=i_s, w_s=w_s), cap))
+    early = range(routes.num_stages - 1)  # the last stage's backward follows its forward: nothing could be saved
+    recompute, offload = keeps
+    if recompute:
+        schedule = with_recompute(schedule, early)
+    if offload:
+        schedule = with_offload(schedule, early, _AHEAD)
+    if any(keeps):
+        verify(schedule)
+    return schedule
