@@ -100,7 +100,7 @@ class Map:
         heappush(heap, (now + last + rest[visits - 1][home], 1, now, last, (home,)))
         looked, found = 0, None
         while heap:
-            bound, state, now, back, path = heappop(heap)
+            _, state, now, back, path = heappop(heap)
             if state == 0:
                 return self.timed(path, busy, start_s)
             looked += 1

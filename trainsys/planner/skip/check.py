@@ -32,8 +32,9 @@ def _problems(setting: Setting, stages: Stages, paths: Paths, orders: Orders) ->
         yield f"{len(paths)} paths for {setting.microbatches} microbatches"
     visited = Counter[int]()
     for mb, path in enumerate(paths):
-        if len(path) != setting.visits or path[0] != setting.home(stages, mb):
-            yield f"microbatch {mb}: path {path} must begin at {setting.home(stages, mb)} and have {setting.visits} nodes"
+        home = setting.home(stages, mb)
+        if len(path) != setting.visits or path[0] != home:
+            yield f"microbatch {mb}: path {path} must begin at node {home} and have {setting.visits} nodes"
         visits = [stage_of[node] for node in path]
         yield from (f"microbatch {mb}: {wrong}" for wrong in _rules(setting, visits))
         visited.update(visits)
@@ -85,7 +86,8 @@ def _ends(paths: Paths, orders: Orders) -> Iterator[str]:
     listed = Counter((mb, place, node) for node, order in enumerate(orders) for mb, place in order)
     wanted = Counter((mb, place, node) for mb, nodes in enumerate(chains) for place, node in enumerate(nodes))
     for mb, place, node in (listed - wanted) + (wanted - listed):
-        yield f"node {node}: place {place} of microbatch {mb} is {'missing' if not listed[mb, place, node] else 'extra'}"
+        wrong = "extra" if listed[mb, place, node] else "missing"
+        yield f"node {node}: place {place} of microbatch {mb} is {wrong}"
         return
     done, at = [0] * len(paths), [0] * len(orders)
     moved = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from random import Random
 
 from trainsys.planner.skip.agent import Closed, Map, Way
@@ -60,7 +61,7 @@ def collision(way_map: Map, ways: Sequence[Way], closed: Sequence[Closed]) -> li
     first: tuple[float, int, tuple[float, float, int], tuple[float, float, int]] | None = None
     for node, row in spans.items():
         row.sort()
-        for (s0, e0, a, back_a), (s1, e1, b, back_b) in zip(row, row[1:], strict=False):
+        for (s0, e0, a, back_a), (s1, e1, b, back_b) in pairwise(row):
             if s1 < e0 and a != b and not (back_a and back_b) and (first is None or (s1, node) < first[:2]):
                 first = (s1, node, (s0, e0, a), (s1, e1, b))
     if first is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from trainsys.planner.skip.setting import Setting
 
@@ -50,7 +50,7 @@ def stage_sets(setting: Setting) -> tuple[tuple[int, ...], ...]:
 def _sets(stages: int, visits: int, max_skip: int) -> tuple[tuple[int, ...], ...]:
     def gaps(chosen: Sequence[int]) -> Iterator[int]:
         around = (0, *chosen, stages)
-        return (b - a - 1 for a, b in zip(around, around[1:], strict=False))
+        return (b - a - 1 for a, b in pairwise(around))
 
     return tuple(c for c in combinations(range(1, stages), visits - 1) if max(gaps(c)) <= max_skip)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 from random import Random
@@ -18,7 +17,7 @@ from trainsys.planner.skip.start import greedy_paths, random_paths
 
 _SPREADS = (0.0, 0.5, 1.0, 2.0)
 _CONFLICTS = 0.15  # of the evaluations, for the conflict-based search
-_HOT, _COLD = 0.02, 0.0005  # temperatures, as shares of the step; fitted
+_HOT, _COLD = 0.005, 0.0002  # temperatures, as shares of the step; fitted
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class _Search:
                 return
 
     def anneal(self) -> None:
-        """From the best so far; colder with every evaluation, and back to the best once in the middle."""
+        """From the best so far; colder with every evaluation."""
         assert self.best is not None
         changes = Changes(self.map, self.dice)
         (plan, outcome), begun = self.best, self.made
@@ -158,13 +157,3 @@ class _Search:
             perf_counter() - self.started,
             self.made < self.most and perf_counter() - self.started > self.limit_s,
         )
-
-
-def full_setting(setting: Setting) -> Setting:
-    """The same nodes with nothing left out: every microbatch visits all stages."""
-    from dataclasses import replace
-
-    return replace(setting, visits=setting.num_stages, stage_limit=(setting.microbatches,) * setting.num_stages)
-
-
-__all__: Sequence[str] = ["SkipPlan", "full_setting", "orders_of", "search"]

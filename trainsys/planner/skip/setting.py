@@ -1,9 +1,9 @@
-"""What is given: nodes and links that all differ, stages of unequal numbers of replicas, and how much may be skipped."""
+"""What is given: nodes and links that all differ, stages of unequal numbers of replicas, how much is skipped."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
@@ -85,6 +85,12 @@ class Setting:
         return max(2 * (len(nodes) - 1) / len(nodes) * s for nodes, s in zip(stages, slowest, strict=True))
 
 
+def without_skips(setting: Setting) -> Setting:
+    """The same nodes, every microbatch on all stages in order."""
+    everywhere = (setting.microbatches,) * setting.num_stages
+    return replace(setting, visits=setting.num_stages, stage_limit=everywhere, max_swaps=0)
+
+
 def on_topology(
     topology: Topology,
     replicas: Sequence[int],
@@ -119,7 +125,7 @@ def on_topology(
 
 
 def _shares(total: int, replicas: Sequence[int], most: int) -> tuple[int, ...]:
-    """`total` in proportion to `replicas`, each rounded up and at most `most`; what that cuts off goes to the others."""
+    """`total` in proportion to `replicas`, each rounded up, at most `most`; what that cuts off goes to the others."""
     shares, left, rest = dict[int, int](), Fraction(total), sum(replicas)
     for stage in sorted(range(len(replicas)), key=lambda s: -replicas[s]):
         exact = min(Fraction(most), left * replicas[stage] / rest)
