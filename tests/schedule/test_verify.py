@@ -207,7 +207,7 @@ def test_stages_on_one_lane_need_no_comms_and_may_have_none() -> None:
 
 def test_compute_only_schedules_are_rejected() -> None:
     schedule = GENERATORS["1f1b"](Problem(Routes.balanced(2, [1, 1])))
-    with pytest.raises(ScheduleError, match="lane 0: 0F0 has no 0SEND_F0"):
+    with pytest.raises(ScheduleError, match="lane 0: 0B0 has no 0RECV_B0"):
         verify(schedule)
 
 

@@ -14,15 +14,18 @@ class Kind(StrEnum):
     B = "B"
     I = "I"  # noqa: E741 - the field's letter for the input gradient
     W = "W"
+    R = "R"  # recompute: the forward once more, for the backward that follows
     SEND_F = "SEND_F"  # the stage's output to the next stage
     RECV_F = "RECV_F"  # post the receive of the stage's input
     SEND_B = "SEND_B"  # the gradient of the stage's input to the previous stage
     RECV_B = "RECV_B"  # post the receive of the gradient of the stage's output
+    OFFLOAD = "OFFLOAD"  # start copying to the host what F has kept
+    RELOAD = "RELOAD"  # start copying it back
 
     __hash__ = str.__hash__  # Enum's own is written in Python; schedules hash their kinds millions of times
 
 
-COMPUTE = frozenset({Kind.F, Kind.B, Kind.I, Kind.W})
+COMPUTE = frozenset({Kind.F, Kind.B, Kind.I, Kind.W, Kind.R})
 _TOKEN = re.compile(r"(\d+)([A-Z_]+)(\d+)", re.ASCII)
 
 
@@ -42,7 +45,7 @@ class Action:
 
     @property
     def is_compute(self) -> bool:
-        """True for F, B, I and W: the actions that occupy the lane's device."""
+        """True for F, B, I, W and R: the actions that occupy the lane's device."""
         return self.kind in COMPUTE
 
     @classmethod
@@ -61,7 +64,8 @@ class Action:
     def counterpart(self) -> Action:
         """The RECV of a SEND and the SEND of a RECV: the same tensor, seen from the neighbouring stage.
 
-        Its stage may not exist (the first stage sends no gradient further); ask `Schedule.peer`.
+        It takes every microbatch to visit all stages in order, and its stage may not exist (the first stage sends no
+        gradient further): `Schedule.counterpart` knows.
         """
         kind, step = COUNTERPART[self.kind]
         return Action(self.stage + step, kind, self.microbatch)

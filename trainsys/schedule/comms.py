@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from trainsys.schedule.actions import Action, Kind
+from trainsys.schedule.actions import COMPUTE, Action, Kind
+from trainsys.schedule.numbered import ACROSS, find_ways
 from trainsys.schedule.schedule import Schedule
 
-_RECV = {Kind.F: Kind.RECV_F, Kind.B: Kind.RECV_B, Kind.I: Kind.RECV_B}
-_SEND = {Kind.F: Kind.SEND_F, Kind.B: Kind.SEND_B, Kind.I: Kind.SEND_B}
+_BACKWARD = frozenset({Kind.B, Kind.I})  # what takes and makes a gradient that travels
 
 
 def insert_comms(schedule: Schedule, prefetch: int = 1) -> Schedule:
@@ -16,24 +16,50 @@ def insert_comms(schedule: Schedule, prefetch: int = 1) -> Schedule:
 
     A SEND follows its producer at once. A RECV only posts the receive, so it stands `prefetch` compute actions before
     its consumer: with 1 it is posted before the previous compute runs, so the transfer overlaps it, and a lane never
-    holds more than one received tensor beyond the one in use. Between two computes receives are posted before sends.
+    holds more than one received tensor beyond the one in use. Between two computes receives are posted before sends,
+    and copies to and from the host (OFFLOAD, RELOAD) follow both.
+
+    Raises:
+        ScheduleError: a replica has no lane in the placement.
     """
+    ways, count = find_ways(schedule), schedule.routes.num_microbatches
+    source, target = ways.source, ways.target
     lanes = []
-    for lane, compute in enumerate(schedule.lanes):
-        recvs = [_across(schedule, lane, action, _RECV) for action in compute]
-        actions = [recv for early in recvs[: prefetch + 1] for recv in early]
-        for i, action in enumerate(compute):
-            actions.append(action)
-            if i + prefetch + 1 < len(compute):
-                actions += recvs[i + prefetch + 1]
-            actions += _across(schedule, lane, action, _SEND)
-        lanes.append(tuple(actions))
+    for actions in schedule.lanes:
+        receives: list[Action | None] = []  # per compute action
+        sends: list[Action | None] = []
+        for action in actions:
+            kind, stage, mb = action.kind, action.stage, action.microbatch
+            if kind not in COMPUTE:
+                continue
+            receive = send = None
+            if kind is Kind.F:
+                work = stage * count + mb
+                receive = Action(stage, Kind.RECV_F, mb) if source[work] == ACROSS else None
+                send = Action(stage, Kind.SEND_F, mb) if target[work] == ACROSS else None
+            elif kind in _BACKWARD:
+                work = stage * count + mb
+                receive = Action(stage, Kind.RECV_B, mb) if target[work] == ACROSS else None
+                send = Action(stage, Kind.SEND_B, mb) if source[work] == ACROSS else None
+            receives.append(receive)
+            sends.append(send)
+        lanes.append(_merge(actions, receives, sends, prefetch))
     return dataclasses.replace(schedule, lanes=tuple(lanes))
 
 
-def _across(schedule: Schedule, lane: int, action: Action, kinds: dict[Kind, Kind]) -> list[Action]:
-    """The SEND or RECV of `action` if the tensor crosses lanes, else nothing."""
-    if action.kind not in kinds:
-        return []
-    comm = Action(action.stage, kinds[action.kind], action.microbatch)
-    return [] if schedule.peer(comm) in (None, lane) else [comm]
+def _merge(
+    actions: tuple[Action, ...], receives: list[Action | None], sends: list[Action | None], prefetch: int
+) -> tuple[Action, ...]:
+    """The lane with each compute action's SEND behind it, and each RECV `prefetch` compute actions ahead of it."""
+    merged = [receive for receive in receives[: prefetch + 1] if receive]
+    later = [*receives[prefetch + 1 :], *[None] * (prefetch + 1)]
+    places = iter(zip(later, sends, strict=False))
+    for action in actions:
+        merged.append(action)
+        if action.kind in COMPUTE:
+            receive, send = next(places)
+            if receive:
+                merged.append(receive)
+            if send:
+                merged.append(send)
+    return tuple(merged)

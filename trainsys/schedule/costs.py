@@ -18,6 +18,8 @@ class Costs:
         send_s: of one transfer: a number, or a function of (source lane, destination lane).
         action_s: the host's cost of any action, SEND and RECV included, paid before it starts.
         i_s, w_s: of I and W, per stage; by default each half of B.
+        r_s: of R, per stage; by default that of F.
+        offload_s, reload_s: of the copies that OFFLOAD and RELOAD start, per stage; by default 0.
     """
 
     f_s: Sequence[float]
@@ -26,11 +28,23 @@ class Costs:
     action_s: float = 0.0
     i_s: Sequence[float] | None = None
     w_s: Sequence[float] | None = None
+    r_s: Sequence[float] | None = None
+    offload_s: Sequence[float] | None = None
+    reload_s: Sequence[float] | None = None
 
     def table(self, num_stages: int) -> dict[Kind, Sequence[float]]:
         """Seconds by kind and stage. Raises ValueError if a list does not have one number per stage."""
         half = [b / 2 for b in self.b_s]
-        costs = {Kind.F: self.f_s, Kind.B: self.b_s, Kind.I: self.i_s or half, Kind.W: self.w_s or half}
+        free = [0.0] * num_stages
+        costs = {
+            Kind.F: self.f_s,
+            Kind.B: self.b_s,
+            Kind.I: self.i_s or half,
+            Kind.W: self.w_s or half,
+            Kind.R: self.r_s or self.f_s,
+            Kind.OFFLOAD: self.offload_s or free,
+            Kind.RELOAD: self.reload_s or free,
+        }
         for kind, row in costs.items():
             if len(row) != num_stages:
                 raise ValueError(f"costs of {kind}: {len(row)} numbers for {num_stages} stages; give one per stage")

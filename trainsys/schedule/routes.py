@@ -16,10 +16,12 @@ class Routes:
     Stages may have different numbers of replicas: after a failure one stage has fewer than its neighbours.
 
     Attributes:
-        table: ``table[stage][microbatch]`` is the replica of that stage that runs that microbatch.
+        table: ``table[stage][microbatch]`` is the replica of that stage that runs that microbatch; -1: it is not there.
+        paths: ``paths[microbatch]`` are the stages that it visits, in order, each once; empty: all, in order.
     """
 
     table: tuple[tuple[int, ...], ...]
+    paths: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.table or not self.table[0]:
@@ -27,8 +29,22 @@ class Routes:
         for stage, row in enumerate(self.table):
             if len(row) != self.num_microbatches:
                 raise ValueError(f"routes: stage {stage} has {len(row)} microbatches, stage 0 {self.num_microbatches}")
-            if set(row) != set(range(max(row) + 1)):
-                raise ValueError(f"routes: stage {stage} uses replicas {sorted(set(row))}; number them 0, 1, 2, …")
+            used = set(row) - {-1} if self.paths else set(row)
+            if used != set(range(max(row) + 1)):
+                raise ValueError(f"routes: stage {stage} uses replicas {sorted(used)}; number them 0, 1, 2, …")
+        if self.paths:
+            self._check_paths()
+
+    def _check_paths(self) -> None:
+        if len(self.paths) != self.num_microbatches:
+            raise ValueError(f"routes: {len(self.paths)} paths for {self.num_microbatches} microbatches; give each one")
+        for mb, path in enumerate(self.paths):
+            visited = [stage for stage, row in enumerate(self.table) if row[mb] >= 0]
+            if not path or sorted(path) != visited:
+                raise ValueError(
+                    f"routes: the path of microbatch {mb} is {list(path)} but it has replicas of stages {visited}; "
+                    "list each of them once"
+                )
 
     @classmethod
     def balanced(cls, num_microbatches: int, replicas: Sequence[int], vp: int = 1, folded: bool = False) -> Routes:
@@ -66,12 +82,35 @@ class Routes:
 
     @property
     def replicas(self) -> tuple[int, ...]:
-        """Number of replicas of each stage."""
+        """Number of replicas of each stage; 0 where no path leads."""
         return tuple(max(row) + 1 for row in self.table)
 
     def microbatches(self, stage: int, replica: int) -> tuple[int, ...]:
         """Microbatches of one replica of one stage, ascending."""
         return tuple(mb for mb, r in enumerate(self.table[stage]) if r == replica)
+
+    def path(self, microbatch: int) -> Sequence[int]:
+        """The stages that `microbatch` visits, in order."""
+        return self.paths[microbatch] if self.paths else range(self.num_stages)
+
+    def before(self, stage: int, microbatch: int) -> int | None:
+        """The stage that `microbatch` comes from; None at the start of its path."""
+        if self.paths:
+            return self._next_to(-1, stage, microbatch)
+        return stage - 1 if stage > 0 else None
+
+    def after(self, stage: int, microbatch: int) -> int | None:
+        """The stage that `microbatch` goes to; None at the end of its path."""
+        if self.paths:
+            return self._next_to(1, stage, microbatch)
+        return stage + 1 if stage < self.num_stages - 1 else None
+
+    def _next_to(self, step: int, stage: int, microbatch: int) -> int | None:
+        path = self.paths[microbatch]
+        if stage not in path:
+            return None
+        place = path.index(stage) + step
+        return path[place] if 0 <= place < len(path) else None
 
     def order(self) -> tuple[int, ...]:
         """The execution order that all lanes share: each lane runs its microbatches as a subsequence of it.
@@ -83,6 +122,8 @@ class Routes:
         for row in self.table:
             seen: Counter[int] = Counter()
             for mb, replica in enumerate(row):
+                if replica < 0:
+                    continue
                 place[mb] = min(place[mb], seen[replica])
                 seen[replica] += 1
         return tuple(sorted(range(self.num_microbatches), key=lambda mb: (place[mb], mb)))

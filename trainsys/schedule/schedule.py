@@ -41,11 +41,17 @@ class Schedule:
         return self.placement[stage, self.routes.table[stage][microbatch]]
 
     def peer(self, action: Action) -> int | None:
-        """The lane at the other end of a SEND or RECV; None for compute and beyond the first and last stage."""
-        if action.is_compute:
+        """The lane at the other end of a SEND or RECV; None for anything else, and beyond the ends of the path."""
+        other = self.counterpart(action)
+        return None if other is None else self.lane_of(other.stage, other.microbatch)
+
+    def counterpart(self, action: Action) -> Action | None:
+        """The RECV of a SEND and the SEND of a RECV; None for anything else, and beyond the ends of the path."""
+        if action.kind not in COUNTERPART:
             return None
-        stage = action.stage + COUNTERPART[action.kind][1]
-        return self.lane_of(stage, action.microbatch) if 0 <= stage < self.routes.num_stages else None
+        kind, step = COUNTERPART[action.kind]
+        stage = (self.routes.after if step > 0 else self.routes.before)(action.stage, action.microbatch)
+        return None if stage is None else Action(stage, kind, action.microbatch)
 
     def format(self) -> str:
         """A text table: one row per lane, one column per place in its list."""
@@ -71,9 +77,11 @@ def stage_major(replicas: Sequence[int], vp: int = 1, folded: bool = False) -> d
 
 
 def dumps(schedule: Schedule) -> str:
-    """`schedule` as text that `loads` reads back to an equal object: routes by stage, then one line per lane."""
+    """`schedule` as text that `loads` reads back to an equal object: routes by stage, paths by microbatch
+    where there are any, then one line per lane."""
     lines = [f"schedule {schedule.name}"]
     lines += [f"route {stage}: {' '.join(map(str, row))}" for stage, row in enumerate(schedule.routes.table)]
+    lines += [f"path {mb}: {' '.join(map(str, path))}" for mb, path in enumerate(schedule.routes.paths)]
     for lane, actions in enumerate(schedule.lanes):
         lines.append(f"lane {lane} [{_hosted(schedule.placement, lane)}]: {' '.join(map(str, actions))}".rstrip())
     return "\n".join(lines) + "\n"
@@ -85,7 +93,7 @@ def loads(text: str) -> Schedule:
     Raises:
         ValueError: naming the line, or the token that is not an action.
     """
-    name, table = "", list[tuple[int, ...]]()
+    name, table, paths = "", list[tuple[int, ...]](), list[tuple[int, ...]]()
     lanes = list[tuple[Action, ...]]()
     placement: dict[tuple[int, int], int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -96,16 +104,18 @@ def loads(text: str) -> Schedule:
                     pass
                 case ["route", _]:
                     table.append(tuple(map(int, body.split())))
+                case ["path", _]:
+                    paths.append(tuple(map(int, body.split())))
                 case ["lane", _, *hosted]:
                     for pair in " ".join(hosted).strip("[]").split():
                         stage, _, replica = pair.partition(".")
                         placement[int(stage), int(replica)] = len(lanes)
                     lanes.append(tuple(map(Action.parse, body.split())))
                 case _:
-                    raise ValueError(f"expected 'schedule', 'route' or 'lane', got {head!r}")
+                    raise ValueError(f"expected 'schedule', 'route', 'path' or 'lane', got {head!r}")
         except ValueError as error:
             raise ValueError(f"schedule text, line {number}: {error}") from None
-    return Schedule(name, Routes(tuple(table)), tuple(lanes), placement)
+    return Schedule(name, Routes(tuple(table), tuple(paths)), tuple(lanes), placement)
 
 
 def _hosted(placement: Placement, lane: int) -> str:

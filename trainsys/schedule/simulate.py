@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from array import array
+from itertools import accumulate
 
-from trainsys.schedule.actions import COUNTERPART, Action, Kind
+from trainsys.schedule.actions import COMPUTE, Kind
 from trainsys.schedule.costs import Costs
+from trainsys.schedule.explain import refused, waiting
+from trainsys.schedule.numbered import CODE, EDGE, LOCAL, number
+from trainsys.schedule.outcome import Event, Simulation
 from trainsys.schedule.schedule import Schedule, ScheduleError
 
-_IS_SEND = frozenset({Kind.SEND_F, Kind.SEND_B})
-_FREES = frozenset({Kind.B, Kind.W})
+__all__ = ["Event", "Simulation", "simulate"]
 
-# A value that a stage needs for a microbatch: RECV_F its input, RECV_B its output's gradient, F and I its own results.
-_Value = tuple[int, Kind, int]
-
-
-class Event(NamedTuple):
-    """One interval of one lane, in seconds from the start of the step; a SEND's lasts until its arrival."""
-
-    lane: int
-    action: Action
-    start_s: float
-    end_s: float
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """The outcome.
-
-    Attributes:
-        step_s: from 0 to the end of the last lane's last action.
-        events: compute and SEND intervals, by start.
-        busy_s: seconds of compute, per lane.
-        peak_activations: most (stage, microbatch) activations alive at once, per lane: F allocates, B or W frees.
-    """
-
-    step_s: float
-    events: tuple[Event, ...]
-    busy_s: tuple[float, ...]
-    peak_activations: tuple[int, ...]
-
-    @property
-    def bubble(self) -> float:
-        """Share of the lanes' time without compute: 1 - sum(busy) / (lanes · step)."""
-        return 1 - sum(self.busy_s) / (len(self.busy_s) * self.step_s) if self.step_s else 0.0
-
-    def activations(self, lane: int) -> list[tuple[float, int]]:
-        """The lane's memory over time: (seconds, activations alive from then on)."""
-        curve, alive = [(0.0, 0)], 0
-        for event in self.events:
-            if event.lane == lane and event.action.kind is Kind.F:
-                alive += 1
-                curve.append((event.start_s, alive))
-            elif event.lane == lane and event.action.kind in _FREES:
-                alive -= 1
-                curve.append((event.end_s, alive))
-        return curve
+_F, _B, _I, _W = (CODE[kind] for kind in (Kind.F, Kind.B, Kind.I, Kind.W))
+_SEND_F, _RECV_F, _SEND_B = CODE[Kind.SEND_F], CODE[Kind.RECV_F], CODE[Kind.SEND_B]
+_OFFLOAD, _RELOAD = CODE[Kind.OFFLOAD], CODE[Kind.RELOAD]
+_COMPUTE = max(CODE[kind] for kind in COMPUTE)  # the last of them: they come first
+_KEEPS = [{Kind.F: 1, Kind.B: -1, Kind.W: -1}.get(kind, 0) for kind in CODE]  # activations
 
 
 def simulate(schedule: Schedule, costs: Costs) -> Simulation:
@@ -64,138 +26,150 @@ def simulate(schedule: Schedule, costs: Costs) -> Simulation:
 
     Compute starts when its lane is free and its inputs have arrived. SEND and RECV do not block their lane; a
     transfer starts when both have been called, as with gloo and NCCL, and transfers of one direction between two lanes
-    queue behind each other. Time and space are linear in the number of actions.
+    queue behind each other. So do a lane's copies to the host, and those back, without blocking it; what a RELOAD
+    brings back is waited for by the first of R, B and I behind it. Time and space are linear in the number of actions.
 
     Raises:
-        ScheduleError: if lanes wait for each other, naming them and the action that each waits at.
+        ScheduleError: if an action is not on its lane or comes before what it needs there, or if lanes wait for each
+            other, naming them and the action that each waits at.
         ValueError: if the costs do not have one number per stage.
     """
     return _Run(schedule, costs).finish()
 
 
 class _Run:
-    """The worklist: a lane advances until an input is missing, and goes on when it arrives."""
+    """The worklist: a lane advances until a message is missing, and goes on when it arrives.
+
+    A *message* is twice the work that receives it, and 1 more for a gradient.
+    """
 
     def __init__(self, schedule: Schedule, costs: Costs) -> None:
-        self.schedule = schedule
-        self.costs = costs
-        self.seconds = costs.table(schedule.routes.num_stages)
+        self.schedule, self.costs = schedule, costs
+        numbered, table = number(schedule), costs.table(schedule.routes.num_stages)
+        self.ways, self.lanes = numbered.ways, numbered.lanes
+        self.seconds = [table.get(kind, ()) for kind in CODE]
         lanes = range(schedule.num_lanes)
         self.at = [0 for _ in lanes]  # next action
         self.now = [0.0 for _ in lanes]
         self.busy = [0.0 for _ in lanes]
-        self.alive = [0 for _ in lanes]
-        self.peak = [0 for _ in lanes]
-        self.events: list[Event] = []
-        self.ready: dict[_Value, float] = {}  # when a value can be used by the stage that needs it
-        self.called: dict[_Value, tuple[float, int, Action]] = {}  # the first of a transfer's SEND and RECV
+        self.first = [0, *accumulate(len(lane) for lane in schedule.lanes)]  # of a lane's actions among all
+        self.starts, self.ends = (array("d", bytes(8 * self.first[-1])) for _ in range(2))
+        sides = zip(self.ways.source, self.ways.target, strict=True)
+        self.arrived = [0.0 if side == EDGE else -1.0 for pair in sides for side in pair]  # -1: not yet
+        self.called: dict[int, tuple[float, int, int]] = {}  # the first of a message's SEND and RECV
+        self.link_s: dict[tuple[int, int], float] = {}
         self.link_free: dict[tuple[int, int], float] = {}
-        self.waiting: dict[_Value, int] = {}
+        self.copy_free: dict[tuple[int, int], float] = {}  # (lane, kind of copy)
+        self.away: dict[int, float] = {}  # when a work has been copied to the host
+        self.back: dict[int, float] = {}  # when it has been copied back
+        self.done = bytearray(len(self.ways.lane_of))  # 1: F, 2: its input gradient too
+        self.waiting: dict[int, int] = {}  # message -> lane
         self.runnable = list(reversed(lanes))
-        self.stages = schedule.routes.num_stages
-        self.several = len(schedule.placement) > schedule.num_lanes  # some lane hosts several stages
+        self.several = LOCAL in self.ways.source
 
     def finish(self) -> Simulation:
         while self.runnable:
             self.advance(self.runnable.pop())
-        if any(at < len(lane) for at, lane in zip(self.at, self.schedule.lanes, strict=True)):
-            raise ScheduleError(self.blocked())
-        self.events.sort(key=lambda event: (event.start_s, event.lane))
-        step_s = max(max(self.now), max((event.end_s for event in self.events), default=0.0))
-        return Simulation(step_s, tuple(self.events), tuple(self.busy), tuple(self.peak))
+        if self.waiting:
+            actions = {lane: self.schedule.lanes[lane][self.at[lane]] for lane in self.waiting.values()}
+            raise ScheduleError(waiting(self.schedule, actions))
+        return Simulation(
+            step_s=max(*self.now, max(self.ends, default=0.0)),
+            busy_s=tuple(self.busy),
+            peak_activations=tuple(
+                max(accumulate(map(_KEEPS.__getitem__, kinds)), default=0) for kinds, _ in self.lanes
+            ),
+            lanes=self.schedule.lanes,
+            starts=self.starts,
+            ends=self.ends,
+        )
 
     def advance(self, lane: int) -> None:
-        actions = self.schedule.lanes[lane]
-        while self.at[lane] < len(actions):
-            action = actions[self.at[lane]]
-            if action.is_compute:
-                missing = self.compute(lane, action)
-                if missing is not None:
-                    self.waiting[missing] = lane
+        """Run a lane's actions until one lacks its message."""
+        kinds, works = self.lanes[lane]
+        arrived, done, seconds, action_s = self.arrived, self.done, self.seconds, self.costs.action_s
+        count, first = self.schedule.routes.num_microbatches, self.first[lane]
+        now, busy = self.now[lane], self.busy[lane]
+        for place in range(self.at[lane], len(kinds)):
+            kind, work = kinds[place], works[place]
+            start = now + action_s
+            if kind > _COMPUTE:
+                now = start
+                (self.copy if kind >= _OFFLOAD else self.call)(lane, place, now)
+                continue
+            if kind != _F and done[work] != (2 if kind == _W else 1):
+                raise ScheduleError(refused(self.schedule, lane, place))
+            if kind <= _I:
+                message = 2 * work + (kind != _F)
+                at = arrived[message]
+                if at < 0:
+                    if self.is_local(message):
+                        raise ScheduleError(refused(self.schedule, lane, place))
+                    self.waiting[message] = lane
+                    self.at[lane], self.now[lane], self.busy[lane] = place, now, busy
                     return
-            else:
-                self.now[lane] += self.costs.action_s
-                self.call(lane, action)
-            self.at[lane] += 1
+                if at > start:
+                    start = at
+                done[work] += 1
+            if self.back and kind != _F:
+                start = max(start, self.back.pop(work, 0.0))
+            spent = seconds[kind][work // count]
+            now = start + spent
+            busy += spent
+            self.starts[first + place], self.ends[first + place] = start, now
+            if self.several:
+                self.hand_over(kind, work, now)
+        self.at[lane], self.now[lane], self.busy[lane] = len(kinds), now, busy
 
-    def compute(self, lane: int, action: Action) -> _Value | None:
-        """Run `action` if its inputs are there; otherwise return one that is missing."""
-        start = self.now[lane] + self.costs.action_s
-        for value in _inputs(action, self.stages):
-            if value not in self.ready:
-                return value
-            start = max(start, self.ready[value])
-        seconds = self.seconds[action.kind][action.stage]
-        self.now[lane] = end = start + seconds
-        self.busy[lane] += seconds
-        self.events.append(Event(lane, action, start, end))
-        if action.kind is Kind.F:
-            self.alive[lane] += 1
-            self.peak[lane] = max(self.peak[lane], self.alive[lane])
-        elif action.kind in _FREES:
-            self.alive[lane] -= 1
-        self.yields(lane, action, end)
-        return None
+    def is_local(self, message: int) -> bool:
+        """Whether a message is to come from an earlier action of its own lane."""
+        return (self.ways.target if message % 2 else self.ways.source)[message // 2] == LOCAL
 
-    def yields(self, lane: int, action: Action, end: float) -> None:
-        """Values of `action` that need no transfer: for this stage, and for a neighbour on the same lane."""
-        stage, kind, mb = action.stage, action.kind, action.microbatch
-        self.ready[stage, kind, mb] = end
-        if not self.several or kind is Kind.W:
-            return
-        step, value = (1, Kind.RECV_F) if kind is Kind.F else (-1, Kind.RECV_B)
-        if 0 <= stage + step < self.stages and self.schedule.lane_of(stage + step, mb) == lane:
-            self.ready[stage + step, value, mb] = end
+    def hand_over(self, kind: int, work: int, now: float) -> None:
+        """What needs no transfer, because the neighbour on the path is on the same lane."""
+        if kind == _F and self.ways.target[work] == LOCAL:
+            self.arrived[2 * self.ways.after[work]] = now
+        elif kind in (_B, _I) and self.ways.source[work] == LOCAL:
+            self.arrived[2 * self.ways.before[work] + 1] = now
 
-    def call(self, lane: int, action: Action) -> None:
+    def call(self, lane: int, place: int, now: float) -> None:
         """A SEND or RECV; the second of the pair starts the transfer."""
-        now, sends = self.now[lane], action.kind in _IS_SEND
-        kind, step = COUNTERPART[action.kind] if sends else (action.kind, 0)
-        value = (action.stage + step, kind, action.microbatch)
-        first = self.called.pop(value, None)
-        if first is None:
-            self.called[value] = (now, lane, action)
+        kinds, works = self.lanes[lane]
+        kind, work = kinds[place], works[place]
+        if kind == _SEND_F:
+            message = 2 * self.ways.after[work]
+        elif kind == _SEND_B:
+            message = 2 * self.ways.before[work] + 1
+        else:
+            message = 2 * work + (kind != _RECV_F)
+        if message < 0:
+            raise ScheduleError(refused(self.schedule, lane, place))
+        partner = self.called.pop(message, None)
+        index = self.first[lane] + place
+        if partner is None:
+            self.called[message] = (now, lane, index)
             return
-        earlier, other, partner = first
-        link = (lane, other) if sends else (other, lane)
-        start = max(now, earlier, self.link_free.get(link, 0.0))
-        send_s = self.costs.send_s
-        end = start + (send_s(*link) if callable(send_s) else send_s)
-        self.ready[value] = self.link_free[link] = end
-        self.events.append(Event(link[0], action if sends else partner, start, end))
-        if value in self.waiting:
-            self.runnable.append(self.waiting.pop(value))
+        earlier, other, sent = partner
+        link = (other, lane)
+        if kind in (_SEND_F, _SEND_B):
+            link, sent = (lane, other), index
+        if link not in self.link_s:
+            send_s = self.costs.send_s
+            self.link_s[link], self.link_free[link] = send_s(*link) if callable(send_s) else send_s, 0.0
+        start = max(now, earlier, self.link_free[link])
+        end = start + self.link_s[link]
+        self.starts[sent], self.ends[sent] = start, end
+        self.arrived[message] = self.link_free[link] = end
+        if message in self.waiting:
+            self.runnable.append(self.waiting.pop(message))
 
-    def blocked(self) -> str:
-        """The cycle of lanes that wait for each other, or the lane that waits for something nobody will send."""
-        waits = {lane: value for value, lane in self.waiting.items()}
-        lane, path = min(waits), list[int]()
-        while lane in waits and lane not in path:
-            path.append(lane)
-            lane = self.owner(waits[lane])
-        cycle = path[path.index(lane) :] if lane in path else path
-        text = []
-        for at in cycle:
-            _, kind, mb = waits[at]
-            value = f"{kind.value.removeprefix('RECV_')} of microbatch {mb}"
-            text.append(
-                f"lane {at} waits at {self.schedule.lanes[at][self.at[at]]} for {value} from lane "
-                f"{self.owner(waits[at])}"
-            )
-        end = "cyclic wait" if lane in path else f"lane {lane} has ended"
-        return f"{end}: {'; '.join(text)}"
-
-    def owner(self, value: _Value) -> int:
-        """The lane that produces `value`."""
-        stage, kind, mb = value
-        return self.schedule.lane_of(stage + {Kind.RECV_F: -1, Kind.RECV_B: 1}.get(kind, 0), mb)
-
-
-def _inputs(action: Action, num_stages: int) -> list[_Value]:
-    stage, mb = action.stage, action.microbatch
-    if action.kind is Kind.F:
-        return [(stage, Kind.RECV_F, mb)] if stage > 0 else []
-    if action.kind is Kind.W:
-        return [(stage, Kind.I, mb)]
-    own = (stage, Kind.F, mb)
-    return [own, (stage, Kind.RECV_B, mb)] if stage < num_stages - 1 else [own]
+    def copy(self, lane: int, place: int, now: float) -> None:
+        """An OFFLOAD or RELOAD: copies of one direction queue, and what comes back has left before."""
+        kinds, works = self.lanes[lane]
+        kind, work = kinds[place], works[place]
+        start = max(now, self.copy_free.get((lane, kind), 0.0), self.away.get(work, 0.0))
+        end = start + self.seconds[kind][work // self.schedule.routes.num_microbatches]
+        self.copy_free[lane, kind] = end
+        (self.away if kind == _OFFLOAD else self.back)[work] = end
+        index = self.first[lane] + place
+        self.starts[index], self.ends[index] = start, end

@@ -1,96 +1,161 @@
-"""Proof that a schedule computes the step and ends: complete, matched, ordered, free of cyclic waits."""
+"""Proof that a schedule computes the step and ends: complete, matched, ordered, free of cyclic waits.
+
+What happens to one work (one stage's part of one microbatch) is followed as a set of bits: those of the kinds that it
+has seen. A kind may come when all bits that it needs are there and none that it forbids, and leaves its own. B is I and
+W at once, and a neighbour on the same lane leaves the bit of the receive that it saves. So one pass over each lane
+proves its order, and when both neighbours end with the bits of the whole, each SEND has its RECV. What remains is
+whether lanes wait for each other; that does not depend on what actions cost.
+"""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from typing import NamedTuple
 
 from trainsys.schedule.actions import Action, Kind
-from trainsys.schedule.costs import Costs
+from trainsys.schedule.explain import refused, unfinished, waiting
+from trainsys.schedule.numbered import ACROSS, CODE, EDGE, LOCAL, Numbered, number
 from trainsys.schedule.schedule import Schedule, ScheduleError
-from trainsys.schedule.simulate import simulate
 
-_Place = tuple[int, int]  # (lane, place in its list)
+BIT = {kind: 1 << code for kind, code in CODE.items()}
+AWAY = 1 << len(CODE)  # between OFFLOAD and RELOAD
+NEVER = AWAY << 1  # needed by what must not stand here
+
+_F, _I, _W = BIT[Kind.F], BIT[Kind.I], BIT[Kind.W]
+_OPTIONAL = BIT[Kind.R] | BIT[Kind.OFFLOAD] | BIT[Kind.RELOAD]
+
+
+class Rule(NamedTuple):
+    """What an action asks of its work: bits that must be there and that must not, and those that it turns over.
+
+    `hands`: 1 or -1 if its result goes to the work after or before it, on the same lane; else 0.
+    """
+
+    needs: int
+    forbids: int
+    turns: int
+    hands: int = 0
+
+
+def _rules(source: int, target: int) -> tuple[Rule, ...]:
+    """A rule per kind's code, for works whose neighbours on the path are EDGE, ACROSS or LOCAL."""
+    inputs = 0 if source == EDGE else BIT[Kind.RECV_F]
+    gradient = _F | (0 if target == EDGE else BIT[Kind.RECV_B])
+    down, up = int(target == LOCAL), -int(source == LOCAL)
+    before, after = (0 if side == ACROSS else NEVER for side in (source, target))
+    offload, reload, again = BIT[Kind.OFFLOAD], BIT[Kind.RELOAD], BIT[Kind.R]
+    rules = {
+        Kind.F: Rule(inputs, _F, _F, down),
+        Kind.B: Rule(gradient, _I | _W | AWAY, _I | _W, up),
+        Kind.I: Rule(gradient, _I | _W | AWAY, _I, up),
+        Kind.W: Rule(_I, _W, _W),
+        Kind.R: Rule(_F, again | _I | AWAY, again),
+        Kind.SEND_F: Rule(_F | after, BIT[Kind.SEND_F], BIT[Kind.SEND_F]),
+        Kind.RECV_F: Rule(before, BIT[Kind.RECV_F], BIT[Kind.RECV_F]),
+        Kind.SEND_B: Rule(_I | before, BIT[Kind.SEND_B], BIT[Kind.SEND_B]),
+        Kind.RECV_B: Rule(after, BIT[Kind.RECV_B], BIT[Kind.RECV_B]),
+        Kind.OFFLOAD: Rule(_F, offload | again | _I, offload | AWAY),
+        Kind.RELOAD: Rule(AWAY, reload, reload | AWAY),
+    }
+    return tuple(rules[kind] for kind in CODE)
+
+
+def _whole(source: int, target: int) -> int:
+    """The bits of a finished work, without the optional ones."""
+    whole = _F | _I | _W
+    for side, receive, send in ((source, Kind.RECV_F, Kind.SEND_B), (target, Kind.RECV_B, Kind.SEND_F)):
+        whole |= (0 if side == EDGE else BIT[receive]) | (BIT[send] if side == ACROSS else 0)
+    return whole
+
+
+_SIDES = (EDGE, ACROSS, LOCAL)
+RULES = [[_rules(source, target) for target in _SIDES] for source in _SIDES]
+WHOLE = [[_whole(source, target) for target in _SIDES] for source in _SIDES]
 
 
 def verify(schedule: Schedule) -> None:
     """Accept a schedule (with its comms) only if every executor that follows it ends with the step's gradients.
 
-    Checked: every action is on the lane that its route says, once; every (stage, microbatch) has one F and one B, or
-    one F, I and W, in this order, so that each activation is used and freed; every tensor that crosses lanes has one
-    SEND after its producer and one RECV before its consumer, and no other SEND or RECV exists; lanes never wait for
-    each other in a cycle.
+    Checked: every action is on the lane that its route says, once; every stage on a microbatch's path has one F and one
+    B, or one F, I and W, in this order, so that each activation is used and freed; R comes once at most, between F and
+    its backward; what OFFLOAD takes away after F, one RELOAD brings back before it is used; every tensor that crosses
+    lanes has one SEND after its producer and one RECV before its consumer, and no other SEND or RECV exists; one that
+    stays is made before it is used; lanes never wait for each other in a cycle. Time is linear in the actions.
 
     Raises:
-        ScheduleError: naming the lane and the action.
+        ScheduleError: naming the lane and the action, or the cycle.
     """
-    places = _places(schedule)
-    for stage in range(schedule.routes.num_stages):
-        for mb in range(schedule.routes.num_microbatches):
-            _check_compute(schedule, places, stage, mb)
-    for action, (lane, place) in places.items():
-        if not action.is_compute:
-            _check_comm(schedule, places, action, lane, place)
-    # Every wait is now for a compute action that exists; whether they end does not depend on what they cost.
-    free = [0.0] * schedule.routes.num_stages
-    simulate(schedule, Costs(free, free))
+    numbered = number(schedule)
+    _check_orders(schedule, numbered)
+    _check_waits(schedule, numbered)
 
 
-def _places(schedule: Schedule) -> dict[Action, _Place]:
-    """Where each action stands; each at most once, within range, on its own lane."""
-    routes, places = schedule.routes, dict[Action, _Place]()
-    pairs = {(stage, replica) for stage, count in enumerate(routes.replicas) for replica in range(count)}
-    for stage, replica in sorted(pairs - set(schedule.placement)):
-        raise ScheduleError(f"stage {stage} replica {replica} has no lane in the placement")
-    for lane, actions in enumerate(schedule.lanes):
-        for place, action in enumerate(actions):
-            if not (0 <= action.stage < routes.num_stages and 0 <= action.microbatch < routes.num_microbatches):
-                size = f"{routes.num_stages} stages, {routes.num_microbatches} microbatches"
-                raise ScheduleError(f"lane {lane}: {action} is outside of the step ({size})")
-            home = schedule.lane_of(action.stage, action.microbatch)
-            if home != lane:
-                raise ScheduleError(f"lane {lane}: {action} belongs on lane {home}")
-            if action in places:
-                raise ScheduleError(f"lane {lane}: {action} appears twice")
-            places[action] = (lane, place)
-    return places
+def _check_orders(schedule: Schedule, numbered: Numbered) -> None:
+    """Each lane by itself: what is there may be there, and nothing is missing."""
+    ways = numbered.ways
+    rules = [RULES[source][target] for source, target in zip(ways.source, ways.target, strict=True)]
+    seen = [0] * len(rules)
+    for lane, (kinds, works) in enumerate(numbered.lanes):
+        for place, (kind, work) in enumerate(zip(kinds, works, strict=True)):
+            needs, forbids, turns, hands = rules[work][kind]
+            bits = seen[work]
+            if bits & forbids or needs & ~bits:
+                raise ScheduleError(refused(schedule, lane, place))
+            seen[work] = bits ^ turns
+            if hands > 0:
+                seen[ways.after[work]] |= BIT[Kind.RECV_F]
+            elif hands:
+                seen[ways.before[work]] |= BIT[Kind.RECV_B]
+    for work, bits in enumerate(seen):
+        if ways.lane_of[work] >= 0:
+            absent = WHOLE[ways.source[work]][ways.target[work]] & ~bits
+            if absent:
+                raise ScheduleError(unfinished(schedule, work, [kind for kind in Kind if absent & BIT[kind]]))
 
 
-def _check_compute(schedule: Schedule, places: dict[Action, _Place], stage: int, mb: int) -> None:
-    """One F, then one B or one I and one W, each with its tensors' SEND and RECV."""
-    lane = schedule.lane_of(stage, mb)
-    split = any(Action(stage, kind, mb) in places for kind in (Kind.I, Kind.W))
-    kinds = (Kind.F, Kind.I, Kind.W) if split else (Kind.F, Kind.B)
-    if split and Action(stage, Kind.B, mb) in places:
-        raise ScheduleError(f"lane {lane}: {Action(stage, Kind.B, mb)} stands beside its own halves I and W")
-    actions = [Action(stage, kind, mb) for kind in kinds]
-    for action in actions:
-        if action not in places:
-            raise ScheduleError(f"lane {lane}: {action} is missing")
-    for first, second in pairwise(actions):
-        if places[first] > places[second]:
-            raise ScheduleError(f"lane {lane}: {second} comes before {first}")
-    forward, backward = actions[:2]
-    for action, kind, late in (
-        (forward, Kind.RECV_F, False),
-        (forward, Kind.SEND_F, True),
-        (backward, Kind.RECV_B, False),
-        (backward, Kind.SEND_B, True),
-    ):
-        comm = Action(stage, kind, mb)
-        if schedule.peer(comm) in (None, lane):
-            continue
-        if comm not in places:
-            raise ScheduleError(f"lane {lane}: {action} has no {comm}")
-        if (places[comm] > places[action]) != late:
-            raise ScheduleError(f"lane {lane}: {comm} comes {'before' if late else 'after'} {action}")
+_FORWARD, _SEND_F, _SEND_B = CODE[Kind.F], CODE[Kind.SEND_F], CODE[Kind.SEND_B]
+_BACKWARD = (CODE[Kind.B], CODE[Kind.I])
 
 
-def _check_comm(schedule: Schedule, places: dict[Action, _Place], action: Action, lane: int, place: int) -> None:
-    """A SEND or RECV has another lane, and its counterpart, at its other end."""
-    peer = schedule.peer(action)
-    if peer is None:
-        raise ScheduleError(f"lane {lane}: {action} (place {place}) has no stage at its other end")
-    if peer == lane:
-        raise ScheduleError(f"lane {lane}: {action} (place {place}) sends to its own lane")
-    if places.get(action.counterpart(), (-1, -1))[0] != peer:
-        raise ScheduleError(f"lane {lane}: {action} (place {place}) has no {action.counterpart()} on lane {peer}")
+def _check_waits(schedule: Schedule, numbered: Numbered) -> None:
+    """Run the lanes until nobody can go on."""
+    lanes = range(schedule.num_lanes)
+    left = [iter(_messages(numbered, lane)) for lane in lanes]
+    sent = bytearray(2 * len(numbered.ways.lane_of))
+    waits: dict[int, int] = {}  # message -> lane
+    runnable = list(reversed(lanes))
+    while runnable:
+        lane = runnable.pop()
+        for message in left[lane]:
+            if message < 0:
+                sent[~message] = 1
+                if ~message in waits:
+                    runnable.append(waits.pop(~message))
+            elif not sent[message]:
+                waits[message] = lane
+                break
+    if waits:
+        raise ScheduleError(waiting(schedule, {lane: _consumer(schedule, lane, m) for m, lane in waits.items()}))
+
+
+def _messages(numbered: Numbered, lane: int) -> list[int]:
+    """What a lane waits for and, inverted, what it sends: twice the receiving work, and 1 more for a gradient."""
+    ways, messages = numbered.ways, list[int]()
+    for kind, work in zip(*numbered.lanes[lane], strict=True):
+        if kind == _FORWARD:
+            if ways.source[work] == ACROSS:
+                messages.append(2 * work)
+        elif kind in _BACKWARD:
+            if ways.target[work] == ACROSS:
+                messages.append(2 * work + 1)
+        elif kind == _SEND_F:
+            messages.append(~(2 * ways.after[work]))
+        elif kind == _SEND_B:
+            messages.append(~(2 * ways.before[work] + 1))
+    return messages
+
+
+def _consumer(schedule: Schedule, lane: int, message: int) -> Action:
+    """The action of `lane` that waits for `message`."""
+    stage, mb = divmod(message // 2, schedule.routes.num_microbatches)
+    kinds = (Kind.B, Kind.I) if message % 2 else (Kind.F,)
+    return next(a for a in schedule.lanes[lane] if a.kind in kinds and (a.stage, a.microbatch) == (stage, mb))
