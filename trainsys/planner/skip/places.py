@@ -1,8 +1,8 @@
 """Which node serves which stage: annealed, every candidate scored by the event simulation.
 
 SkipPipe breeds partitions whose cost is the worst single path. That a microbatch can go somewhere quickly says little
-of what happens when all go there, so here a candidate's cost is the simulated step of greedy paths on it, which takes as
-long to compute, and a move is an exchange of two nodes (`trainsys bench skip` compares both).
+of what happens when all go there, so here a candidate's cost is the simulated step of greedy paths on it, which takes
+no longer to compute, and a move is an exchange of two nodes. `trainsys bench skip` compares both.
 """
 
 from __future__ import annotations
