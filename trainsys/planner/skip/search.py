@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 from random import Random
@@ -10,13 +11,14 @@ from time import perf_counter
 from trainsys.planner.skip.agent import Map
 from trainsys.planner.skip.check import Orders
 from trainsys.planner.skip.conflict_search import settled
-from trainsys.planner.skip.dispatch import NEVER, Order, Outcome, dispatch
+from trainsys.planner.skip.dispatch import NEVER, Order, Outcome, Work, dispatch
 from trainsys.planner.skip.replan import Changes, Plan
 from trainsys.planner.skip.setting import Paths, Setting, Stages
 from trainsys.planner.skip.start import greedy_paths, random_paths
 
+PHASES = ("conflicts", "anneal")
 _SPREADS = (0.0, 0.5, 1.0, 2.0)
-_CONFLICTS = 0.15  # of the evaluations, for the conflict-based search
+_CONFLICTS = 0.15  # of the evaluations, where annealing follows; fitted
 _HOT, _COLD = 0.005, 0.0002  # temperatures, as shares of the step; fitted
 
 
@@ -27,7 +29,7 @@ class SkipPlan:
     Attributes:
         stages: nodes by stage.
         paths: nodes by microbatch.
-        orders: by node: (microbatch, place in its chain); see dispatch.Work.
+        work: who does what when, by start.
         step_s: simulated, without the reduction of gradients.
         scores: ``(seconds of the best, evaluations so far)`` at every improvement.
         starts: simulated seconds of what the search began with, by name.
@@ -39,7 +41,7 @@ class SkipPlan:
     setting: Setting
     stages: Stages
     paths: Paths
-    orders: Orders
+    work: tuple[Work, ...]
     step_s: float
     scores: tuple[tuple[float, int], ...]
     starts: dict[str, float]
@@ -48,37 +50,50 @@ class SkipPlan:
     cut: bool
 
     @property
+    def orders(self) -> Orders:
+        """By node: (microbatch, place in its chain; see dispatch.Work), in order."""
+        orders: list[list[tuple[int, int]]] = [[] for _ in range(self.setting.num_nodes)]
+        for work in self.work:
+            orders[work.node].append((work.microbatch, work.place))
+        return tuple(map(tuple, orders))
+
+    @property
     def visits(self) -> tuple[tuple[tuple[int, int], ...], ...]:
         """By microbatch: (stage, node) in the order visited."""
         stage_of = {node: stage for stage, nodes in enumerate(self.stages) for node in nodes}
         return tuple(tuple((stage_of[node], node) for node in path) for path in self.paths)
 
 
-def search(setting: Setting, stages: Stages, evaluations: int = 4000, seconds: float = 20.0, seed: int = 0) -> SkipPlan:
+def search(
+    setting: Setting,
+    stages: Stages,
+    evaluations: int = 4000,
+    seconds: float = 20.0,
+    seed: int = 0,
+    phases: Sequence[str] = PHASES,
+) -> SkipPlan:
     """The best plan found: never slower than random skipping or any greedy one, which it begins with.
 
     Args:
-        evaluations: simulations; the same number and seed find the same plan.
+        stages: nodes by stage (places.py).
+        evaluations: simulations; the same number and seed find the same plan. The starts are scored whatever it is.
         seconds: ends the search early.
+        phases: of `PHASES`, after the starts.
 
     Raises:
-        ValueError: no evaluations, no time, or limits that leave no paths.
+        ValueError: no evaluations, no time, unknown phases, or limits that leave no paths.
     """
     if evaluations < 1 or not seconds > 0:
         raise ValueError(f"evaluations={evaluations} must be at least 1 and seconds={seconds:g} positive")
+    if set(phases) - set(PHASES):
+        raise ValueError(f"phases={list(phases)} must be some of {list(PHASES)}")
     run = _Search(Map(setting, stages), evaluations, seconds, seed)
     run.begin()
-    run.conflicts()
-    run.anneal()
+    if "conflicts" in phases:
+        run.conflicts(_CONFLICTS if "anneal" in phases else 1.0)
+    if "anneal" in phases:
+        run.anneal()
     return run.plan()
-
-
-def orders_of(setting: Setting, outcome: Outcome) -> Orders:
-    """What each node did, in order."""
-    orders: list[list[tuple[int, int]]] = [[] for _ in range(setting.num_nodes)]
-    for work in outcome.work:
-        orders[work.node].append((work.microbatch, work.place))
-    return tuple(map(tuple, orders))
 
 
 class _Search:
@@ -115,8 +130,9 @@ class _Search:
             name = f"greedy, spread {spread:g}" if spread else "greedy"
             self.starts[name] = self.score((paths, Order(in_turn))).step_s
 
-    def conflicts(self) -> None:
-        until = self.made + self.most * _CONFLICTS
+    def conflicts(self, share: float) -> None:
+        """`share` of the evaluations, for what the conflict-based search finds, the backward first or not."""
+        until = self.made + self.most * share
         for paths, rank in settled(self.map, self.seed):
             for early in (True, False):
                 self.score((paths, Order(rank, early)))
@@ -149,7 +165,7 @@ class _Search:
             self.setting,
             self.map.stages,
             paths,
-            orders_of(self.setting, outcome),
+            outcome.work,
             outcome.step_s,
             tuple(self.scores),
             self.starts,

@@ -1,7 +1,8 @@
 """A plan as routes and a schedule, which verifier, simulator, timeline and executor read like any other.
 
-Stage 0 is visited twice, so its head is a stage of its own here, the last one, on the same lanes. A lane is a node. All
-receives are posted at the start: a transfer begins when its sender is ready, which is what the plan's score assumes.
+Stage 0 is visited twice, so its head is a stage of its own here, the last one, on the same lanes. A lane is a node;
+lanes follow the stages. All receives are posted at the start: a transfer begins when its sender is ready, which is what
+the plan's score assumes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from trainsys.schedule.comms import insert_comms
 from trainsys.schedule.costs import Costs
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule
+from trainsys.schedule.simulate import Event
 
 
 def to_schedule(plan: SkipPlan, per_node: bool = False) -> Schedule:
@@ -40,9 +42,11 @@ def to_schedule(plan: SkipPlan, per_node: bool = False) -> Schedule:
             table[stage][mb] = used[stage].index(node)
     if not per_node and not all(used):
         raise ValueError(f"no microbatch visits stage {used.index([])}; lower stage_limit={plan.setting.capacity}")
-    placement = {(stage, r): node for stage, nodes in enumerate(used) for r, node in enumerate(nodes)}
+    lane_of = {node: lane for lane, node in enumerate(_lanes(plan))}
+    placement = {(stage, r): lane_of[node] for stage, nodes in enumerate(used) for r, node in enumerate(nodes)}
     routes = Routes(tuple(map(tuple, table)), tuple(map(tuple, visited)))
-    lanes = tuple(tuple(_action(visited[mb], mb, place) for mb, place in order) for order in plan.orders)
+    orders = [plan.orders[node] for node in _lanes(plan)]
+    lanes = tuple(tuple(_action(visited[mb], mb, place) for mb, place in order) for order in orders)
     schedule = Schedule("skip", routes, lanes, placement)
     return insert_comms(schedule, prefetch=max(map(len, lanes)))
 
@@ -55,8 +59,8 @@ def costs_of(plan: SkipPlan, per_node: bool = False) -> Costs:
     """
     setting = plan.setting
     groups = _groups(setting, plan.stages, per_node)
-    for stage, nodes in enumerate(groups):
-        each = [setting.compute_s[node] for node in nodes]
+    for stage, members in enumerate(groups):
+        each = [setting.compute_s[node] for node in members]
         if min(each) < max(each):
             raise ValueError(
                 f"nodes of stage {stage} take {min(each):g} to {max(each):g} s per forward and costs are by stage; "
@@ -65,7 +69,24 @@ def costs_of(plan: SkipPlan, per_node: bool = False) -> Costs:
     first = set(plan.stages[0])
     f_s = [setting.compute_s[nodes[0]] * (setting.first if nodes[0] in first else 1.0) for nodes in groups]
     f_s += [setting.compute_s[nodes[0]] * setting.head for _, nodes in _heads(groups, plan.stages)]
-    return Costs(f_s, [setting.backward * f for f in f_s], send_s=lambda a, b: setting.send_s[a][b])
+    nodes = _lanes(plan)
+    return Costs(f_s, [setting.backward * f for f in f_s], send_s=lambda a, b: setting.send_s[nodes[a]][nodes[b]])
+
+
+def events_of(plan: SkipPlan) -> list[Event]:
+    """The plan's work as `schedule.timeline` draws it: lanes by stage, the head as one stage more."""
+    stage_of = {node: stage for stage, nodes in enumerate(plan.stages) for node in nodes}
+    lane_of = {node: lane for lane, node in enumerate(_lanes(plan))}
+    visited = [[*(stage_of[node] for node in path), len(plan.stages)] for path in plan.paths]
+    return [
+        Event(lane_of[w.node], _action(visited[w.microbatch], w.microbatch, w.place), w.start_s, w.end_s)
+        for w in plan.work
+    ]
+
+
+def _lanes(plan: SkipPlan) -> list[int]:
+    """The node of each lane."""
+    return [node for nodes in plan.stages for node in nodes]
 
 
 def _groups(setting: Setting, stages: Stages, per_node: bool) -> Sequence[tuple[int, ...]]:
