@@ -18,7 +18,7 @@ from trainsys.planner.skip.start import greedy_paths, random_paths
 
 PHASES = ("conflicts", "anneal")
 _SPREADS = (0.0, 0.5, 1.0, 2.0)
-_CONFLICTS = 0.15  # of the evaluations, where annealing follows; fitted
+_CONFLICTS = 0.1  # of the evaluations, where annealing follows
 _HOT, _COLD = 0.005, 0.0002  # temperatures, as shares of the step; fitted
 
 
