@@ -1,6 +1,6 @@
 """Partial pipelines on unequal nodes and links: simulated steps of all stages, random skipping, greedy, and planned.
 
-Clusters at random: nodes in four regions, of three speeds. All but the last two columns have our places for the nodes;
+Clusters at random: nodes in four regions, of three speeds. All but the last rows have our places for the nodes;
 *all stages* has its own, planned by the same search, so that what is left is what skipping saves. `--train` trains a
 small model with such paths instead.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from math import exp, log
 from statistics import mean
 from time import perf_counter
@@ -33,6 +34,7 @@ from trainsys.schedule.verify import verify
 COLUMNS = {
     "all_random_s": "all stages, random",
     "all_s": "all stages, planned",
+    "all_unlimited_s": "the same, memory unlimited",
     "random_s": "random skipping",
     "greedy_s": "nearest node",
     "balanced_s": "least loaded node",
@@ -92,6 +94,7 @@ def measure(setting: Setting, seed: int, evaluations: int, picture: str | None =
     everything = without_skips(setting)
     whole_stages = choose_places(everything, evaluations // 2, seed=seed)
     whole = _checked(search(everything, whole_stages, evaluations, seed=seed))
+    unlimited = replace(everything, limit=(setting.microbatches,) * setting.num_nodes)
     whole_reduce_s = setting.reduction_s(whole_stages)
     if picture:
         from trainsys.schedule.timeline import draw
@@ -106,6 +109,7 @@ def measure(setting: Setting, seed: int, evaluations: int, picture: str | None =
         "seed": seed,
         "all_random_s": whole.starts["random"] + whole_reduce_s,
         "all_s": whole.step_s + whole_reduce_s,
+        "all_unlimited_s": _found_s(unlimited, whole_stages, evaluations, seed),
         "random_s": ours.starts["random"] + reduce_s,
         "greedy_s": ours.starts["greedy"] + reduce_s,
         "balanced_s": min(s for name, s in ours.starts.items() if name != "random") + reduce_s,
