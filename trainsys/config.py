@@ -135,7 +135,17 @@ class DataConfig:
 class BatchConfig:
     global_size: int = 16  # sequences per step, whatever the layout
     microbatch_size: int = 2  # sequences per microbatch; fixed for the run, so that numbers do not depend on layout
-    seq_len: int = 128  # tokens per sequence
+    seq_len: int = 128  # tokens per sequence, at most
+    seq_lens: tuple[int, ...] = ()  # lengths that a step's microbatches have in turn; empty: all seq_len
+
+    def length(self, microbatch: int) -> int:
+        """Tokens of each sequence of a step's microbatch: every rank knows it before anything is sent."""
+        return self.seq_lens[microbatch % len(self.seq_lens)] if self.seq_lens else self.seq_len
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.microbatch_size * sum(map(self.length, range(self.global_size // self.microbatch_size)))
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,9 @@ def lane_of(schedule: Schedule) -> tuple[Executor, dict[int, StageRunner], dict[
         names = [name for name, _ in model.named_parameters()]
         again = {a.microbatch for a in schedule.lanes[0] if a.kind is Kind.R and a.stage == stage}
         runners[stage] = StageRunner(
-            model, (1, 16, 32), 0, 64, None, None, lambda mb, made: grads.setdefault(mb, {}).update(made),
-            {blocks: names}, deferred=deferred, again=again, copier=AtOnce(),
+            model, lambda mb: (1, 16, 32), lambda mb: 16, 0, 64, None, None,
+            lambda mb, made: grads.setdefault(mb, {}).update(made), {blocks: names}, deferred=deferred, again=again,
+            copier=AtOnce(),
         )  # fmt: skip
         runners[stage].begin(batch)
     return Executor(schedule, 0, runners, None, {0: 0}), runners, grads

@@ -37,17 +37,17 @@ class EmulatedStage:
 
     def forward(self, microbatch: int, x: Tensor | None) -> Tensor | None:
         time.sleep(self.f_s)
-        return None if self.last else self.boundary()
+        return None if self.last else self.boundary(microbatch)
 
     def backward(self, microbatch: int, grad: Tensor | None) -> Tensor | None:
         self._arrive(microbatch)
         time.sleep(self.b_s)
-        return None if self.first else self.boundary()
+        return None if self.first else self.boundary(microbatch)
 
     def backward_input(self, microbatch: int, grad: Tensor | None) -> Tensor | None:
         self._arrive(microbatch)
         time.sleep(self.i_s)
-        return None if self.first else self.boundary()
+        return None if self.first else self.boundary(microbatch)
 
     def backward_weight(self, microbatch: int) -> None:
         time.sleep(self.w_s)
@@ -68,5 +68,5 @@ class EmulatedStage:
         if microbatch in self._copying:
             self._copying.pop(microbatch).result()
 
-    def boundary(self) -> Tensor:
+    def boundary(self, microbatch: int) -> Tensor:
         return torch.zeros(self.shape)

@@ -171,14 +171,16 @@ class Engine:
     def _runner(
         self, stage: int, model: Decoder, parts: Mapping[range, Sequence[str]], deferred: Deferred | None
     ) -> StageRunner:
-        batch = self.config.batch
+        batch, shards = self.config.batch, self.tp.size if self.tp and self.tp.sequence_parallel else 1
         lane = self.schedule.lanes[self.schedule.placement[stage, self.replica]]
         again = {action.microbatch for action in lane if action.kind is Kind.R and action.stage == stage}
-        seq = batch.seq_len if self.cp is None else len(self.cp.rows.which)
-        seq //= self.tp.size if self.tp and self.tp.sequence_parallel else 1
+
+        def shape(microbatch: int) -> tuple[int, int, int]:
+            seq = batch.length(microbatch) if self.cp is None else len(self.cp.rows.which)
+            return batch.microbatch_size, seq // shards, self.config.model.dim
+
         return StageRunner(
-            model, (batch.microbatch_size, seq, self.config.model.dim), self.config.train.seed,
-            batch.global_size * batch.seq_len, self.tp, self.cp, self._collect, parts,
+            model, shape, batch.length, self.config.train.seed, batch.tokens, self.tp, self.cp, self._collect, parts,
             self.weights.whole if self.weights else lambda part: nullcontext(),
             self.config.parallel.offload == "activations", deferred, again,
             self.copier if self.config.parallel.offload == "scheduled" else None,

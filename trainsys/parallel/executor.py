@@ -124,7 +124,7 @@ class Executor:
         assert self.group is not None
         forward = action.kind is Kind.RECV_F
         peer = self._peer(action.stage + (-1 if forward else 1), action.microbatch)
-        buffer = self.runners[action.stage].boundary()
+        buffer = self.runners[action.stage].boundary(action.microbatch)
         work = self.group.irecv(buffer, peer, self._tag(forward, action.stage + (0 if forward else 1), action))
         self._arriving[action.kind, action.stage, action.microbatch] = (work, buffer)
 

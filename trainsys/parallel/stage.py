@@ -55,7 +55,7 @@ class Runner(Protocol):
     def reload(self, microbatch: int) -> None:
         """Begin to copy it back."""
 
-    def boundary(self) -> Tensor:
+    def boundary(self, microbatch: int) -> Tensor:
         """An empty tensor of the shape and dtype that crosses stage boundaries."""
 
 
@@ -72,7 +72,8 @@ class StageRunner:
 
     Args:
         model: the slice, already in its parallel form.
-        shape: (microbatch size, sequence length on this rank, hidden size) of what crosses boundaries.
+        shape: of a microbatch: (its size, sequence length on this rank, hidden size) of what crosses boundaries.
+        length: of a microbatch: tokens of a sequence that count; what is given beyond is cut off.
         total_tokens: of the global batch; the loss is divided by it.
         on_grads: called after each part's backward with (microbatch, gradient per parameter name).
         parts: blocks that are computed at a time, in order -> names of their parameters; each has its own backward.
@@ -86,7 +87,8 @@ class StageRunner:
     def __init__(
         self,
         model: Decoder,
-        shape: tuple[int, int, int],
+        shape: Callable[[int], tuple[int, int, int]],
+        length: Callable[[int], int],
         seed: int,
         total_tokens: int,
         tp: TensorParallel | None,
@@ -99,7 +101,8 @@ class StageRunner:
         again: Collection[int] = (),
         copier: Copier | None = None,
     ) -> None:
-        self.model, self.shape, self.seed, self.total_tokens, self.tp = model, shape, seed, total_tokens, tp
+        self.model, self.seed, self.total_tokens, self.tp = model, seed, total_tokens, tp
+        self._shape, self._length = shape, length
         self.cp, self.params = cp, dict(model.named_parameters())
         self._on_grads, self._parts, self._whole = on_grads, parts, whole
         self._kept: dict[int, list[tuple[Tensor | None, Tensor | GradientEdge]]] = {}  # per part: input, output
@@ -134,6 +137,7 @@ class StageRunner:
 
     def _forward(self, microbatch: int, x: Tensor | None) -> Tensor | None:
         tokens, targets, samples = self.batch.microbatches[microbatch]
+        tokens, targets = (ids[:, : self._length(microbatch)] for ids in (tokens, targets))
         if self.cp is not None:
             tokens, targets = self.cp.cut(tokens), self.cp.cut(targets)
         self.model.keys.begin(self.seed, self.batch.step, samples)
@@ -211,9 +215,9 @@ class StageRunner:
             on_part(made)
         return grad
 
-    def boundary(self) -> Tensor:
+    def boundary(self, microbatch: int) -> Tensor:
         p = next(iter(self.params.values()))
-        return torch.empty(self.shape, dtype=p.dtype, device=p.device)
+        return torch.empty(self._shape(microbatch), dtype=p.dtype, device=p.device)
 
 
 def build_stage(

@@ -73,7 +73,7 @@ def model_flops(config: RunConfig) -> float:
     """
     blocks = range(-1, config.model.num_layers + 1)
     per_token = sum(forward_flops(config.model, block, config.batch.seq_len) for block in blocks)
-    return 3 * per_token * config.batch.global_size * config.batch.seq_len
+    return 3 * per_token * config.batch.tokens
 
 
 def update_s(owned: float, held: float, precision: Precision, memory_gbps: float) -> float:

@@ -59,6 +59,17 @@ def relative_costs(model: ModelConfig, stages: Stages, seq_len: int, recompute: 
     return Costs(f_s, [i + w for i, w in zip(i_s, w_s, strict=True)], i_s=i_s, w_s=w_s)
 
 
+def scales(config: RunConfig) -> list[float] | None:
+    """Of each microbatch of a step the share of a full one's FLOPs; None where all are full."""
+    model, batch = config.model, config.batch
+    if not batch.seq_lens:
+        return None
+    blocks = range(model.num_layers + 1)
+    flops = {n: n * sum(forward_flops(model, b, n) for b in blocks) for n in {batch.seq_len, *batch.seq_lens}}
+    count = batch.global_size // batch.microbatch_size
+    return [flops[batch.length(mb)] / flops[batch.seq_len] for mb in range(count)]
+
+
 @lru_cache(maxsize=8)
 def _generated(
     name: str, routes: Routes, vp: int, folded: bool, rows: tuple[Row, ...], cap: float, keeps: tuple[bool, bool]

@@ -19,6 +19,7 @@ class Costs:
         action_s: the host's cost of any action, SEND and RECV included, paid before it starts.
         i_s, w_s: of I and W, per stage; by default each half of B.
         r_s: of R, per stage; by default that of F.
+        scale: of each microbatch, what its compute takes in units of these; by default 1.
         offload_s, reload_s: of the copies that OFFLOAD and RELOAD start, per stage; by default 0.
     """
 
@@ -29,6 +30,7 @@ class Costs:
     i_s: Sequence[float] | None = None
     w_s: Sequence[float] | None = None
     r_s: Sequence[float] | None = None
+    scale: Sequence[float] | None = None
     offload_s: Sequence[float] | None = None
     reload_s: Sequence[float] | None = None
 

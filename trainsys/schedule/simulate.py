@@ -49,6 +49,7 @@ class _Run:
         numbered, table = number(schedule), costs.table(schedule.routes.num_stages)
         self.ways, self.lanes = numbered.ways, numbered.lanes
         self.seconds = [table.get(kind, ()) for kind in CODE]
+        self.scale = costs.scale
         lanes = range(schedule.num_lanes)
         self.at = [0 for _ in lanes]  # next action
         self.now = [0.0 for _ in lanes]
@@ -115,6 +116,8 @@ class _Run:
             if self.back and kind != _F:
                 start = max(start, self.back.pop(work, 0.0))
             spent = seconds[kind][work // count]
+            if self.scale is not None:
+                spent *= self.scale[work % count]
             now = start + spent
             busy += spent
             self.starts[first + place], self.ends[first + place] = start, now
