@@ -11,6 +11,7 @@ from trainsys.schedule.comms import insert_comms
 
 Lanes = list[list[Action]]
 CONSUMER = {Kind.RECV_F: Kind.F, Kind.RECV_B: Kind.B}
+PLAIN = ("gpipe", "1f1b", "interleaved", "bfs")  # of F and B alone
 PRODUCER = {Kind.SEND_F: Kind.F, Kind.SEND_B: Kind.B}
 
 
@@ -96,7 +97,7 @@ MUTATIONS: list[Callable[[Lanes, random.Random, Routes], None]] = [
 
 
 @pytest.mark.parametrize("mutate", MUTATIONS)
-@pytest.mark.parametrize("name", list(GENERATORS))
+@pytest.mark.parametrize("name", PLAIN)
 def test_every_broken_mutant_is_rejected(name: str, mutate: Callable[[Lanes, random.Random, Routes], None]) -> None:
     for seed in range(40):
         rng = random.Random(seed)
@@ -147,7 +148,7 @@ def test_reordered_schedules_are_accepted_exactly_if_they_run() -> None:
     for seed in range(400):
         rng = random.Random(seed)
         replicas = [rng.randint(1, 2) for _ in range(rng.randint(2, 4))]
-        schedule = build(rng.choice(list(GENERATORS)), Routes.balanced(rng.randint(2, 6), replicas))
+        schedule = build(rng.choice(PLAIN), Routes.balanced(rng.randint(2, 6), replicas))
         lanes = [list(lane) for lane in schedule.lanes]
         for _ in range(rng.randint(1, 3)):
             lane, i = any_place(lanes, rng)
