@@ -40,6 +40,7 @@ from trainsys.schedule.actions import Kind
 from trainsys.schedule.lockstep import check_lockstep, together
 from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout
+from trainsys.space.runs import is_folded
 from trainsys.space.tensor import Space, class_experts
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -47,13 +48,14 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 def routes_of(config: RunConfig, layout: Layout) -> Routes:
     """Who runs which microbatch of a step."""
-    return step_schedule.routes_of(config, stages_of(layout, config.model.num_layers))
+    return step_schedule.routes_of(config, stages_of(config, layout))
 
 
-def stages_of(layout: Layout, num_layers: int) -> Stages:
+def stages_of(config: RunConfig, layout: Layout) -> Stages:
     """The grid of a layout, as the planner sees it."""
-    runs = tuple(min(stop, num_layers) - max(first, 0) for _, (first, stop) in layout.runs)
-    return Stages(runs, layout.replicas, layout.tp, layout.ep, layout.cp, layout.folded)
+    last = config.model.num_layers
+    runs = tuple(min(stop, last) - max(first, 0) for _, (first, stop) in layout.runs)
+    return Stages(runs, layout.replicas, layout.tp, layout.ep, layout.cp, is_folded(config.parallel))
 
 
 def wanted_groups(space: Space, layout: Layout, routes: Routes) -> list[tuple[int, ...]]:
@@ -97,7 +99,7 @@ class Engine:
         self.stage, team, self.shard = layout.where(rank)
         self.replica, self.cp_index = layout.replica_of(rank)
         self.routes = routes_of(config, layout)
-        self.schedule = step_schedule.schedule_of(config, stages_of(layout, config.model.num_layers))
+        self.schedule = step_schedule.schedule_of(config, stages_of(config, layout))
         self.order = Order(layout, self.schedule)
         self.mesh = comm.group(layout.ranks) if len(layout.ranks) > 1 else None
         members = layout.stages[self.stage].teams[team]
