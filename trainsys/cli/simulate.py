@@ -34,7 +34,8 @@ def run(argv: list[str]) -> int:
     from trainsys.config import load
     from trainsys.planner.check import check_batch, check_layout
     from trainsys.planner.timeline import timeline
-    from trainsys.schedule.timeline import chrome_trace, draw
+    from trainsys.schedule.picture import draw
+    from trainsys.schedule.timeline import chrome_trace
 
     config = load(args.config)
     check_batch(config)

@@ -28,7 +28,8 @@ FILES = {
 
 def write_report(drill: Drill) -> None:
     """Write every file of the report into the drill's run folder."""
-    from trainsys.schedule.timeline import chrome_trace, draw
+    from trainsys.schedule.picture import draw
+    from trainsys.schedule.timeline import chrome_trace
 
     folder = Path(drill.config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
