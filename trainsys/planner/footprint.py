@@ -51,7 +51,9 @@ def footprint(config: RunConfig, stages: Stages) -> Footprint:
     """Bytes on the device of each run of layers and microbatch, as `planner.memory` counts them."""
     last, device = len(stages.runs) - 1, config.parallel.offload != "activations"
     kept = [device * kept_bytes(config, stages, layers, run == last) for run, layers in enumerate(stages.runs)]
-    until_w = [min(whole, layers * _until_w(config, stages.tp)) for whole, layers in zip(kept, stages.runs, strict=True)]
+    until_w = [
+        min(whole, layers * _until_w(config, stages.tp)) for whole, layers in zip(kept, stages.runs, strict=True)
+    ]
     boundary = boundary_kept(config, stages)
     return Footprint(kept, until_w, [min(whole, boundary) for whole in kept])
 

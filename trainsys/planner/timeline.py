@@ -84,10 +84,12 @@ def step_costs(config: RunConfig, stages: Stages, topology: Topology, schedule: 
     parts = run_parts(inside, stages, topology, flops)
     (compute, *_), (f_s, b_s) = parts, run_sums(parts)
     w_s = weight_s(inside, stages, compute)
-    copies = offload_cost(config, stages, topology) if config.parallel.offload == "scheduled" else None
+    copies = TensorCost.nothing(stages)
+    if config.parallel.offload == "scheduled":
+        copies = offload_cost(config, stages, topology)
     return Costs(
         f_s, b_s, send_s=message, i_s=tuple(b - w for b, w in zip(b_s, w_s, strict=True)), w_s=w_s,
-        scale=scales(config), offload_s=copies and copies.forward_s, reload_s=copies and copies.backward_s,
+        scale=scales(config), offload_s=copies.forward_s, reload_s=copies.backward_s,
     )  # fmt: skip
 
 

@@ -196,7 +196,11 @@ def _rows(axis: Axes, events: Sequence[Event], lanes: list[int], scale: float) -
 
 
 def _numbers(
-    axis: Axes, events: Sequence[Event], middle: Mapping[int, float], shades: Mapping[tuple[int, int], float], scale: float
+    axis: Axes,
+    events: Sequence[Event],
+    middle: Mapping[int, float],
+    shades: Mapping[tuple[int, int], float],
+    scale: float,
 ) -> None:
     """Microbatch numbers, in one size for the panel's readable boxes: outlines in one collection, as they are many."""
     from matplotlib.collections import PathCollection

@@ -16,6 +16,7 @@ _CHROME = {  # names of the trace viewer's own palette
     Kind.R: "thread_state_runnable",
 }
 
+
 def chrome_trace(rows: Mapping[str, Sequence[Event]]) -> dict[str, Any]:
     """The Trace Event Format (JSON object form) that chrome://tracing and ui.perfetto.dev open.
 
