@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trainsys.config import RunConfig
 
 _HEADINGS = ("schedule", "vp", "step (s)", "bubble", "peak activations", "peak (GiB)", "needs")
+_LEAST_WIDTH = 122
 _PAGE_IN, _ROWS_IN = 40.0, (0.11, 0.26)  # height of the comparison, and least and most of a lane in it
 
 
@@ -39,6 +40,7 @@ class Compared:
         for row in rows(self.able):
             rich.add_row(*row)
         if table:
+            console.width = max(console.width, _LEAST_WIDTH)  # what to set is not to be cut
             console.print(rich)
         for note in self.notes:
             console.print(note, markup=False)
@@ -94,7 +96,9 @@ def _write(compared: Compared) -> None:
     out.mkdir(parents=True, exist_ok=True)
     pictures = []
     panels = [
-        panel(a.timeline, f"{a.label}, bubble {a.timeline.run.bubble:.1%}, {max(a.timeline.peak_gib):.3g} GiB", False)
+        panel(
+            a.timeline, f"{a.label}, bubble {a.timeline.run.bubble:.1%}, {max(a.timeline.peak_gib):.3g} GiB", brief=True
+        )
         for a in able
     ]
     lanes = sum(len({event.lane for event in each.events}) for each in panels)

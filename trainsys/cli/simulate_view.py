@@ -38,17 +38,21 @@ def lanes_table(config: RunConfig, result: Timeline) -> Table:
     return table
 
 
-def panel(result: Timeline, title: str, memory: bool = True) -> Panel:
-    """The lanes of a picture; where there are many, those of the first replica of each stage."""
+def panel(result: Timeline, title: str, brief: bool = False) -> Panel:
+    """The lanes of a picture, with their memory; where there are many, those of the first replica of each stage.
+
+    `brief`: these alone where all stages have equally many replicas, and no memory.
+    """
     from trainsys.schedule.picture import Panel
 
     lanes = list(range(result.schedule.num_lanes))
-    if len(lanes) > _MOST_LANES:
+    alike = len(set(result.schedule.routes.replicas)) == 1
+    if len(lanes) > _MOST_LANES or (brief and alike):
         lanes = [lane for lane, places in enumerate(_hosted(result)) if places[0][1] == 0]
-        title = f"{title}, replica 0 of each stage"
+        title = title if brief else f"{title}, replica 0 of each stage"
     chosen = set(lanes)
     events = [event for event in result.run.events if event.lane in chosen]
-    return Panel(title, events, {lane: result.memory_curve(lane) for lane in lanes} if memory else None)
+    return Panel(title, events, {lane: result.memory_curve(lane) for lane in lanes} if not brief else None)
 
 
 def title(config: RunConfig, result: Timeline) -> str:

@@ -59,7 +59,7 @@ def timelines(config: RunConfig, recorder: Recorder) -> tuple[str, dict[str, Seq
     title = f"{config.parallel.schedule}: one step"
     if measured is not None:
         step, groups["measured"] = measured
-        ran = "emulated and measured" if config.train.emulate else "measured"
+        ran = "emulated" if config.train.emulate else "measured"
         title = f"{recorder.layouts[step]} {config.parallel.schedule}: step {step}, predicted by the planner and {ran}"
     return title, groups
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainsys.config import RunConfig
 from trainsys.elastic.drill import Drill, by_step
 from trainsys.elastic.measured import tell_comparison, write_timelines
 from trainsys.elastic.story import MIB
@@ -26,6 +27,11 @@ FILES = {
     "tensorboard/": "the metrics for `tensorboard --logdir`",
     "config.yaml": "the resolved configuration",
 }
+
+
+def files(config: RunConfig) -> dict[str, str]:
+    """What `write_report` leaves, and what each is: `FILES`, and without a loss no picture of it."""
+    return {name: what for name, what in FILES.items() if not (config.train.emulate and name == "loss.png")}
 
 
 def write_report(drill: Drill) -> None:
@@ -95,7 +101,7 @@ def markdown(drill: Drill) -> str:
         why = c.reason or "start"
         rows.append(f"| {c.step} | {why} | {c.after} | {c.bytes_moved / MIB:.2f} | {c.transfer_s:.3f} |")
     parts.append("## Layouts\n\n" + "\n".join(rows))
-    parts.append("## Files\n\n" + "\n".join(f"- `{name}`: {what}" for name, what in FILES.items()))
+    parts.append("## Files\n\n" + "\n".join(f"- `{name}`: {what}" for name, what in files(config).items()))
     return "\n\n".join(parts) + "\n"
 
 

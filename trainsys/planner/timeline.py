@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainsys.comm.topology import Topology
@@ -14,7 +13,7 @@ from trainsys.planner.footprint import RankMemory, rank_memory
 from trainsys.planner.offload import offload_cost
 from trainsys.planner.predict import run_parts, run_sums
 from trainsys.planner.stages import Stages
-from trainsys.planner.step_schedule import relative_costs, scales, schedule_of
+from trainsys.planner.step_schedule import scales, schedule_of, weight_s
 from trainsys.schedule import Costs, Schedule, Simulation, simulate
 
 
@@ -83,7 +82,7 @@ def step_costs(config: RunConfig, stages: Stages, topology: Topology, schedule: 
     inside = _without_actions(config)
     parts = run_parts(inside, stages, topology, flops)
     (compute, *_), (f_s, b_s) = parts, run_sums(parts)
-    w_s = weight_s(inside, stages, compute)
+    w_s = weight_s(inside, stages, compute.backward_s)
     copies = TensorCost.nothing(stages)
     if config.parallel.offload == "scheduled":
         copies = offload_cost(config, stages, topology)
@@ -91,13 +90,6 @@ def step_costs(config: RunConfig, stages: Stages, topology: Topology, schedule: 
         f_s, b_s, send_s=message, i_s=tuple(b - w for b, w in zip(b_s, w_s, strict=True)), w_s=w_s,
         scale=scales(config), offload_s=copies.forward_s, reload_s=copies.backward_s,
     )  # fmt: skip
-
-
-def weight_s(config: RunConfig, stages: Stages, compute: TensorCost) -> tuple[float, ...]:
-    """Seconds of W per run: its share of the backward's FLOPs, as attention has no weights (`relative_costs`)."""
-    relative = relative_costs(config.model, stages, config.batch.seq_len, config.parallel.recompute == "full")
-    rows: Sequence[Sequence[float]] = (compute.backward_s, relative.w_s or (), relative.b_s)
-    return tuple(b * w / whole for b, w, whole in zip(*rows, strict=True))
 
 
 def _without_actions(config: RunConfig) -> RunConfig:
