@@ -56,9 +56,7 @@ def run(argv: list[str]) -> int:
             raise ValueError("schedule= is given twice; put commas between the names")
         found = simulate_all(config, asked[0], out, lambda: check_folder(out, "--out" if args.out else "run_dir"))
         if args.json:
-            print(
-                json.dumps([as_dict(a.timeline) | {"vp": a.config.parallel.vp, "needs": a.needs} for a in found.able])
-            )
+            print(json.dumps([as_dict(a.timeline) | a.as_dict() for a in found.able]))
         found.show(console, table=not args.json)
         return 0
     check_layout(config)

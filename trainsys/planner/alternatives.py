@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.planner.check import check_layout
@@ -37,6 +38,10 @@ class Alternative:
         """``zbv vp2``."""
         vp = self.config.parallel.vp
         return f"{self.name} vp{vp}" if vp > 1 else self.name
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a program needs to know of it beside its timeline."""
+        return {"schedule": self.name, "vp": self.config.parallel.vp, "needs": self.needs}
 
     @property
     def peak_microbatches(self) -> float:
