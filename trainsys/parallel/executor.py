@@ -7,7 +7,7 @@ its own tag, so the order in which the wire delivers does not matter.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 from torch._C._distributed_c10d import Work
@@ -15,8 +15,15 @@ from torch._C._distributed_c10d import Work
 from trainsys.comm.group import Group
 from trainsys.parallel.stage import Runner
 from trainsys.schedule.actions import Action, Kind
+from trainsys.schedule.delivered import delivered_by
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.simulate import Event
+
+_Message = tuple[Kind, int, int]  # kind of the action, its stage and microbatch
+
+
+def _key(action: Action) -> _Message:
+    return action.kind, action.stage, action.microbatch
 
 
 class Executor:
@@ -46,9 +53,11 @@ class Executor:
         self.events: list[Event] = []
         self.peak_activations = 0
         self.watch: Callable[[Action], None] | None = None  # called after each compute, copy and send
-        self._arriving: dict[tuple[Kind, int, int], tuple[Work, Tensor]] = {}
-        self._ready: dict[tuple[Kind, int, int], Tensor | None] = {}
-        self._sending: list[tuple[Work, Tensor]] = []
+        self._arriving: dict[_Message, tuple[Work, Tensor]] = {}
+        self._ready: dict[_Message, Tensor | None] = {}
+        self._sending: dict[_Message, tuple[Work, Tensor]] = {}
+        proven = delivered_by(schedule, lane)
+        self._proves = {_key(received): [_key(sent) for sent in sends] for received, sends in proven.items()}
         self._started = 0.0  # of the action under way
 
     def run(self) -> None:
@@ -57,7 +66,7 @@ class Executor:
         Raises:
             CommError: a peer died or the step was aborted.
         """
-        self._arriving, self._ready, self._sending = {}, {}, []
+        self._arriving, self._ready, self._sending = {}, {}, {}
         self.events, active, self.peak_activations = [], 0, 0
         for action in self.actions:
             self._started = time.perf_counter()
@@ -88,9 +97,7 @@ class Executor:
             self.events.append(Event(self.lane, action, self._started, time.perf_counter()))
             if self.watch is not None:
                 self.watch(action)
-        assert self.group is not None or not self._sending
-        for work, _ in self._sending:
-            self.group.wait(work)  # type: ignore[union-attr]
+        self._have_left(list(self._sending))
 
     def _forward(self, action: Action) -> None:
         source = self.schedule.routes.before(action.stage, action.microbatch)
@@ -114,6 +121,7 @@ class Executor:
             assert self.group is not None
             work, buffer = self._arriving.pop(key)
             self.group.wait(work)
+            self._have_left(self._proves[key])
             return buffer
         made_by = Kind.SEND_F if kind is Kind.RECV_F else Kind.SEND_B
         local = self._ready.pop((made_by, source, action.microbatch))
@@ -134,7 +142,15 @@ class Executor:
         routes, forward = self.schedule.routes, action.kind is Kind.SEND_F
         receiver = (routes.after if forward else routes.before)(action.stage, action.microbatch)
         assert receiver is not None
-        self._sending.append((self.group.isend(tensor, self._peer(action), self._tag(receiver, action)), tensor))
+        work = self.group.isend(tensor, self._peer(action), self._tag(receiver, action))
+        self._sending[action.kind, action.stage, action.microbatch] = (work, tensor)
+
+    def _have_left(self, messages: Iterable[_Message]) -> None:
+        """Give up the tensors of messages that have left."""
+        for message in messages:
+            assert self.group is not None
+            work, _ = self._sending.pop(message)
+            self.group.wait(work)
 
     def _peer(self, action: Action) -> int:
         lane = self.schedule.peer(action)

@@ -1,10 +1,10 @@
 """Conflict-based search (Sharon et al. 2015): every microbatch on its best way, conflicts settled by branching.
 
-A branch denies something to some microbatches and finds their ways anew (agent.py). As in SkipPipe a first phase gathers
-plans that keep to the stages' limits, those first whose slowest microbatch is quickest; a second settles nodes and times
-in them. Other than there, it goes on with the branch that leaves least to be waited for, the idea of a focal list
-(Barer et al. 2014, "Suboptimal variants of the conflict-based search algorithm"): by the slowest microbatch alone it
-stays among a thousand ways to pile all work on the same quick nodes. And memory and collisions that are left are no
+A branch denies something to some microbatches and finds their ways anew (agent.py). As in SkipPipe a first phase
+gathers plans that keep to the stages' limits, those first whose slowest microbatch is quickest; a second settles nodes
+and times in them. Other than there, it goes on with the branch that leaves least to be waited for, the idea of a focal
+list (Barer et al. 2014, "Suboptimal variants of the conflict-based search algorithm"): by the slowest microbatch alone
+it stays among a thousand ways to pile all work on the same quick nodes. And memory and collisions that are left are no
 reason to reject a plan: the event simulation makes microbatches wait, and its time is the score. So every plan counts
 from the first one on.
 """
