@@ -43,6 +43,9 @@ class ModelConfig:
     rope_theta: float = 10000.0  # base of the rotary frequencies (llama, qwen3)
     norm_eps: float = 1e-5  # added to the variance in every norm
     tied: bool = False  # output head shares the embedding's weight
+    vocab_parts: int = (
+        1  # rows of the vocabulary matrices in that many tensors, for parallel.vocabulary; fixed for the run
+    )
     dropout: float = 0.0  # probability (gpt2)
 
 
@@ -153,6 +156,9 @@ class ParallelConfig:
     sequence_parallel: bool = False  # shard norms and dropout over the sequence inside tp (not context parallelism)
     schedule: str = "1f1b"  # a name registered in trainsys.schedule, or FILE.csv in the notation of torch
     placement: Literal["auto", "loop", "v"] = "auto"  # of the runs of layers on the stages; auto: as the schedule wants
+    vocabulary: Literal["ends", "one_barrier", "two_barriers"] = (
+        "ends"  # both vocabulary matrices on the first and last stage, or on all
+    )
     activations: float = 0.0  # most microbatches that a rank keeps, for schedules that can choose; 0: their own limit
     recompute: Literal["none", "full"] = "none"  # full: keep only each layer's input and compute it again
     offload: Literal["none", "activations"] = "none"  # activations: the host keeps them until their backward

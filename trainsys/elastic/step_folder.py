@@ -113,7 +113,7 @@ def layout_of(model: ModelConfig, parallel: ParallelConfig, chunk: int) -> Layou
     stages = len(layers) // parallel.vp
     replicas = sum(parallel.stage_replicas) if parallel.stage_replicas else parallel.dp * stages
     ranks = range(replicas * parallel.cp * parallel.tp)
-    return build_layout(parallel, layers, ranks, chunk, lambda rank: 0)
+    return build_layout(parallel, layers, ranks, chunk, lambda rank: 0, model.vocab_parts)
 
 
 def check_name(path: Path, step: int) -> None:

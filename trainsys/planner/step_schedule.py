@@ -30,18 +30,25 @@ def schedule_of(config: RunConfig, stages: Stages) -> Schedule:
         ValueError: the schedule does not suit the layout, the microbatches or ``parallel.activations``.
     """
     parallel = config.parallel
-    costs = relative_costs(config.model, stages, config.batch.seq_len, parallel.recompute == "full")
-    rows = (tuple(costs.f_s), tuple(costs.b_s), tuple(costs.i_s or ()), tuple(costs.w_s or ()))
-    return _generated(
-        parallel.schedule, routes_of(config, stages), stages.vp, stages.folded, rows, parallel.activations
+    costs = relative_costs(
+        config.model, stages, config.batch.seq_len, parallel.recompute == "full", parallel.vocabulary
     )
+    given = (costs.f_s, costs.b_s, costs.i_s, costs.w_s, costs.s_s, costs.t_s)
+    rows = tuple(tuple(row or ()) for row in given)
+    return _generated(
+        parallel.schedule, routes_of(config, stages), stages.vp, stages.folded, rows, parallel.activations,
+        parallel.vocabulary,
+    )  # fmt: skip
 
 
-def relative_costs(model: ModelConfig, stages: Stages, seq_len: int, recompute: bool) -> Costs:
+def relative_costs(
+    model: ModelConfig, stages: Stages, seq_len: int, recompute: bool, vocabulary: str = "ends"
+) -> Costs:
     """What the actions cost as far as FLOPs tell, in units of the mean F of a stage: the same numbers on every rank.
 
     I repeats the forward's products; those of attention, which have two inputs, twice. W repeats those with weights
-    (Qi et al. 2023, arXiv:2401.10241, §2). Computing layers again adds their F to I.
+    (Qi et al. 2023, arXiv:2401.10241, §2). Computing layers again adds their F to I. With one barrier S makes the logits
+    and the gradient of its input, and T that of its weights; with two T makes both.
     """
     f_s, i_s, w_s = list[float](), list[float](), list[float]()
     for run in range(len(stages.runs)):
@@ -54,10 +61,19 @@ def relative_costs(model: ModelConfig, stages: Stages, seq_len: int, recompute: 
         w_s.append(weights)
     unit = sum(f_s) / stages.count
     f_s, i_s, w_s = ([s / unit for s in row] for row in (f_s, i_s, w_s))
-    return Costs(f_s, [i + w for i, w in zip(i_s, w_s, strict=True)], i_s=i_s, w_s=w_s)
+    b_s = [i + w for i, w in zip(i_s, w_s, strict=True)]
+    if vocabulary == "ends":
+        return Costs(f_s, b_s, i_s=i_s, w_s=w_s)
+    parts = [sum(forward_flops(model, b, 0, stages.tp) for b in stages.parts_with(run)) for run in range(len(f_s))]
+    in_s = 2 if vocabulary == "one_barrier" else 1
+    s_s, t_s = ([n * part / unit for part in parts] for n in (in_s, 3 - in_s))
+    return Costs(f_s, b_s, i_s=i_s, w_s=w_s, s_s=s_s, t_s=t_s)
 
 
 @lru_cache(maxsize=8)
-def _generated(name: str, routes: Routes, vp: int, folded: bool, rows: tuple[Row, ...], cap: float) -> Schedule:
-    f_s, b_s, i_s, w_s = rows
-    return generate(name, Problem(routes, vp, folded, Costs(f_s, b_s, i_s=i_s, w_s=w_s), cap))
+def _generated(
+    name: str, routes: Routes, vp: int, folded: bool, rows: tuple[Row, ...], cap: float, vocabulary: str
+) -> Schedule:  # fmt: skip
+    f_s, b_s, i_s, w_s, s_s, t_s = rows
+    costs = Costs(f_s, b_s, i_s=i_s, w_s=w_s, s_s=s_s, t_s=t_s)
+    return generate(name, Problem(routes, vp, folded, costs, cap, vocabulary))

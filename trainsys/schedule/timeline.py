@@ -12,13 +12,20 @@ from trainsys.schedule.simulate import Event
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {Kind.F: "#4C78C8", Kind.B: "#5BA55B", Kind.I: "#3FA7A0", Kind.W: "#C9A227", Kind.R: "#8D7CC3"}
+_COLOURS = {
+    Kind.F: "#4C78C8", Kind.B: "#5BA55B", Kind.I: "#3FA7A0", Kind.W: "#C9A227", Kind.R: "#8D7CC3",
+    Kind.E: "#D98A4B", Kind.S: "#C8587A", Kind.T: "#E08FA8", Kind.G: "#A9713D",
+}  # fmt: skip
 _CHROME = {  # names of the trace viewer's own palette
     Kind.F: "thread_state_running",
     Kind.B: "good",
     Kind.I: "rail_response",
     Kind.W: "bad",
     Kind.R: "thread_state_runnable",
+    Kind.E: "rail_load",
+    Kind.S: "rail_animation",
+    Kind.T: "terrible",
+    Kind.G: "rail_idle",
 }
 _LABELS = {
     Kind.F: "F  forward",
@@ -26,6 +33,10 @@ _LABELS = {
     Kind.I: "I  input gradient",
     Kind.W: "W  weight gradient",
     Kind.R: "R  recompute",
+    Kind.E: "E  lookup",
+    Kind.S: "S  logits",
+    Kind.T: "T  their gradient",
+    Kind.G: "G  of the lookup",
 }
 _FONT_PT, _MIN_FONT_PT = 9.0, 5.0
 _APART = 3.0  # panels whose steps differ by more get a time axis each

@@ -44,7 +44,7 @@ def most_alive(schedule: Schedule) -> list[int]:
             if action.kind is Kind.F:
                 alive += 1
                 peak = max(peak, alive)
-            elif action.kind is not Kind.I:
+            elif action.kind in (Kind.B, Kind.W):
                 alive -= 1
         most.append(peak)
     return most
