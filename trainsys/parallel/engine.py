@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.group import Group
+from trainsys.comm.tree import Tree
 from trainsys.config import RunConfig
 from trainsys.models.decoder import Decoder
 from trainsys.models.geometry import logical_name
+from trainsys.models.vocab_parts import OUTPUT, TABLE, part_name
 from trainsys.parallel.bucket import Bucket, BucketSpec, bucket_specs
 from trainsys.parallel.executor import Executor
 from trainsys.parallel.expert import ExpertParallel, ep_ranks
@@ -32,6 +35,8 @@ from trainsys.parallel.state import FlatState, master_dtype
 from trainsys.parallel.step import Decision, Report
 from trainsys.parallel.stream import Stream, StreamedBucket
 from trainsys.parallel.tensor import TensorParallel
+from trainsys.parallel.vocabulary import Rows, VocabularyParts
+from trainsys.parallel.vocabulary_lane import VocabularyLane
 from trainsys.parallel.weights import Weights, hollow
 from trainsys.planner import step_schedule
 from trainsys.planner.stages import Stages
@@ -40,6 +45,7 @@ from trainsys.schedule.lockstep import check_lockstep, together
 from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import Space, class_experts
+from trainsys.space.vocabulary import output_block, part_rows
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -52,7 +58,27 @@ def routes_of(config: RunConfig, layout: Layout) -> Routes:
 def stages_of(layout: Layout, num_layers: int) -> Stages:
     """The grid of a layout, as the planner sees it."""
     runs = tuple(min(stop, num_layers) - max(first, 0) for _, (first, stop) in layout.runs)
-    return Stages(runs, layout.replicas, layout.tp, layout.ep, layout.cp, layout.folded)
+    return Stages(
+        runs,
+        layout.replicas,
+        layout.tp,
+        layout.ep,
+        layout.cp,
+        layout.folded,
+        tuple(stage.vocabulary for stage in layout.stages if stage.vocabulary),
+    )
+
+
+def stage_parts_of(layout: Layout, stage: int, num_layers: int) -> range:
+    """The parts of the vocabulary that a stage has."""
+    spans = layout.stages[stage].vocabulary
+    first, stop = spans[0] if spans else (0, 0)
+    return range(first - output_block(num_layers, 0), stop - output_block(num_layers, 0)) if spans else range(0)
+
+
+def vocabulary_tree(config: RunConfig) -> Tree:
+    """The order in which what the parts make is added, the same on every layout."""
+    return Tree(config.model.vocab_parts)
 
 
 def wanted_groups(space: Space, layout: Layout, routes: Routes) -> list[tuple[int, ...]]:
@@ -139,13 +165,18 @@ class Engine:
         split = any(action.kind is Kind.I for lane in self.schedule.lanes for action in lane)
         deferred = {stage: Deferred() if split else None for stage in hosted}
         models = {stage: self._model(stage, deferred[stage]) for stage in hosted}
-        self.params = {n: p for model in models.values() for n, p in model.named_parameters()}
+        self.params: dict[str, Tensor] = {n: p for model in models.values() for n, p in model.named_parameters()}
+        rows = self._vocabulary_rows()
+        self.params |= dict(values for own in rows for values in (own.table, own.output))
         self.ordinal_of = {n: self.space.ordinal[logical_name(self.config.model, n)] for n in self.params}
         block_of = {n: self.space.tensors[o].blocks[self._second_use(n)] for n, o in self.ordinal_of.items()}
         parts = {part: [n for n, b in block_of.items() if b in part] for s in hosted for part in self.order.parts(s)}
         self.weights = None
         if self.layout.zero == 3:
-            used = {part: {self.ordinal_of[n]: self.params[n] for n in names} for part, names in parts.items()}
+            used = {
+                part: {self.ordinal_of[n]: cast(nn.Parameter, self.params[n]) for n in names}
+                for part, names in parts.items()
+            }
             self.weights = Weights(self.rank, self.dtype, self.device, self.buckets, used, self.order.uses)
         self.runners = {
             stage: self._runner(model, {part: parts[part] for part in self.order.parts(stage)}, deferred[stage])
@@ -157,7 +188,40 @@ class Engine:
         rank_of = {lane: stages[runs[s][0]].teams[r * cp + self.cp_index][self.shard]
                    for (s, r), lane in self.schedule.placement.items()}  # fmt: skip
         lane = self.schedule.placement[next(iter(self.runners)), self.replica]
-        self.executor = Executor(self.schedule, lane, self.runners, self.mesh, rank_of, self.at)
+        self.vocabulary = VocabularyParts(
+            rows, vocabulary_tree(self.config), self.config.parallel.vocabulary == "one_barrier",
+            self.config.batch.global_size * self.config.batch.seq_len, self.tp, self.cp, self._push_own,
+        ) if rows else None  # fmt: skip
+        self.executor = Executor(
+            self.schedule, lane, self.runners, self.mesh, rank_of, self.at, self._vocabulary_lane(lane, rank_of)
+        )
+
+    def _vocabulary_rows(self) -> list[Rows]:
+        """This rank's rows of the parts of its stage, uninitialised; of a tied pair the same for both uses."""
+        model, tp, made = self.config.model, self.layout.tp, list[Rows]()
+
+        def rows_of(name: str) -> tuple[str, Tensor]:
+            tensor = self.space.tensors[self.space.ordinal[logical_name(model, name)]]
+            return name, torch.empty(tensor.local_shape(tp), dtype=self.dtype, device=self.device)
+
+        for part in stage_parts_of(self.layout, self.stage, model.num_layers):
+            table, output = rows_of(part_name(TABLE, part)), rows_of(part_name(OUTPUT, part))
+            first = part_rows(model.vocab_size, model.vocab_parts, part).start + self.shard * len(table[1])
+            made.append(Rows(part, first, table, (output[0], table[1]) if model.tied else output))
+        return made
+
+    def _vocabulary_lane(self, lane: int, rank_of: Mapping[int, int]) -> VocabularyLane | None:
+        if self.vocabulary is None:
+            return None
+        runs, layers = self.layout.runs, self.config.model.num_layers
+        parts_of = {
+            at: stage_parts_of(self.layout, runs[stage][0], layers)
+            for (stage, _), at in self.schedule.placement.items()
+        }
+        boundary = next(iter(self.runners.values())).boundary()
+        return VocabularyLane(
+            self.vocabulary, self.vocabulary.tree, parts_of, self.schedule, lane, boundary, self.mesh, rank_of
+        )
 
     def _model(self, stage: int, deferred: Deferred | None) -> Decoder:
         return build_stage(
@@ -192,7 +256,8 @@ class Engine:
         for bucket in self.buckets:
             bucket.begin()
         self.stream.begin()
-        for runner in self.runners.values():
+        passes = () if self.vocabulary is None else (self.vocabulary,)
+        for runner in (*self.runners.values(), *passes):
             runner.begin(batch)
         if self.ep is not None:
             self.ep.begin()
@@ -210,9 +275,15 @@ class Engine:
                 bucket.gather(flat)
         self.at("snapshot")
         self.grads.append(self.reduced.snapshot(flats))
-        losses = {mb: n for runner in self.runners.values() for mb, n in runner.losses.items() if self.shard == 0}
+        losses = {
+            mb: n for runner in (*self.runners.values(), *passes) for mb, n in runner.losses.items() if self.shard == 0
+        }
         samples = {mb: batch.microbatches[mb][2] for mb in losses}
         return Report(batch.step, {(mb, self.cp_index): n for mb, n in losses.items()}, samples, squares)
+
+    def _push_own(self, microbatch: int, grads: dict[str, Tensor]) -> None:
+        """After T or G: the gradients of this rank's rows of the vocabulary."""
+        self._push(microbatch, self.cp_index, grads)
 
     def _collect(self, microbatch: int, grads: dict[str, Tensor]) -> None:
         """After a backward: this rank's gradients, then those of its experts for the other members' microbatches."""

@@ -14,7 +14,8 @@ from torch._C._distributed_c10d import Work
 
 from trainsys.comm.group import Group
 from trainsys.parallel.stage import Runner
-from trainsys.schedule.actions import Action, Kind
+from trainsys.parallel.vocabulary_lane import VocabularyLane
+from trainsys.schedule.actions import VOCABULARY, Action, Kind
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.simulate import Event
 
@@ -28,6 +29,7 @@ class Executor:
         runners: stage of the schedule -> what runs it; one without vp.
         group: contains every pipeline neighbour.
         rank_of: lane -> global rank with the same cp and tp index as this rank.
+        vocabulary: what runs the passes of a schedule with the vocabulary on all lanes.
         at: called with the phase (``forward``, ``send``, ``backward``) before each action of it; faults hang here.
     """
 
@@ -39,7 +41,9 @@ class Executor:
         group: Group | None,
         rank_of: Mapping[int, int],
         at: Callable[[str], None] = lambda phase: None,
+        vocabulary: VocabularyLane | None = None,
     ) -> None:
+        self.vocabulary = vocabulary
         self.schedule, self.lane, self.runners = schedule, lane, runners
         self.group, self.rank_of, self.at = group, rank_of, at
         self.actions = schedule.lanes[lane]
@@ -58,6 +62,8 @@ class Executor:
         """
         self._arriving, self._ready, self._sending = {}, {}, []
         self.events, active, self.peak_activations = [], 0, 0
+        if self.vocabulary is not None:
+            self.vocabulary.begin()
         for action in self.actions:
             self._started = time.perf_counter()
             if action.kind is Kind.F:
@@ -75,27 +81,53 @@ class Executor:
             elif action.kind in (Kind.RECV_F, Kind.RECV_B):
                 self._receive(action)
                 continue
+            elif action.kind in VOCABULARY:
+                self.at("backward" if action.kind in (Kind.T, Kind.G) else "forward")
+                self._pass(action)
             else:
                 self.at("send")
                 self._send(action)
             self.events.append(Event(self.lane, action, self._started, time.perf_counter()))
+        if self.vocabulary is not None:
+            self._sending += self.vocabulary.sending
         assert self.group is not None or not self._sending
         for work, _ in self._sending:
             self.group.wait(work)  # type: ignore[union-attr]
 
     def _forward(self, action: Action) -> None:
         x = self._input(Kind.RECV_F, action) if action.stage else None
+        if self.vocabulary is not None and not action.stage:
+            self.vocabulary.wait(action)
+            x = self.vocabulary.input(action.microbatch)
         self._started = time.perf_counter()  # waiting for the input is bubble
         out = self.runners[action.stage].forward(action.microbatch, x)
+        if self.vocabulary is not None and action.stage == self.schedule.routes.num_stages - 1:
+            assert out is not None
+            self.vocabulary.output(action.microbatch, out)
+            return
         self._ready[Kind.SEND_F, action.stage, action.microbatch] = out
 
     def _backward(self, action: Action) -> None:
         last = action.stage == self.schedule.routes.num_stages - 1
         grad = None if last else self._input(Kind.RECV_B, action)
+        if self.vocabulary is not None and last:
+            self.vocabulary.wait(action)
+            grad = self.vocabulary.gradient(action.microbatch)
         self._started = time.perf_counter()
         runner = self.runners[action.stage]
         out = (runner.backward if action.kind is Kind.B else runner.backward_input)(action.microbatch, grad)
+        if self.vocabulary is not None and not action.stage:
+            assert out is not None
+            self.vocabulary.input_gradient(action.microbatch, out)
+            return
         self._ready[Kind.SEND_B, action.stage, action.microbatch] = out
+
+    def _pass(self, action: Action) -> None:
+        """E, S, T or G."""
+        assert self.vocabulary is not None
+        self.vocabulary.wait(action)
+        self._started = time.perf_counter()
+        self.vocabulary.run(action)
 
     def _input(self, kind: Kind, action: Action) -> Tensor:
         """What a compute action waits for: a message, or the result of the neighbour stage on this very lane."""
