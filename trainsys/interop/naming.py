@@ -244,7 +244,12 @@ def differences(
         extra: also name what is found beyond the model.
     """
     shapes = naming.shapes(config)
-    padded = {s.name for t in tensors(config) if whole_of(config, t.name)[0] in vocabulary(config) for s in naming.spans(config, t)}
+    padded = {
+        s.name
+        for t in tensors(config)
+        if whole_of(config, t.name)[0] in vocabulary(config)
+        for s in naming.spans(config, t)
+    }
     wrong = []
     for name, shape in shapes.items():
         theirs = found.get(prefix + name)

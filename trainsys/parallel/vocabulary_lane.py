@@ -95,13 +95,12 @@ class VocabularyLane:
 
     def wait(self, action: Action) -> None:
         """Until all has arrived that `action` needs from other lanes."""
-        for mail, source in self._mail(action):
-            key = (mail, action.microbatch, source)
-            if key in self._arriving:
-                assert self.group is not None
-                work, buffer = self._arriving.pop(key)
-                self.group.wait(work)
-                self._here[key] = buffer
+        keys = [(mail, action.microbatch, source) for mail, source in self._mail(action)]
+        arriving = {key: self._arriving.pop(key) for key in keys if key in self._arriving}
+        if arriving:
+            assert self.group is not None
+            self.group.wait_all([work for work, _ in arriving.values()])
+            self._here |= {key: buffer for key, (_, buffer) in arriving.items()}
         if self._used < len(self._uses) and action == self._uses[self._used]:
             self._used += 1
             self.post()

@@ -103,7 +103,7 @@ class _Placing:
     def finish(self) -> tuple[tuple[Action, ...], ...]:
         for lane in range(len(self.lanes)):
             for _ in range(_AHEAD):
-                self.call(lane)
+                self.call(lane, 0.0)
         while self.events:
             now, at, message = heapq.heappop(self.events)
             if message >= self.gates.base:
@@ -113,11 +113,12 @@ class _Placing:
         assert not any(lane.given or lane.e or lane.s or lane.later for lane in self.lanes), "a lane waits for ever"
         return tuple(tuple(lane.actions) for lane in self.lanes)
 
-    def call(self, lane: int) -> None:
+    def call(self, lane: int, now: float) -> None:
         """The lookup of the next microbatch that comes to the first stage on `lane` is due on all lanes of its way."""
         if self.due[lane]:
             for work in self.gates.of[self.due[lane].popleft()]:
                 self.lanes[self.ways.lane_of[work]].e.append(work)
+                heapq.heappush(self.events, (now, self.ways.lane_of[work], -1))
 
     def admit(self, lane: _Lane, message: int) -> None:
         """What an S, T or G waits for is there."""
@@ -165,7 +166,7 @@ class _Placing:
         heapq.heappush(self.events, (end, at, -1))
         if kind is Kind.F:
             if stage == 0:
-                self.call(at)
+                self.call(at, now)
             if work < self.gates.last:
                 self.arrive(2 * (work + self.m), end, at)
         elif kind in (Kind.B, Kind.I) and stage > 0:
