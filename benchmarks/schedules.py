@@ -17,13 +17,14 @@ from trainsys.comm.communicator import Communicator
 from trainsys.parallel.emulated import EmulatedStage
 from trainsys.parallel.executor import Executor
 from trainsys.schedule.costs import Costs
-from trainsys.schedule.generators import GENERATORS, build
+from trainsys.schedule.generators import build
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.simulate import simulate
 from trainsys.testing import RankPool
 
-VP = {"interleaved": 2}  # runs of layers per stage, 1 for the others
+NAMES = ("gpipe", "1f1b", "interleaved", "bfs")  # an emulated stage has whole backwards only
+VP = {"interleaved": 2, "bfs": 2}  # runs of layers per stage, 1 for the others
 
 
 def scheduled(name: str, microbatches: int, stages: int, t: float) -> tuple[Schedule, Costs]:
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     stages, m, t = args.stages, args.microbatches, args.t_ms / 1e3
     pool = RankPool()
     rows = []
-    for name in GENERATORS:
+    for name in NAMES:
         results = pool.run(body, stages, name, m, t, args.repeat, timeout_s=300)
         measured = median_s([r["spans"] for r in results])
         predicted = simulate(*scheduled(name, m, stages, t))

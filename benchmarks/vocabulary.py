@@ -84,7 +84,7 @@ def body(rank: int, world_size: int, store: Any, config: RunConfig, t: float, re
             costs.s_s[hosted[0]], costs.t_s[hosted[0]], config.parallel.vocabulary == "one_barrier", SHAPE
         )
         of_lane = {lane: range(lane, lane + 1) for lane in members}
-        boundary = runners[hosted[0]].boundary()
+        boundary = runners[hosted[0]].boundary
         vocabulary = VocabularyLane(parts, Tree(world_size), of_lane, schedule, rank, boundary, group, rank_of)
     executor = Executor(schedule, rank, runners, group, rank_of, vocabulary=vocabulary)
     spans = [span(group, executor.run) for _ in range(repeat + 1)]  # the first connects and warms up

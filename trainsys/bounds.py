@@ -89,7 +89,7 @@ def check_bounds(config: Any) -> None:
             f"cluster.node_mtbf_hours={mtbf_hours:g} is less than {_SOONEST:g} h; set 0 for nodes that never fail"
         )
     betas = config.optim.betas
-    for key in ("parallel.stage_layers", "parallel.stage_replicas", "parallel.devices"):
+    for key in ("parallel.stage_layers", "parallel.stage_replicas", "parallel.devices", "batch.seq_lens"):
         if not all(type(value) is int for value in attrgetter(key)(config)):
             raise ValueError(f"{key}={list(attrgetter(key)(config))} must be whole numbers, such as [1, 2]")
     if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta <= _BELOW_1 for beta in betas):

@@ -138,7 +138,17 @@ class DataConfig:
 class BatchConfig:
     global_size: int = 16  # sequences per step, whatever the layout
     microbatch_size: int = 2  # sequences per microbatch; fixed for the run, so that numbers do not depend on layout
-    seq_len: int = 128  # tokens per sequence
+    seq_len: int = 128  # tokens per sequence, at most
+    seq_lens: tuple[int, ...] = ()  # lengths that a step's microbatches have in turn; empty: all seq_len
+
+    def length(self, microbatch: int) -> int:
+        """Tokens of each sequence of a step's microbatch: every rank knows it before anything is sent."""
+        return self.seq_lens[microbatch % len(self.seq_lens)] if self.seq_lens else self.seq_len
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.microbatch_size * sum(map(self.length, range(self.global_size // self.microbatch_size)))
 
 
 @dataclass(frozen=True)
@@ -160,8 +170,8 @@ class ParallelConfig:
         "ends"  # both vocabulary matrices on the first and last stage, or on all
     )
     activations: float = 0.0  # most microbatches that a rank keeps, for schedules that can choose; 0: their own limit
-    recompute: Literal["none", "full"] = "none"  # full: keep only each layer's input and compute it again
-    offload: Literal["none", "activations"] = "none"  # activations: the host keeps them until their backward
+    recompute: Literal["none", "full", "stage"] = "none"  # keep only each layer's (full) or run of layers' input
+    offload: Literal["none", "activations", "scheduled"] = "none"  # to the host; scheduled: beside the computation
     reduction: Literal["canonical", "fast"] = "canonical"  # canonical: the same bits on every layout of one tp and cp
     stage_layers: tuple[int, ...] = ()  # layers of each stage (under vp of each run); empty: as even as possible
     stage_replicas: tuple[int, ...] = ()  # replicas of each stage; empty: dp everywhere

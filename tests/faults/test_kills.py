@@ -41,6 +41,8 @@ LAYOUTS = {
     "bfloat16": "train.dtype=bfloat16",
     "pp4, vocabulary on all": "parallel.dp=1 parallel.pp=4 parallel.zero=0 parallel.vocabulary=two_barriers "
     "model.vocab_parts=4",
+    "zbv zero1": "parallel.pp=2 parallel.dp=2 parallel.vp=2 parallel.schedule=zbv parallel.zero=1 "
+    "parallel.offload=scheduled",
 }
 KILLS = [
     ("dp3·pp2 zero1", "kill@3:5:forward"),
@@ -68,6 +70,7 @@ KILLS = [
     ("dp4·ep2 zero1", "kill@5:1:backward,join@6"),
     ("dp2·cp2 zero1", "kill@5:2:backward"),
     ("dp2·pp2 zero1 placed", "kill@5:3:backward"),
+    ("zbv zero1", "kill@5:2:backward,join@6"),
 ]
 
 

@@ -41,7 +41,16 @@ def runner(offload: bool, recompute: bool) -> StageRunner:
     names = [name for name, _ in model.named_parameters()]
     batch = Batch(0, {mb: (torch.zeros(1, 16, dtype=torch.long),) * 2 + ((mb,),) for mb in range(3)})  # type: ignore[misc]
     stage = StageRunner(
-        model, (1, 16, 32), 0, 128, None, None, lambda mb, grads: None, {range(1, 3): names}, offload=offload
+        model,
+        lambda mb: (1, 16, 32),
+        lambda mb: 16,
+        0,
+        128,
+        None,
+        None,
+        lambda mb, grads: None,
+        {range(1, 3): names},
+        offload=offload,
     )
     stage.begin(batch)
     return stage

@@ -47,7 +47,7 @@ class Collected:
         tokens = torch.randint(0, 64, (3, 2, 17))
         batch = Batch(0, {mb: (tokens[mb, :, :-1], tokens[mb, :, 1:], (2 * mb, 2 * mb + 1)) for mb in range(3)})
         self.stage = StageRunner(
-            self.model, (2, 16, 32), 0, 96, None, None, self.grads.__setitem__,
+            self.model, lambda mb: (2, 16, 32), lambda mb: 16, 0, 96, None, None, self.grads.__setitem__,
             {range(-1, 3): [name for name, _ in self.model.named_parameters()]}, offload=offload, deferred=deferred,
         )  # fmt: skip
         self.stage.begin(batch)

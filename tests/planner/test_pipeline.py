@@ -7,12 +7,12 @@ import pytest
 from trainsys.planner.in_flight import FORMS
 from trainsys.planner.lane_order import lane_order, lane_times
 from trainsys.planner.pipeline import hop_lists, least_ends, most_in_flight, run_pipeline
-from trainsys.schedule import GENERATORS, Costs, Routes, build, simulate
+from trainsys.schedule import Costs, Routes, build, simulate
 
 Case = tuple[str, int, int, int]  # schedule, stages, runs of layers each, microbatches
 CASES = [
     (name, stages, vp, microbatches)
-    for name in GENERATORS
+    for name in FORMS
     for stages in (2, 3, 4, 7)
     for vp in ((1,) if name == "1f1b" else (2, 3) if name == "interleaved" else (1, 2))
     for microbatches in (1, 2, 4, 7, 8, 13)
@@ -85,7 +85,7 @@ def test_a_deep_pipeline_is_continued_from_its_period(name, stages, vp):
     assert run_pipeline(name, 8 * stages, (1,) * stages, f_s, b_s, hops).step_s == pytest.approx(max(whole), rel=0.005)
 
 
-@pytest.mark.parametrize("schedule", [name for name in GENERATORS if name != "interleaved"])
+@pytest.mark.parametrize("schedule", [name for name in FORMS if name != "interleaved"])
 @pytest.mark.parametrize(("stages", "microbatches"), [(2, 4), (4, 8), (4, 100)])
 def test_equal_stages_without_messages_meet_the_closed_form(schedule, stages, microbatches):
     """(m + P - 1)(f + b): Narayanan et al. 2021 (arXiv:2104.04473), §2.2."""

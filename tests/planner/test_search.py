@@ -8,9 +8,9 @@ import pytest
 from trainsys.config import BatchConfig, LinkConfig, ParallelConfig
 from trainsys.planner.check import check_parallel
 from trainsys.planner.enumerate import candidates
+from trainsys.planner.in_flight import FORMS
 from trainsys.planner.predict import predict
 from trainsys.planner.search import search
-from trainsys.schedule import GENERATORS
 
 
 def test_enumeration_finds_exactly_the_legal_layouts(small):
@@ -22,7 +22,7 @@ def test_enumeration_finds_exactly_the_legal_layouts(small):
         if dp * tp * pp * cp == 4
         for zero in ((0, 1, 2, 3) if dp * cp > 1 else (0,))
         for sp in ((False, True) if tp > 1 else (False,))
-        for schedule in (GENERATORS if pp > 1 else ("1f1b",))
+        for schedule in (FORMS if pp > 1 else ("1f1b",))
         for vp in range(1, small.model.num_layers // pp + 1 if pp > 1 else 2)
         if {"1f1b": vp == 1, "interleaved": vp > 1}.get(schedule, True)
         for recompute in ("none", "full")

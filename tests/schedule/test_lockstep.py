@@ -9,12 +9,14 @@ from trainsys.schedule.generators import GENERATORS, build
 from trainsys.schedule.lockstep import check_lockstep
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule, ScheduleError
+from trainsys.space.runs import FOLDED
 
 
 @pytest.mark.parametrize("name", GENERATORS)
 @pytest.mark.parametrize("pairs", [((0, 1), (2, 3)), ((0, 3), (1, 2))])
 def test_equal_replicas_run_in_lockstep_however_paired(name: str, pairs: tuple[tuple[int, int], ...]) -> None:
-    schedule = build(name, Routes.balanced(16, (4, 4, 4)))
+    vp = 2 if name in FOLDED else 1
+    schedule = build(name, Routes.balanced(16, (4, 4, 4), vp, name in FOLDED), vp)
     other = ((0, 2), (1, 3))
     groups = [[schedule.placement[s, r] for r in pair] for s in range(3) for pair in (other if s == 1 else pairs)]
     check_lockstep(schedule, groups)

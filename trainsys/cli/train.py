@@ -82,7 +82,7 @@ def _outcome(config: RunConfig, found: Found, recorder: Recorder | None = None) 
         "stopped": steps < config.train.steps,
         "loss": last.loss if last else None,
         "loss_hex": last.loss.hex() if last else None,
-        "tokens_per_s": _rate(recorder.step_s if recorder else [], config.batch.global_size * config.batch.seq_len),
+        "tokens_per_s": _rate(recorder.step_s if recorder else [], config.batch.tokens),
         "faults": [fault.as_dict() for fault in recorder.faults] if recorder else [],
         "checkpoint": newest_saved(recorder, found) if recorder else found.path,
         "run_dir": config.run_dir,

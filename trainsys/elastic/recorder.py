@@ -201,7 +201,7 @@ class Recorder:
         self._arrived = []
 
     def _write(self, decision: Decision, step_s: float, epoch: int, layout: Layout, memory_gib: float) -> None:
-        tokens = self.config.batch.global_size * self.config.batch.seq_len
+        tokens = self.config.batch.tokens
         line: dict[str, Any] = {
             "step": decision.step,
             "loss": decision.loss if isfinite(decision.loss) else None,

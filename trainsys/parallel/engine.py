@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.group import Group
-from trainsys.comm.tree import Tree
 from trainsys.config import RunConfig
 from trainsys.models.decoder import Decoder
 from trainsys.models.geometry import logical_name
-from trainsys.models.vocab_parts import OUTPUT, TABLE, part_name
 from trainsys.parallel.bucket import Bucket, BucketSpec, bucket_specs
 from trainsys.parallel.executor import Executor
 from trainsys.parallel.expert import ExpertParallel, ep_ranks
+from trainsys.parallel.kept import Copier
 from trainsys.parallel.optimizer import Update, adamw, foreseen
 from trainsys.parallel.order import Order
 from trainsys.parallel.reduced import Reduced
@@ -35,8 +34,7 @@ from trainsys.parallel.state import FlatState, master_dtype
 from trainsys.parallel.step import Decision, Report
 from trainsys.parallel.stream import Stream, StreamedBucket
 from trainsys.parallel.tensor import TensorParallel
-from trainsys.parallel.vocabulary import Rows, VocabularyParts
-from trainsys.parallel.vocabulary_lane import VocabularyLane
+from trainsys.parallel.vocabulary_build import build_lane, build_parts
 from trainsys.parallel.weights import Weights, hollow
 from trainsys.planner import step_schedule
 from trainsys.planner.stages import Stages
@@ -44,41 +42,23 @@ from trainsys.schedule.actions import Kind
 from trainsys.schedule.lockstep import check_lockstep, together
 from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout
+from trainsys.space.runs import is_folded
 from trainsys.space.tensor import Space, class_experts
-from trainsys.space.vocabulary import output_block, part_rows
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
 def routes_of(config: RunConfig, layout: Layout) -> Routes:
     """Who runs which microbatch of a step."""
-    return step_schedule.routes_of(config, stages_of(layout, config.model.num_layers))
+    return step_schedule.routes_of(config, stages_of(config, layout))
 
 
-def stages_of(layout: Layout, num_layers: int) -> Stages:
+def stages_of(config: RunConfig, layout: Layout) -> Stages:
     """The grid of a layout, as the planner sees it."""
-    runs = tuple(min(stop, num_layers) - max(first, 0) for _, (first, stop) in layout.runs)
-    return Stages(
-        runs,
-        layout.replicas,
-        layout.tp,
-        layout.ep,
-        layout.cp,
-        layout.folded,
-        tuple(stage.vocabulary for stage in layout.stages if stage.vocabulary),
-    )
-
-
-def stage_parts_of(layout: Layout, stage: int, num_layers: int) -> range:
-    """The parts of the vocabulary that a stage has."""
-    spans = layout.stages[stage].vocabulary
-    first, stop = spans[0] if spans else (0, 0)
-    return range(first - output_block(num_layers, 0), stop - output_block(num_layers, 0)) if spans else range(0)
-
-
-def vocabulary_tree(config: RunConfig) -> Tree:
-    """The order in which what the parts make is added, the same on every layout."""
-    return Tree(config.model.vocab_parts)
+    last = config.model.num_layers
+    runs = tuple(min(stop, last) - max(first, 0) for _, (first, stop) in layout.runs)
+    vocabulary = tuple(stage.vocabulary for stage in layout.stages if stage.vocabulary)
+    return Stages(runs, layout.replicas, layout.tp, layout.ep, layout.cp, is_folded(config.parallel), vocabulary)
 
 
 def wanted_groups(space: Space, layout: Layout, routes: Routes) -> list[tuple[int, ...]]:
@@ -117,11 +97,12 @@ class Engine:
     ) -> None:
         self.config, self.space, self.layout, self.rank, self.state, self.at = config, space, layout, rank, state, at
         self.device, self.dtype = device, DTYPES[config.train.dtype]
+        self.copier = Copier()
         self.grads: deque[Tensor] = deque()  # of the steps computed and not yet applied
         self.stage, team, self.shard = layout.where(rank)
         self.replica, self.cp_index = layout.replica_of(rank)
         self.routes = routes_of(config, layout)
-        self.schedule = step_schedule.schedule_of(config, stages_of(layout, config.model.num_layers))
+        self.schedule = step_schedule.schedule_of(config, stages_of(config, layout))
         self.order = Order(layout, self.schedule)
         self.mesh = comm.group(layout.ranks) if len(layout.ranks) > 1 else None
         members = layout.stages[self.stage].teams[team]
@@ -166,8 +147,10 @@ class Engine:
         deferred = {stage: Deferred() if split else None for stage in hosted}
         models = {stage: self._model(stage, deferred[stage]) for stage in hosted}
         self.params: dict[str, Tensor] = {n: p for model in models.values() for n, p in model.named_parameters()}
-        rows = self._vocabulary_rows()
-        self.params |= dict(values for own in rows for values in (own.table, own.output))
+        self.vocabulary = build_parts(
+            self.config, self.space, self.layout, self.rank, self.dtype, self.device, self.tp, self.cp, self._push_own
+        )
+        self.params |= {} if self.vocabulary is None else self.vocabulary.params
         self.ordinal_of = {n: self.space.ordinal[logical_name(self.config.model, n)] for n in self.params}
         block_of = {n: self.space.tensors[o].blocks[self._second_use(n)] for n, o in self.ordinal_of.items()}
         parts = {part: [n for n, b in block_of.items() if b in part] for s in hosted for part in self.order.parts(s)}
@@ -179,7 +162,7 @@ class Engine:
             }
             self.weights = Weights(self.rank, self.dtype, self.device, self.buckets, used, self.order.uses)
         self.runners = {
-            stage: self._runner(model, {part: parts[part] for part in self.order.parts(stage)}, deferred[stage])
+            stage: self._runner(stage, model, {part: parts[part] for part in self.order.parts(stage)}, deferred[stage])
             for stage, model in models.items()
         }
         ordinals = [bucket.spec.tensors for bucket in self.buckets]
@@ -188,40 +171,13 @@ class Engine:
         rank_of = {lane: stages[runs[s][0]].teams[r * cp + self.cp_index][self.shard]
                    for (s, r), lane in self.schedule.placement.items()}  # fmt: skip
         lane = self.schedule.placement[next(iter(self.runners)), self.replica]
-        self.vocabulary = VocabularyParts(
-            rows, vocabulary_tree(self.config), self.config.parallel.vocabulary == "one_barrier",
-            self.config.batch.global_size * self.config.batch.seq_len, self.tp, self.cp, self._push_own,
-        ) if rows else None  # fmt: skip
-        self.executor = Executor(
-            self.schedule, lane, self.runners, self.mesh, rank_of, self.at, self._vocabulary_lane(lane, rank_of)
-        )
-
-    def _vocabulary_rows(self) -> list[Rows]:
-        """This rank's rows of the parts of its stage, uninitialised; of a tied pair the same for both uses."""
-        model, tp, made = self.config.model, self.layout.tp, list[Rows]()
-
-        def rows_of(name: str) -> tuple[str, Tensor]:
-            tensor = self.space.tensors[self.space.ordinal[logical_name(model, name)]]
-            return name, torch.empty(tensor.local_shape(tp), dtype=self.dtype, device=self.device)
-
-        for part in stage_parts_of(self.layout, self.stage, model.num_layers):
-            table, output = rows_of(part_name(TABLE, part)), rows_of(part_name(OUTPUT, part))
-            first = part_rows(model.vocab_size, model.vocab_parts, part).start + self.shard * len(table[1])
-            made.append(Rows(part, first, table, (output[0], table[1]) if model.tied else output))
-        return made
-
-    def _vocabulary_lane(self, lane: int, rank_of: Mapping[int, int]) -> VocabularyLane | None:
-        if self.vocabulary is None:
-            return None
-        runs, layers = self.layout.runs, self.config.model.num_layers
-        parts_of = {
-            at: stage_parts_of(self.layout, runs[stage][0], layers)
-            for (stage, _), at in self.schedule.placement.items()
-        }
-        boundary = next(iter(self.runners.values())).boundary()
-        return VocabularyLane(
-            self.vocabulary, self.vocabulary.tree, parts_of, self.schedule, lane, boundary, self.mesh, rank_of
-        )
+        passes = None
+        if self.vocabulary is not None:
+            boundary = next(iter(self.runners.values())).boundary
+            passes = build_lane(
+                self.vocabulary, self.config.model, self.layout, self.schedule, lane, boundary, self.mesh, rank_of
+            )
+        self.executor = Executor(self.schedule, lane, self.runners, self.mesh, rank_of, self.at, passes)
 
     def _model(self, stage: int, deferred: Deferred | None) -> Decoder:
         return build_stage(
@@ -230,15 +186,22 @@ class Engine:
             deferred, hollow if self.layout.zero == 3 else torch.empty,
         )  # fmt: skip
 
-    def _runner(self, model: Decoder, parts: Mapping[range, Sequence[str]], deferred: Deferred | None) -> StageRunner:
-        batch = self.config.batch
-        seq = batch.seq_len if self.cp is None else len(self.cp.rows.which)
-        seq //= self.tp.size if self.tp and self.tp.sequence_parallel else 1
+    def _runner(
+        self, stage: int, model: Decoder, parts: Mapping[range, Sequence[str]], deferred: Deferred | None
+    ) -> StageRunner:
+        batch, shards = self.config.batch, self.tp.size if self.tp and self.tp.sequence_parallel else 1
+        lane = self.schedule.lanes[self.schedule.placement[stage, self.replica]]
+        again = {action.microbatch for action in lane if action.kind is Kind.R and action.stage == stage}
+
+        def shape(microbatch: int) -> tuple[int, int, int]:
+            seq = batch.length(microbatch) if self.cp is None else len(self.cp.rows.which)
+            return batch.microbatch_size, seq // shards, self.config.model.dim
+
         return StageRunner(
-            model, (batch.microbatch_size, seq, self.config.model.dim), self.config.train.seed,
-            batch.global_size * batch.seq_len, self.tp, self.cp, self._collect, parts,
+            model, shape, batch.length, self.config.train.seed, batch.tokens, self.tp, self.cp, self._collect, parts,
             self.weights.whole if self.weights else lambda part: nullcontext(),
-            self.config.parallel.offload == "activations", deferred,
+            self.config.parallel.offload == "activations", deferred, again,
+            self.copier if self.config.parallel.offload == "scheduled" else None,
         )  # fmt: skip
 
     def microbatches(self) -> tuple[int, ...]:

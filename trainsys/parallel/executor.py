@@ -7,7 +7,7 @@ its own tag, so the order in which the wire delivers does not matter.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 from torch._C._distributed_c10d import Work
@@ -16,8 +16,15 @@ from trainsys.comm.group import Group
 from trainsys.parallel.stage import Runner
 from trainsys.parallel.vocabulary_lane import VocabularyLane
 from trainsys.schedule.actions import VOCABULARY, Action, Kind
+from trainsys.schedule.delivered import delivered_by
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.simulate import Event
+
+_Message = tuple[Kind, int, int]  # kind of the action, its stage and microbatch
+
+
+def _key(action: Action) -> _Message:
+    return action.kind, action.stage, action.microbatch
 
 
 class Executor:
@@ -49,9 +56,12 @@ class Executor:
         self.actions = schedule.lanes[lane]
         self.events: list[Event] = []
         self.peak_activations = 0
-        self._arriving: dict[tuple[Kind, int, int], tuple[Work, Tensor]] = {}
-        self._ready: dict[tuple[Kind, int, int], Tensor | None] = {}
-        self._sending: list[tuple[Work, Tensor]] = []
+        self.watch: Callable[[Action], None] | None = None  # called after each compute, copy and send
+        self._arriving: dict[_Message, tuple[Work, Tensor]] = {}
+        self._ready: dict[_Message, Tensor | None] = {}
+        self._sending: dict[_Message, tuple[Work, Tensor]] = {}
+        proven = delivered_by(schedule, lane)
+        self._proves = {_key(received): [_key(sent) for sent in sends] for received, sends in proven.items()}
         self._started = 0.0  # of the action under way
 
     def run(self) -> None:
@@ -60,7 +70,7 @@ class Executor:
         Raises:
             CommError: a peer died or the step was aborted.
         """
-        self._arriving, self._ready, self._sending = {}, {}, []
+        self._arriving, self._ready, self._sending = {}, {}, {}
         self.events, active, self.peak_activations = [], 0, 0
         if self.vocabulary is not None:
             self.vocabulary.begin()
@@ -78,6 +88,12 @@ class Executor:
                 self.at("backward")
                 self._backward(action)
                 active -= action.kind is Kind.B
+            elif action.kind is Kind.R:
+                self.runners[action.stage].recompute(action.microbatch)
+            elif action.kind is Kind.OFFLOAD:
+                self.runners[action.stage].offload(action.microbatch)
+            elif action.kind is Kind.RELOAD:
+                self.runners[action.stage].reload(action.microbatch)
             elif action.kind in (Kind.RECV_F, Kind.RECV_B):
                 self._receive(action)
                 continue
@@ -88,15 +104,16 @@ class Executor:
                 self.at("send")
                 self._send(action)
             self.events.append(Event(self.lane, action, self._started, time.perf_counter()))
+            if self.watch is not None:
+                self.watch(action)
+        self._have_left(list(self._sending))
         if self.vocabulary is not None:
-            self._sending += self.vocabulary.sending
-        assert self.group is not None or not self._sending
-        for work, _ in self._sending:
-            self.group.wait(work)  # type: ignore[union-attr]
+            self.vocabulary.finish()
 
     def _forward(self, action: Action) -> None:
-        x = self._input(Kind.RECV_F, action) if action.stage else None
-        if self.vocabulary is not None and not action.stage:
+        source = self.schedule.routes.before(action.stage, action.microbatch)
+        x = None if source is None else self._input(Kind.RECV_F, source, action)
+        if self.vocabulary is not None and source is None:
             self.vocabulary.wait(action)
             x = self.vocabulary.input(action.microbatch)
         self._started = time.perf_counter()  # waiting for the input is bubble
@@ -108,9 +125,9 @@ class Executor:
         self._ready[Kind.SEND_F, action.stage, action.microbatch] = out
 
     def _backward(self, action: Action) -> None:
-        last = action.stage == self.schedule.routes.num_stages - 1
-        grad = None if last else self._input(Kind.RECV_B, action)
-        if self.vocabulary is not None and last:
+        source = self.schedule.routes.after(action.stage, action.microbatch)
+        grad = None if source is None else self._input(Kind.RECV_B, source, action)
+        if self.vocabulary is not None and source is None:
             self.vocabulary.wait(action)
             grad = self.vocabulary.gradient(action.microbatch)
         self._started = time.perf_counter()
@@ -129,41 +146,50 @@ class Executor:
         self._started = time.perf_counter()
         self.vocabulary.run(action)
 
-    def _input(self, kind: Kind, action: Action) -> Tensor:
-        """What a compute action waits for: a message, or the result of the neighbour stage on this very lane."""
+    def _input(self, kind: Kind, source: int, action: Action) -> Tensor:
+        """What a compute action waits for: a message, or the result of stage `source` on this very lane."""
         key = (kind, action.stage, action.microbatch)
         if key in self._arriving:
             assert self.group is not None
             work, buffer = self._arriving.pop(key)
             self.group.wait(work)
+            self._have_left(self._proves[key])
             return buffer
         made_by = Kind.SEND_F if kind is Kind.RECV_F else Kind.SEND_B
-        stage = action.stage + (-1 if kind is Kind.RECV_F else 1)
-        local = self._ready.pop((made_by, stage, action.microbatch))
+        local = self._ready.pop((made_by, source, action.microbatch))
         assert local is not None
         return local
 
     def _receive(self, action: Action) -> None:
         assert self.group is not None
-        forward = action.kind is Kind.RECV_F
-        peer = self._peer(action.stage + (-1 if forward else 1), action.microbatch)
-        buffer = self.runners[action.stage].boundary()
-        work = self.group.irecv(buffer, peer, self._tag(forward, action.stage + (0 if forward else 1), action))
+        buffer = self.runners[action.stage].boundary(action.microbatch)
+        work = self.group.irecv(buffer, self._peer(action), self._tag(action.stage, action))
         self._arriving[action.kind, action.stage, action.microbatch] = (work, buffer)
 
     def _send(self, action: Action) -> None:
         assert self.group is not None
-        forward = action.kind is Kind.SEND_F
-        peer = self._peer(action.stage + (1 if forward else -1), action.microbatch)
         tensor = self._ready.pop((action.kind, action.stage, action.microbatch))
         assert tensor is not None
         tensor = tensor.contiguous()
-        tag = self._tag(forward, action.stage + (1 if forward else 0), action)
-        self._sending.append((self.group.isend(tensor, peer, tag), tensor))
+        routes, forward = self.schedule.routes, action.kind is Kind.SEND_F
+        receiver = (routes.after if forward else routes.before)(action.stage, action.microbatch)
+        assert receiver is not None
+        work = self.group.isend(tensor, self._peer(action), self._tag(receiver, action))
+        self._sending[action.kind, action.stage, action.microbatch] = (work, tensor)
 
-    def _peer(self, stage: int, microbatch: int) -> int:
-        return self.rank_of[self.schedule.lane_of(stage, microbatch)]
+    def _have_left(self, messages: Iterable[_Message]) -> None:
+        """Give up the tensors of messages that have left."""
+        for message in messages:
+            assert self.group is not None
+            work, _ = self._sending.pop(message)
+            self.group.wait(work)
 
-    def _tag(self, forward: bool, boundary: int, action: Action) -> int:
-        """Unique per message of a step: which boundary (numbered by the later stage), microbatch and direction."""
-        return 2 * (boundary * self.schedule.routes.num_microbatches + action.microbatch) + (not forward)
+    def _peer(self, action: Action) -> int:
+        lane = self.schedule.peer(action)
+        assert lane is not None
+        return self.rank_of[lane]
+
+    def _tag(self, receiver: int, action: Action) -> int:
+        """Unique per message of a step: to which stage, of which microbatch, in which direction."""
+        backward = action.kind in (Kind.SEND_B, Kind.RECV_B)
+        return 2 * (receiver * self.schedule.routes.num_microbatches + action.microbatch) + backward

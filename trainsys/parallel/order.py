@@ -30,7 +30,7 @@ class Order:
         stage, (replica, _) = self._layout.where(rank)[0], self._layout.replica_of(rank)
         for action in self._schedule.lanes[self._schedule.placement[stage, replica]]:
             if action.is_compute and action.kind not in VOCABULARY:
-                yield action, self.parts(action.stage)[:: 1 if action.kind is Kind.F else -1]
+                yield action, self.parts(action.stage)[:: 1 if action.kind in (Kind.F, Kind.R) else -1]
 
     def uses(self, rank: int) -> list[range]:
         """The parts of a rank as it computes with their weights in one step, forward and backward. W needs none."""

@@ -5,7 +5,7 @@ The executor asks only for what `Runner` names; an emulated stage that sleeps of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -21,6 +21,7 @@ from trainsys.models.geometry import logical_name
 from trainsys.models.moe import MoE
 from trainsys.models.registry import build
 from trainsys.parallel.expert import ExpertParallel, apply_expert_parallel, keep_class
+from trainsys.parallel.kept import Copier, Kept, resident
 from trainsys.parallel.loss import microbatch_loss
 from trainsys.parallel.offload import HostCopies, emptied
 from trainsys.parallel.sequence import METHODS
@@ -45,7 +46,16 @@ class Runner(Protocol):
     def backward_weight(self, microbatch: int) -> None:
         """What `backward_input` left to do."""
 
-    def boundary(self) -> Tensor:
+    def recompute(self, microbatch: int) -> None:
+        """The forward once more, after one that kept its input alone."""
+
+    def offload(self, microbatch: int) -> None:
+        """Begin to copy what the forward kept to the host."""
+
+    def reload(self, microbatch: int) -> None:
+        """Begin to copy it back."""
+
+    def boundary(self, microbatch: int) -> Tensor:
         """An empty tensor of the shape and dtype that crosses stage boundaries."""
 
 
@@ -62,19 +72,23 @@ class StageRunner:
 
     Args:
         model: the slice, already in its parallel form.
-        shape: (microbatch size, sequence length on this rank, hidden size) of what crosses boundaries.
+        shape: of a microbatch: (its size, sequence length on this rank, hidden size) of what crosses boundaries.
+        length: of a microbatch: tokens of a sequence that count; what is given beyond is cut off.
         total_tokens: of the global batch; the loss is divided by it.
         on_grads: called after each part's backward with (microbatch, gradient per parameter name).
         parts: blocks that are computed at a time, in order -> names of their parameters; each has its own backward.
         whole: the same blocks -> a context in which their weights can be computed with.
         offload: the host keeps activations until their backward.
         deferred: where the model leaves products to W; None: it does not, and the backward has one half only.
+        again: microbatches whose forward is run a second time, by `recompute`.
+        copier: for `offload` and `reload`; where there is one, `resident` is counted.
     """
 
     def __init__(
         self,
         model: Decoder,
-        shape: tuple[int, int, int],
+        shape: Callable[[int], tuple[int, int, int]],
+        length: Callable[[int], int],
         seed: int,
         total_tokens: int,
         tp: TensorParallel | None,
@@ -84,11 +98,16 @@ class StageRunner:
         whole: Callable[[range], AbstractContextManager[None]] = lambda part: nullcontext(),
         offload: bool = False,
         deferred: Deferred | None = None,
+        again: Collection[int] = (),
+        copier: Copier | None = None,
     ) -> None:
-        self.model, self.shape, self.seed, self.total_tokens, self.tp = model, shape, seed, total_tokens, tp
+        self.model, self.seed, self.total_tokens, self.tp = model, seed, total_tokens, tp
+        self._shape, self._length = shape, length
         self.cp, self.params = cp, dict(model.named_parameters())
         self._on_grads, self._parts, self._whole = on_grads, parts, whole
         self._kept: dict[int, list[tuple[Tensor | None, Tensor | GradientEdge]]] = {}  # per part: input, output
+        self._again, self._inputs = frozenset(again), dict[int, Tensor | None]()
+        self._copier, self._saved = copier, dict[int, Kept]()
         self._deferred = deferred
         self._halves: dict[int, list[Halves]] = {}  # per part, the last one first
         self.host = HostCopies(self.params.values()) if offload else None
@@ -98,8 +117,8 @@ class StageRunner:
     def begin(self, batch: Batch) -> None:
         """Start a step; whatever an abandoned step left is dropped."""
         self.batch = batch
-        self._kept.clear()
-        self._halves.clear()
+        for dropped in (self._kept, self._halves, self._inputs, self._saved):
+            dropped.clear()
         if self._deferred is not None:
             self._deferred.take()
         self.losses = {}
@@ -107,24 +126,59 @@ class StageRunner:
             p.grad = None
 
     def forward(self, microbatch: int, x: Tensor | None) -> Tensor | None:
+        if microbatch not in self._again:
+            return self._forward(microbatch, x)
+        self._inputs[microbatch] = x
+        with torch.no_grad():
+            return self._forward(microbatch, x)
+
+    def recompute(self, microbatch: int) -> None:
+        self._forward(microbatch, self._inputs.pop(microbatch))
+
+    def _forward(self, microbatch: int, x: Tensor | None) -> Tensor | None:
         tokens, targets, samples = self.batch.microbatches[microbatch]
+        tokens, targets = (ids[:, : self._length(microbatch)] for ids in (tokens, targets))
         if self.cp is not None:
             tokens, targets = self.cp.cut(tokens), self.cp.cut(targets)
         self.model.keys.begin(self.seed, self.batch.step, samples)
-        kept = self._kept[microbatch] = []
+        kept, grad = list[tuple[Tensor | None, Tensor | GradientEdge]](), torch.is_grad_enabled()
         for part in self._parts:
-            if x is not None:
+            if x is not None and grad:
                 x.requires_grad_()
-            with self._whole(part), nullcontext() if self.host is None else self.host.saving():
+            with self._whole(part), self._saving(microbatch, x):
                 out = self.model(tokens if x is None else x, part)
-            kept.append((x, out) if self.host is None else (emptied(x), get_gradient_edge(out)))
+            if grad:
+                kept.append((x if self.host is None else emptied(x), get_gradient_edge(out)))
             x = out.detach()
-        if self.model.output is None:
-            return x
-        loss = microbatch_loss(out, targets, self.total_tokens, self.tp)
-        self.losses[microbatch] = loss.item()
-        kept[-1] = (kept[-1][0], loss)
-        return None
+        if self.model.output is not None:
+            loss = microbatch_loss(out, targets, self.total_tokens, self.tp)
+            self.losses[microbatch], x = loss.item(), None
+            kept[-1:] = [(kept[-1][0], loss)] if grad else []
+        if grad:
+            self._kept[microbatch] = kept
+        return x
+
+    def _saving(self, microbatch: int, x: Tensor | None) -> AbstractContextManager[object]:
+        """What happens to the tensors that autograd saves in a forward."""
+        if self.host is not None:
+            return self.host.saving()
+        if self._copier is None or not torch.is_grad_enabled():
+            return nullcontext()
+        return self._saved.setdefault(microbatch, Kept()).saving(x, self.params.values())
+
+    def offload(self, microbatch: int) -> None:
+        assert self._copier is not None
+        self._saved[microbatch].offload(self._copier)
+
+    def reload(self, microbatch: int) -> None:
+        assert self._copier is not None
+        self._saved[microbatch].reload(self._copier)
+
+    def resident(self) -> int:
+        """Bytes that the microbatches under way keep on the device; only where a copier is."""
+        waiting = [t for halves in self._halves.values() for half in halves for _, *pair in half.waiting for t in pair]
+        inputs = [x for x in self._inputs.values() if x is not None]
+        return sum(kept.nbytes for kept in self._saved.values()) + resident(inputs) + resident(waiting)
 
     def backward(self, microbatch: int, grad: Tensor | None) -> Tensor | None:
         if self._deferred is not None:
@@ -144,7 +198,10 @@ class StageRunner:
 
     def _backward(self, microbatch: int, grad: Tensor | None, on_part: Callable[[Made], None]) -> Tensor | None:
         """Autograd through one part after the other, the last first, each followed by what it made."""
-        kept = self._kept.pop(microbatch)
+        kept, saved = self._kept.pop(microbatch), self._saved.pop(microbatch, None)
+        if saved is not None:
+            saved.arrive()
+            saved.release()
         self.model.keys.begin(self.seed, self.batch.step, self.batch.microbatches[microbatch][2])  # for recompute
         for part, names in reversed(tuple(self._parts.items())):
             x, out = kept.pop()
@@ -158,9 +215,9 @@ class StageRunner:
             on_part(made)
         return grad
 
-    def boundary(self) -> Tensor:
+    def boundary(self, microbatch: int) -> Tensor:
         p = next(iter(self.params.values()))
-        return torch.empty(self.shape, dtype=p.dtype, device=p.device)
+        return torch.empty(self._shape(microbatch), dtype=p.dtype, device=p.device)
 
 
 def build_stage(

@@ -60,21 +60,27 @@ class VocabularyParts:
         rows: of this rank, in order of parts.
         tree: over all parts.
         one_barrier: the form.
+        length: tokens of each sequence of a microbatch.
         total_tokens: of the global batch.
         on_grads: called with (microbatch, gradient per name).
     """
 
     def __init__(
-        self, rows: Sequence[Rows], tree: Tree, one_barrier: bool, total_tokens: int, tp: TensorParallel | None,
-        cp: ContextParallel | None, on_grads: Callable[[int, dict[str, Tensor]], None],
+        self, rows: Sequence[Rows], tree: Tree, one_barrier: bool, length: Callable[[int], int], total_tokens: int,
+        tp: TensorParallel | None, cp: ContextParallel | None, on_grads: Callable[[int, dict[str, Tensor]], None],
     ) -> None:  # fmt: skip
         self.rows, self.tree, self.one_barrier, self.total_tokens = rows, tree, one_barrier, total_tokens
-        self.tp, self.cp, self._on_grads = tp, cp, on_grads
+        self.tp, self.cp, self._length, self._on_grads = tp, cp, length, on_grads
         self.dtype = torch.promote_types(rows[0].table[1].dtype, torch.float32)  # of statistics and sums
         self.dim = rows[0].table[1].shape[1]
         self.batch = Batch(0, {})
         self.losses: dict[int, float] = {}
         self._kept: dict[int, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}  # X, and per part softmax and (m, s)
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """All of its values by name."""
+        return dict(values for rows in self.rows for values in (rows.table, rows.output))
 
     def begin(self, batch: Batch) -> None:
         """Start a step; whatever an abandoned step left is dropped."""
@@ -83,12 +89,12 @@ class VocabularyParts:
 
     def tokens(self, microbatch: int) -> Tensor:
         """int64 [B, S] of this rank's part of the sequences."""
-        tokens = self.batch.microbatches[microbatch][0]
+        tokens = self.batch.microbatches[microbatch][0][:, : self._length(microbatch)]
         return tokens if self.cp is None else self.cp.cut(tokens)
 
     def targets(self, microbatch: int) -> Tensor:
         """int64 [T]."""
-        targets = self.batch.microbatches[microbatch][1]
+        targets = self.batch.microbatches[microbatch][1][:, : self._length(microbatch)]
         return (targets if self.cp is None else self.cp.cut(targets)).flatten()
 
     # -- the input -----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ use. What a lane sends to itself stays where it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 from typing import Protocol
 
@@ -58,12 +58,12 @@ class VocabularyLane:
     Args:
         tree: over all parts of the vocabulary.
         parts_of: lane -> its parts.
-        boundary: an empty tensor of the shape and dtype that crosses stage boundaries.
+        boundary: microbatch -> an empty tensor of the shape and dtype that crosses stage boundaries.
         rank_of: lane -> global rank with the same cp and tp index as this rank.
     """
 
     def __init__(
-        self, parts: Parts, tree: Tree, parts_of: Mapping[int, range], schedule: Schedule, lane: int, boundary: Tensor,
+        self, parts: Parts, tree: Tree, parts_of: Mapping[int, range], schedule: Schedule, lane: int, boundary: Callable[[int], Tensor],
         group: Group | None, rank_of: Mapping[int, int],
     ) -> None:  # fmt: skip
         self.parts, self.tree, self.schedule, self.lane, self.boundary = parts, tree, schedule, lane, boundary
@@ -89,7 +89,7 @@ class VocabularyLane:
         self._arriving: dict[tuple[Mail, int, int], tuple[Work, Tensor]] = {}
         self._here: dict[tuple[Mail, int, int], Tensor] = {}  # what stays on the lane
         self._whole: dict[int, Tensor] = {}  # row of all parts, between its two uses
-        self.sending: list[tuple[Work, Tensor]] = []
+        self._sending: dict[tuple[Mail, int, bool], list[tuple[Work, Tensor]]] = {}  # the last: to the last stage
 
     # -- what the executor asks for ------------------------------------------------------------------------------
 
@@ -112,6 +112,7 @@ class VocabularyLane:
             self._send(Mail.LOOKUP, mb, self._first(mb), parts.lookup(mb))
         elif action.kind is Kind.S:
             rows = torch.stack(parts.score(mb, self._take(Mail.HIDDEN, mb, self._end(mb))))
+            self._have_left((Mail.LOOKUP, mb))  # the first stage has computed with them
             statistics = rows[:, :, :STATISTICS].contiguous()
             for lane in self._way[mb]:
                 self._send(Mail.ROWS, mb, lane, rows if lane == self._end(mb) else statistics)
@@ -121,6 +122,7 @@ class VocabularyLane:
                 self._send(Mail.GRAD, mb, self._end(mb), torch.stack(grads))
         else:
             parts.lookup_backward(mb, self._take(Mail.INPUT_GRAD, mb, self._first(mb)))
+            self._have_left((Mail.GRAD if not parts.one_barrier else Mail.ROWS, mb), to_last=True)
 
     def input(self, microbatch: int) -> Tensor:
         """What the first stage computes with, [B, S, D]: a row of exactly one lane, and zeros of the others."""
@@ -136,7 +138,8 @@ class VocabularyLane:
             self._send(Mail.HIDDEN, microbatch, lane, x)
 
     def gradient(self, microbatch: int) -> Tensor:
-        """The gradient of the last stage's output."""
+        """The gradient of the last stage's output, which all lanes have had."""
+        self._have_left((Mail.HIDDEN, microbatch))
         whole, of_x = self._row(microbatch), None
         if not self.parts.one_barrier:
             of_x = total_of(self.tree, self._by_node(Mail.GRAD, microbatch), Tensor.add_)
@@ -146,6 +149,11 @@ class VocabularyLane:
         """Send the gradient of the first stage's input to all lanes."""
         for lane in self._way[microbatch]:
             self._send(Mail.INPUT_GRAD, microbatch, lane, grad)
+
+    def finish(self) -> None:
+        """Until all that was sent has left."""
+        for mail, microbatch, to_last in list(self._sending):
+            self._have_left((mail, microbatch), to_last)
 
     # -- messages ------------------------------------------------------------------------------------------------
 
@@ -189,14 +197,14 @@ class VocabularyLane:
 
     def _buffer(self, mail: Mail, microbatch: int, source: int) -> Tensor:
         if mail is Mail.HIDDEN:
-            return torch.empty_like(self.boundary)
+            return self.boundary(microbatch)
         shape, parts = self.parts.tokens(microbatch).shape, self.parts
         if mail in (Mail.LOOKUP, Mail.INPUT_GRAD):
-            return self.boundary.new_empty(*shape, parts.dim)
+            return self.boundary(microbatch).new_empty(*shape, parts.dim)
         width = parts.dim
         if mail is Mail.ROWS:
             width = parts.width if self.lane == self._end(microbatch) else STATISTICS
-        return self.boundary.new_empty(len(self._nodes[source]), shape.numel(), width, dtype=parts.dtype)
+        return self.boundary(microbatch).new_empty(len(self._nodes[source]), shape.numel(), width, dtype=parts.dtype)
 
     def _send(self, mail: Mail, microbatch: int, lane: int, value: Tensor) -> None:
         if lane == self.lane:
@@ -204,7 +212,16 @@ class VocabularyLane:
             return
         assert self.group is not None
         value = value.contiguous()
-        self.sending.append((self.group.isend(value, self.rank_of[lane], self._tag(mail, microbatch)), value))
+        work = self.group.isend(value, self.rank_of[lane], self._tag(mail, microbatch))
+        to_last = mail in (Mail.ROWS, Mail.GRAD) and lane == self._end(microbatch)
+        self._sending.setdefault((mail, microbatch, to_last), []).append((work, value))
+
+    def _have_left(self, sent: tuple[Mail, int], to_last: bool = False) -> None:
+        """Give up the tensors of messages that have left."""
+        works = self._sending.pop((*sent, to_last), [])
+        if works:
+            assert self.group is not None
+            self.group.wait_all([work for work, _ in works])
 
     def _tag(self, mail: Mail, microbatch: int) -> int:
         return _TAGGED + mail * self.schedule.routes.num_microbatches + microbatch

@@ -17,8 +17,8 @@ from trainsys.space.runs import FOLDED
 
 _CHOICES = {
     "zero": (0, 1, 2, 3),
-    "recompute": ("none", "full"),
-    "offload": ("none", "activations"),
+    "recompute": ("none", "full", "stage"),
+    "offload": ("none", "activations", "scheduled"),
     "reduction": ("canonical", "fast"),
 }
 
@@ -97,6 +97,16 @@ def _check_sequence(config: RunConfig) -> None:
             f"parallel.sequence_parallel needs tp > 1 {'whose product with cp' if parallel.cp > 1 else 'that'} divides "
             f"batch.seq_len={seq_len}, got {shares}; set parallel.sequence_parallel=false"
         )
+    for length in config.batch.seq_lens:
+        if parallel.cp > 1:
+            raise ValueError(
+                f"batch.seq_lens with parallel.cp={parallel.cp}: parts of sequences have one length; set parallel.cp=1"
+            )
+        if parallel.sequence_parallel and length % parallel.tp:
+            raise ValueError(
+                f"batch.seq_lens has {length}, which parallel.tp={parallel.tp} does not divide; set "
+                f"{length // parallel.tp * parallel.tp or parallel.tp} or parallel.sequence_parallel=false"
+            )
     microbatches = config.batch.global_size // config.batch.microbatch_size
     leaves = 1 << (microbatches - 1).bit_length()  # of the summation tree, per part of a sequence
     if leaves * parallel.cp > MOST_MICROBATCHES:
@@ -115,6 +125,9 @@ def check_batch(config: RunConfig) -> None:
     for name in ("global_size", "microbatch_size", "seq_len"):
         if getattr(batch, name) < 1:
             raise ValueError(f"batch.{name}={getattr(batch, name)} must be at least 1")
+    for length in batch.seq_lens:
+        if not 1 <= length <= batch.seq_len:
+            raise ValueError(f"batch.seq_lens has {length}, not within 1 and batch.seq_len={batch.seq_len}")
     microbatches = batch.global_size // batch.microbatch_size
     if microbatches > MOST_MICROBATCHES:
         raise ValueError(
@@ -212,6 +225,11 @@ def check_names(parallel: ParallelConfig) -> None:
         raise ValueError(
             f"parallel.vp={parallel.vp} with parallel.schedule={schedule}: interleaved has several runs of "
             f"layers per stage, 1f1b has one; set parallel.schedule={'interleaved' if several else '1f1b'}"
+        )
+    if parallel.recompute == "stage" and parallel.offload != "none":
+        raise ValueError(
+            f"parallel.recompute=stage keeps only inputs, parallel.offload={parallel.offload} would move little; set "
+            "parallel.offload=none or parallel.recompute=full"
         )
     if parallel.reduction == "fast" and parallel.zero >= 2:
         raise ValueError(

@@ -75,7 +75,7 @@ def tensor_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
         return TensorCost.nothing(stages)
     worst = _slowest(team_links(stages, topology), boundary_bytes(config))
     once = all_reduce_s(boundary_bytes(config), stages.tp, worst)
-    again = 2 if config.parallel.recompute == "full" else 0
+    again = 2 if config.parallel.recompute != "none" else 0
     forward = [2 * n for n in stages.runs]
     backward = [(2 + again) * n for n in stages.runs]
     forward[0] += 1
@@ -94,7 +94,7 @@ def context_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tenso
     model, tokens = resolve(config.model), config.batch.microbatch_size * config.batch.seq_len
     width = kv_dim(model) // min(stages.tp, model.num_kv_heads)
     size = 2 * tokens * width * Precision.of(config.train.dtype).activation
-    again, forward, backward = config.parallel.recompute == "full", [], []
+    again, forward, backward = config.parallel.recompute != "none", [], []
     for run, layers in enumerate(stages.runs):
         worst = _slowest(sequence_links(stages, topology, stages.host(run)), size)
         once = layers * all_gather_s(size, stages.cp, worst)
@@ -113,7 +113,7 @@ def expert_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
         return TensorCost.nothing(stages)
     model, forward, backward = config.model, [], []
     size = boundary_bytes(config) * model.experts_per_token
-    again = config.parallel.recompute == "full"
+    again = config.parallel.recompute != "none"
     for run, layers in enumerate(stages.runs):
         worst = _slowest(exchange_links(stages, topology, stages.host(run)), size)
         swap = all_gather_s(size, stages.ep, worst)  # an all-to-all sends as much: an n-th to each of n - 1

@@ -33,7 +33,7 @@ def compute_cost(config: RunConfig, stages: Stages, flops: float) -> ComputeCost
     if device is not None:
         return ComputeCost(*run_seconds(config, stages, device))
     batch, head, tokens = config.batch, config.model.num_layers, team_tokens(config)
-    recomputes = config.parallel.recompute == "full"
+    recomputes = config.parallel.recompute != "none"
     forward, backward = [], []
     for run in range(len(stages.runs)):
         blocks = (*stages.run_blocks(run), *stages.parts_with(run))
@@ -73,7 +73,7 @@ def model_flops(config: RunConfig) -> float:
     """
     blocks = range(-1, last_block(config.model) + 1)
     per_token = sum(forward_flops(config.model, block, config.batch.seq_len) for block in blocks)
-    return 3 * per_token * config.batch.global_size * config.batch.seq_len
+    return 3 * per_token * config.batch.tokens
 
 
 def update_s(owned: float, held: float, precision: Precision, memory_gbps: float) -> float:

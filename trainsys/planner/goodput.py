@@ -151,7 +151,7 @@ class _Chain:
         self.first = _State(parallel, layout, nodes)
 
     def tokens_per_s(self, step_s: float) -> float:
-        return self.config.batch.global_size * self.config.batch.seq_len / step_s
+        return self.config.batch.tokens / step_s
 
     def losses(self, state: _State, change: int) -> list[tuple[Successor, _State | None]]:
         """What the loss of each node leads to, the most frequent first; equal ones once."""

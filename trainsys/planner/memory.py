@@ -205,10 +205,26 @@ def activation_parts(config: RunConfig, stages: Stages, stage: int) -> tuple[flo
 
     The latter stand beside what is kept where a layer is computed again in the backward, or where the host keeps it.
     """
-    layer, last = layer_bytes(config, stages.tp), stage == stages.head
-    if config.parallel.offload == "activations":
+    parallel, last = config.parallel, stage == stages.head
+    layer, whole = layer_bytes(config, stages.tp), kept_bytes(config, stages, stages.layers[stage], last)
+    if parallel.offload == "activations":
         return 0.0, layer + kept_bytes(config, stages, 0, last)
-    return kept_bytes(config, stages, stages.layers[stage], last), layer if config.parallel.recompute == "full" else 0.0
+    if parallel.offload == "scheduled":  # on the device: what leaves, what comes back, what is computed with
+        return _of_last_run(config, stages, stage), 3 * whole / stages.vp
+    if parallel.recompute == "stage":
+        return stages.vp * boundary_kept(config, stages) + _of_last_run(config, stages, stage), whole / stages.vp
+    return whole, layer if parallel.recompute == "full" else 0.0
+
+
+def _of_last_run(config: RunConfig, stages: Stages, stage: int) -> float:
+    """What the last run of layers keeps, whose backward follows its forward at once; 0 elsewhere."""
+    return kept_bytes(config, stages, stages.runs[-1], True) if stage == stages.head else 0.0
+
+
+def boundary_kept(config: RunConfig, stages: Stages) -> float:
+    """Bytes of a layer's input of one microbatch on a rank."""
+    shards = stages.tp if config.parallel.sequence_parallel else 1
+    return team_tokens(config) * config.model.dim * Precision.of(config.train.dtype).activation / shards
 
 
 def kept_bytes(config: RunConfig, stages: Stages, layers: int, last: bool) -> float:
@@ -217,9 +233,7 @@ def kept_bytes(config: RunConfig, stages: Stages, layers: int, last: bool) -> fl
     Full recomputation keeps each layer's input only (Korthikanti et al. 2022, §5; Chen et al. 2016, arXiv:1604.06174).
     The stage with the head also keeps the inputs of the final norm and of the head.
     """
-    size = Precision.of(config.train.dtype).activation
-    shards = stages.tp if config.parallel.sequence_parallel else 1
-    boundary = team_tokens(config) * config.model.dim * size / shards
+    boundary = boundary_kept(config, stages)
     layer = boundary if config.parallel.recompute == "full" else layer_bytes(config, stages.tp)
     return layers * layer + (2 * boundary if last else 0.0)
 

@@ -107,7 +107,7 @@ def _flop_modules(config: RunConfig, stages: Stages, stage: int) -> dict[str, fl
     return {
         "attention": 3 * layers * (layer - mlp),
         "mlp": 3 * layers * mlp,
-        "recomputation": layers * layer if config.parallel.recompute == "full" else 0.0,
+        "recomputation": layers * layer if config.parallel.recompute != "none" else 0.0,
         "head": 3 * forward_flops(model, model.num_layers, config.batch.seq_len, stages.tp) if last else 0.0,
     }
 

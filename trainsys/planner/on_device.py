@@ -96,7 +96,7 @@ def _job(config: RunConfig, tp: int, cp: int, ep: int, device: Device) -> Job:
         seq=batch.seq_len,
         microbatch=batch.microbatch_size,
         global_batch=ep * batch.microbatch_size,
-        recompute="full" if config.parallel.recompute == "full" else "none",
+        recompute="full" if config.parallel.recompute != "none" else "none",
         sequence_parallel=config.parallel.sequence_parallel,
     )
 

@@ -157,8 +157,8 @@ def notation(parallel: ParallelConfig, microbatch_size: int = 0) -> str:
     words += [parallel.schedule] if parallel.pp > 1 else []
     words += [parallel.vocabulary] if parallel.vocabulary != "ends" else []
     words += ["placed"] if parallel.devices else []
-    words += ["recompute"] if parallel.recompute == "full" else []
-    words += ["offload"] if parallel.offload == "activations" else []
+    words += {"none": [], "full": ["recompute"]}.get(parallel.recompute, [f"recompute-{parallel.recompute}"])
+    words += {"none": [], "activations": ["offload"]}.get(parallel.offload, [f"offload-{parallel.offload}"])
     words += [f"mb{microbatch_size}"] if microbatch_size else []
     return " ".join(words)
 

@@ -7,9 +7,10 @@ from functools import lru_cache
 from trainsys.config import ModelConfig, RunConfig
 from trainsys.models.geometry import forward_flops
 from trainsys.planner.stages import Stages
-from trainsys.schedule import Costs, Problem, Routes, Schedule, generate
+from trainsys.schedule import Costs, Problem, Routes, Schedule, generate, verify, with_offload, with_recompute
 
 Row = tuple[float, ...]
+_AHEAD = 1  # compute actions beside which a microbatch comes back from the host
 
 
 def is_file(schedule: str) -> bool:
@@ -33,10 +34,11 @@ def schedule_of(config: RunConfig, stages: Stages) -> Schedule:
     costs = relative_costs(
         config.model, stages, config.batch.seq_len, parallel.recompute == "full", parallel.vocabulary
     )
+    keeps = (parallel.recompute == "stage", parallel.offload == "scheduled")
     given = (costs.f_s, costs.b_s, costs.i_s, costs.w_s, costs.s_s, costs.t_s)
     rows = tuple(tuple(row or ()) for row in given)
     return _generated(
-        parallel.schedule, routes_of(config, stages), stages.vp, stages.folded, rows, parallel.activations,
+        parallel.schedule, routes_of(config, stages), stages.vp, stages.folded, rows, parallel.activations, keeps,
         parallel.vocabulary,
     )  # fmt: skip
 
@@ -70,10 +72,31 @@ def relative_costs(
     return Costs(f_s, b_s, i_s=i_s, w_s=w_s, s_s=s_s, t_s=t_s)
 
 
+def scales(config: RunConfig) -> list[float] | None:
+    """Of each microbatch of a step the share of a full one's FLOPs; None where all are full."""
+    model, batch = config.model, config.batch
+    if not batch.seq_lens:
+        return None
+    blocks = range(model.num_layers + 1)
+    flops = {n: n * sum(forward_flops(model, b, n) for b in blocks) for n in {batch.seq_len, *batch.seq_lens}}
+    count = batch.global_size // batch.microbatch_size
+    return [flops[batch.length(mb)] / flops[batch.seq_len] for mb in range(count)]
+
+
 @lru_cache(maxsize=8)
 def _generated(
-    name: str, routes: Routes, vp: int, folded: bool, rows: tuple[Row, ...], cap: float, vocabulary: str
+    name: str, routes: Routes, vp: int, folded: bool, rows: tuple[Row, ...], cap: float, keeps: tuple[bool, bool],
+    vocabulary: str,
 ) -> Schedule:  # fmt: skip
     f_s, b_s, i_s, w_s, s_s, t_s = rows
     costs = Costs(f_s, b_s, i_s=i_s, w_s=w_s, s_s=s_s, t_s=t_s)
-    return generate(name, Problem(routes, vp, folded, costs, cap, vocabulary))
+    schedule = generate(name, Problem(routes, vp, folded, costs, cap, vocabulary))
+    early = range(routes.num_stages - 1)  # the last stage's backward follows its forward: nothing could be saved
+    recompute, offload = keeps
+    if recompute:
+        schedule = with_recompute(schedule, early)
+    if offload:
+        schedule = with_offload(schedule, early, _AHEAD)
+    if any(keeps):
+        verify(schedule)
+    return schedule

@@ -10,7 +10,7 @@ from trainsys.planner.communication import send_s
 from trainsys.planner.device import rate
 from trainsys.planner.predict import run_parts, run_sums
 from trainsys.planner.stages import Stages
-from trainsys.planner.step_schedule import schedule_of
+from trainsys.planner.step_schedule import scales, schedule_of
 from trainsys.schedule import Costs, Schedule, Simulation, simulate
 
 
@@ -45,7 +45,7 @@ def timeline(config: RunConfig) -> Timeline:
 
     def at(flops: float) -> Timeline:
         f_s, b_s = run_sums(run_parts(config, stages, topology, flops))
-        return Timeline(schedule, simulate(schedule, Costs(f_s, b_s, send_s=message)), f_s, b_s)
+        return Timeline(schedule, simulate(schedule, Costs(f_s, b_s, send_s=message, scale=scales(config))), f_s, b_s)
 
     measured = rate(config.cluster, stages.num_ranks)
     result = at(measured.sustained(1))

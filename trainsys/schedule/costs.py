@@ -20,6 +20,7 @@ class Costs:
         i_s, w_s: of I and W, per stage; by default each half of B.
         r_s: of R, per stage; by default that of F.
         s_s, t_s: of S and T, of a lane under its first stage; by default 0, as E and G, which look up.
+        scale: of each microbatch, what its compute takes in units of these; by default 1.
         offload_s, reload_s: of the copies that OFFLOAD and RELOAD start, per stage; by default 0.
     """
 
@@ -30,6 +31,7 @@ class Costs:
     i_s: Sequence[float] | None = None
     w_s: Sequence[float] | None = None
     r_s: Sequence[float] | None = None
+    scale: Sequence[float] | None = None
     offload_s: Sequence[float] | None = None
     reload_s: Sequence[float] | None = None
     s_s: Sequence[float] | None = None

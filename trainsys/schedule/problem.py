@@ -9,7 +9,6 @@ from trainsys.schedule.costs import Costs
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import stage_major
 
-
 BARRIERS = {
     "ends": 0,
     "one_barrier": 1,

@@ -103,8 +103,8 @@ def loads(text: str) -> Schedule:
         head, _, body = line.partition(":")
         try:
             match head.split():
-                case ["schedule", name]:
-                    pass
+                case ["schedule", _]:
+                    name = line.split()[1]  # which may have a colon
                 case ["vocabulary", vocabulary]:
                     pass
                 case ["route", _]:

@@ -51,6 +51,7 @@ class _Run:
         numbered, table = number(schedule), costs.table(schedule.routes.num_stages)
         self.ways, self.lanes = numbered.ways, numbered.lanes
         self.seconds = [table.get(kind, ()) for kind in CODE]
+        self.scale = costs.scale
         lanes = range(schedule.num_lanes)
         self.at = [0 for _ in lanes]  # next action
         self.now = [0.0 for _ in lanes]
@@ -105,20 +106,11 @@ class _Run:
             start = now + action_s
             if kind > _COMPUTE:
                 if kind > _RELOAD:
-                    gates = self.gates
-                    if gates is None or work not in gates.firsts:
-                        raise ScheduleError(refused(self.schedule, lane, place))
-                    message = gates.needs(kind, work)
-                    at = 0.0 if message < 0 else arrived[message]
-                    if at < 0:
-                        self.waiting[message] = lane
+                    end = self.run_pass(lane, place, start)
+                    if end < 0:
                         self.at[lane], self.now[lane], self.busy[lane] = place, now, busy
                         return
-                    start = max(start, at)
-                    now = start + seconds[kind][work // count]
-                    busy += now - start
-                    self.starts[first + place], self.ends[first + place] = start, now
-                    self.feed(kind, work, now)
+                    now, busy = end, busy + end - self.starts[first + place]
                     continue
                 now = start
                 (self.copy if kind >= _OFFLOAD else self.call)(lane, place, now)
@@ -140,6 +132,8 @@ class _Run:
             if self.back and kind != _F:
                 start = max(start, self.back.pop(work, 0.0))
             spent = seconds[kind][work // count]
+            if self.scale is not None:
+                spent *= self.scale[work % count]
             now = start + spent
             busy += spent
             self.starts[first + place], self.ends[first + place] = start, now
@@ -159,6 +153,25 @@ class _Run:
             self.arrived[2 * self.ways.before[work] + 1] = now
         if self.gates is not None:
             self.feed(kind, work, now)
+
+    def run_pass(self, lane: int, place: int, start: float) -> float:
+        """E, S, T or G from `start` on, or when what it waits for is there; its end, or -1 while it is not."""
+        kinds, works = self.lanes[lane]
+        kind, work, gates = kinds[place], works[place], self.gates
+        if gates is None or work not in gates.firsts:
+            raise ScheduleError(refused(self.schedule, lane, place))
+        message = gates.needs(kind, work)
+        at = 0.0 if message < 0 else self.arrived[message]
+        if at < 0:
+            self.waiting[message] = lane
+            return -1.0
+        stage, mb = divmod(work, self.schedule.routes.num_microbatches)
+        start = max(start, at)
+        end = start + self.seconds[kind][stage] * (1.0 if self.scale is None else self.scale[mb])
+        index = self.first[lane] + place
+        self.starts[index], self.ends[index] = start, end
+        self.feed(kind, work, end)
+        return end
 
     def feed(self, kind: int, work: int, now: float) -> None:
         """Count the end of an action for what waits for it; what one lane sends to others leaves in turn."""

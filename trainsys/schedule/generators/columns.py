@@ -90,6 +90,19 @@ def schedule_columns(name: str, problem: Problem, rule: Rule, keeps: float, fold
     return Schedule(name, problem.routes, tuple(rows[lane] for lane in range(len(rows))), problem.placement)
 
 
+def check_v(name: str, problem: Problem) -> None:
+    """Raises ValueError if the layers do not lie in a V of two runs per lane."""
+    if problem.vp == 2 and problem.folded:
+        return
+    has = f"parallel.vp={problem.vp}" if problem.vp != 2 else "parallel.placement=loop"
+    knob = "parallel.vp=2" if problem.vp != 2 else "parallel.placement=v"
+    other = "1f1b" if problem.vp == 1 else "interleaved"
+    raise ValueError(
+        f"parallel.schedule={name} has two runs of layers per stage in a V, not {has}; set {knob}, or "
+        f"parallel.schedule={other}"
+    )
+
+
 def columns_of(problem: Problem) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The lanes and the microbatches of each column, or nothing where lanes of different columns meet."""
     routes = problem.routes

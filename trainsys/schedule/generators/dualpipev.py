@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from trainsys.schedule.actions import Action, Kind
-from trainsys.schedule.generators.columns import Column, Rows, schedule_columns, trimmed
-from trainsys.schedule.generators.zbv import check_v
+from trainsys.schedule.generators.columns import Column, Rows, check_v, schedule_columns, trimmed
 from trainsys.schedule.problem import Problem
 from trainsys.schedule.schedule import Schedule
 

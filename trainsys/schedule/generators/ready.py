@@ -77,6 +77,7 @@ class _Lane:
         self.places: list[int] = []  # of its microbatches in the order of all, ascending
         self.first = 0  # of `places`, the first unfinished
         self.runs: Counter[int] = Counter()  # by place, how often the microbatch comes
+        self.most_runs = 0
         self.started: Counter[int] = Counter()  # its forwards so far
         self.ended: Counter[int] = Counter()  # and its W
         self.actions: list[Action] = []
@@ -91,14 +92,14 @@ class _Lane:
             started = self.started[at] + (at == place)
             if free < self.runs[at] - started:
                 return False
-            if not self.ended[at]:
+            if not self.ended[at] and free + started >= self.most_runs:
                 return True  # its end leaves room for any other one
             free += started - self.ended[at]
         return True
 
 
 class _Run:
-    """Events are numbers: of N works (stage · m + microbatch) F is ready, from N on its I, from 2N on a lane is free."""
+    """Events are numbers: of N works (stage · m + microbatch) F is ready, from N on I, from 2N on a lane is free."""
 
     def __init__(self, problem: Problem, limits: Sequence[int], priority: Priority) -> None:
         routes, costs = problem.routes, problem.seconds
@@ -118,6 +119,7 @@ class _Run:
                 lane = self.lanes[at]
                 lane.places.append(place)
                 lane.runs[place] = runs
+                lane.most_runs = max(lane.most_runs, runs)
                 lane.limit = max(lane.limit, runs)
         self.group = problem.depth * max(routes.replicas)
         self.events = [(0.0, mb) for mb in range(self.m)]

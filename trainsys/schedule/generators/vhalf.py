@@ -7,8 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainsys.schedule.generators.blocks import PERIOD, repeated
-from trainsys.schedule.generators.columns import schedule_columns
-from trainsys.schedule.generators.zbv import check_v
+from trainsys.schedule.generators.columns import check_v, schedule_columns
 from trainsys.schedule.problem import BARRIERS, Problem
 from trainsys.schedule.schedule import Schedule
 

@@ -6,8 +6,7 @@ The bubble is two thirds of 1F1B's where F, I and W take equally long; else it g
 from __future__ import annotations
 
 from trainsys.schedule.generators.blocks import repeated
-from trainsys.schedule.generators.columns import schedule_columns
-from trainsys.schedule.generators.zbv import check_v
+from trainsys.schedule.generators.columns import check_v, schedule_columns
 from trainsys.schedule.problem import Problem
 from trainsys.schedule.schedule import Schedule
 

@@ -13,7 +13,7 @@ from math import floor
 
 from trainsys.schedule.actions import Action, Kind
 from trainsys.schedule.generators.clock import Clock, Stuck, least_s
-from trainsys.schedule.generators.columns import Column, Rows, alone_by_events, schedule_columns, trimmed
+from trainsys.schedule.generators.columns import Column, Rows, alone_by_events, check_v, schedule_columns, trimmed
 from trainsys.schedule.problem import Problem
 from trainsys.schedule.schedule import Schedule
 
@@ -34,19 +34,6 @@ def generate(problem: Problem) -> Schedule:
         return greedy(column, most) or alone_by_events(column, most)
 
     return schedule_columns("zbv", problem, rule, keeps=most / 2, folded=True)
-
-
-def check_v(name: str, problem: Problem) -> None:
-    """Raises ValueError if the layers do not lie in a V of two runs per lane."""
-    if problem.vp == 2 and problem.folded:
-        return
-    has = f"parallel.vp={problem.vp}" if problem.vp != 2 else "parallel.placement=loop"
-    knob = "parallel.vp=2" if problem.vp != 2 else "parallel.placement=v"
-    other = "1f1b" if problem.vp == 1 else "interleaved"
-    raise ValueError(
-        f"parallel.schedule={name} has two runs of layers per stage in a V, not {has}; set {knob}, or "
-        f"parallel.schedule={other}"
-    )
 
 
 def _any_hop(column: Column) -> bool:
