@@ -92,13 +92,19 @@ def body(rank: int, world_size: int, store: Any, config: RunConfig, t: float, re
     return {"spans": spans[1:], "peak": executor.peak_activations}
 
 
+def memory_gib(config: RunConfig, peaks: Sequence[int]) -> list[float]:
+    """GiB of a rank of each stage that trains with so many (run, microbatch) activations; without mirrors."""
+    stages = Stages.of(config.model, config.parallel)
+    memory = stage_memory(config, stages, stage_sizes(config.model, stages, 0), peaks)
+    return [m.total - m.mirror - m.transition for m in memory]
+
+
 def measured(pool: RankPool, config: RunConfig, way: str, t: float, repeat: int) -> dict[str, Any]:
     """One way with one vocabulary."""
     results = pool.run(body, RANKS, config, t, repeat, timeout_s=300)
     step_s, predicted = median_s([r["spans"] for r in results]), simulate(*scheduled(config, t))
     stages, peaks = Stages.of(config.model, config.parallel), [r["peak"] for r in results]
-    memory = stage_memory(config, stages, stage_sizes(config.model, stages, 0), peaks)
-    totals = [m.total - m.mirror - m.transition for m in memory]  # training alone, without what a loss would need
+    totals = memory_gib(config, peaks)
     return {
         "way": way,
         "vocab_size": config.model.vocab_size,

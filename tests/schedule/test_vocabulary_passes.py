@@ -117,12 +117,12 @@ def test_what_is_wrong_is_named(form: str) -> None:
     for schedule, reason in cases:
         with pytest.raises(ScheduleError, match=reason):
             verify(schedule)
-    with pytest.raises(ScheduleError, match="cyclic wait: lane 1 waits at 1B0 for .* of microbatch 0 from lane"):
+    with pytest.raises(ScheduleError, match=r"cyclic wait: lane 1 waits at 1B0 for .* of microbatch 0 from lane"):
         verify(swapped(good, 1, "1S0" if form == "one_barrier" else "1T0", "1B0"))
 
 
 def test_a_gate_opens_with_the_last_of_all() -> None:
-    """One microbatch on two lanes: each pass starts when what it waits for has arrived, one transfer after the other."""
+    """One microbatch, two lanes: each pass starts when what it waits for has arrived, one transfer after the other."""
     one = [1.0, 1.0]
     costs = Costs(one, one, 0.25, i_s=one, w_s=one, s_s=[0.5, 0.5], t_s=[0.5, 0.5])
     schedule = generate("1f1b", Problem(Routes.balanced(1, [1, 1]), costs=costs, vocabulary="two_barriers"))

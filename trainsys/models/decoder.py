@@ -16,8 +16,8 @@ class Decoder(nn.Module):
     """Blocks `blocks` of a model: ``EMBED`` (-1), layers 0 … L-1, and L for final norm and head.
 
     Parameter names do not depend on the slice; what lies outside it is not created (None, or absent from `layers`).
-    Where the vocabulary is in parts, they are no part of the module: it begins with the sum of what they looked up and ends
-    with the final norm. A tied head still has its own ``output.weight``, so that the gradients of the two uses stay apart; the runtime
+    Parts of the vocabulary are not in the module, which then begins with what they looked up and ends with the final
+    norm. A tied head still has its own ``output.weight``, so that the gradients of the two uses stay apart; the runtime
     adds them. Any submodule may be replaced by its parallel version: each is called once, with one tensor. Between
     them nothing looks at the sequence length, except that embeddings see whole sequences.
     """

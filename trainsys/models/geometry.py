@@ -205,8 +205,9 @@ def check_split(config: ModelConfig, tp: int, stage_layers: Sequence[int]) -> No
         rows = len(part_rows(config.vocab_size, config.vocab_parts, part))
         if rows % tp:
             raise ValueError(
-                f"a part of {rows} rows (model.vocab_size={config.vocab_size} in model.vocab_parts={config.vocab_parts}) "
-                f"is not divisible by parallel.tp={tp}; set model.vocab_parts to a divisor of {config.vocab_size // tp}"
+                f"model.vocab_size={config.vocab_size} in model.vocab_parts={config.vocab_parts} has a part of {rows} "
+                f"rows, not divisible by parallel.tp={tp}; set "
+                f"model.vocab_parts={_or(_near_divisors(config.vocab_size // tp, config.vocab_parts))}"
             )
     _check_stages(config.num_layers, tuple(stage_layers))
 

@@ -27,7 +27,8 @@ def init_box(
 
     Norm weights are 1, biases 0, matrices normal with std 0.02; those that write into the residual stream are smaller
     by 1/√(2·num_layers) (Radford et al. 2019, §2.3). Random numbers are keyed by (seed, name, block of 64 rows), of
-    a part of the vocabulary those of the whole; no more than one such block exists besides the result, and it stays for the next box.
+    a part of the vocabulary those of the whole; no more than one such block exists besides the result, and it stays for
+    the next box.
     """
     assert len(start) == len(stop) == len(tensor.shape), (tensor, start, stop)
     assert all(0 <= a <= b <= n for a, b, n in zip(start, stop, tensor.shape, strict=True)), (tensor, start, stop)

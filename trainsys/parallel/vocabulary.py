@@ -1,4 +1,4 @@
-"""One rank's rows of both vocabulary matrices, and what it computes with them (Yeung et al. 2024, arXiv:2411.05288, §4).
+"""A rank's rows of both vocabulary matrices, and what it computes with them (Yeung et al. 2024, arXiv:2411.05288, §4).
 
 With X the last hidden states, W_j the rows of part j and l = X W_jᵀ, S makes per token the maximum m_j, the sum s_j of
 exp(l - m_j) and the target's logit y_j, 0 where it is another's. Of all parts together follow M, S and y, the loss
@@ -6,7 +6,7 @@ M + log S - y, and the gradient of the logits, (exp(l - M) / S - onehot) / token
 
     two barriers: T makes that gradient, and with it those of X and W_j (algorithm 1)
     one barrier: S also makes A_j = exp(l - m_j) W_j / s_j and G_j = W_j[target]. The gradient of X is linear in them,
-        (Σ_j a_j A_j - G_j) / tokens with a_j = s_j exp(m_j - M) / S, so that T has only that of W_j to make (algorithm 2)
+        (Σ_j a_j A_j - G_j) / tokens with a_j = s_j exp(m_j - M) / S, so that T makes only that of W_j (algorithm 2)
 
 Parts are computed one by one and merged in one binary tree over all of them, wherever they are: a change of pp does not
 change a bit.

@@ -63,7 +63,8 @@ class VocabularyLane:
     """
 
     def __init__(
-        self, parts: Parts, tree: Tree, parts_of: Mapping[int, range], schedule: Schedule, lane: int, boundary: Callable[[int], Tensor],
+        self, parts: Parts, tree: Tree, parts_of: Mapping[int, range], schedule: Schedule, lane: int,
+        boundary: Callable[[int], Tensor],
         group: Group | None, rank_of: Mapping[int, int],
     ) -> None:  # fmt: skip
         self.parts, self.tree, self.schedule, self.lane, self.boundary = parts, tree, schedule, lane, boundary

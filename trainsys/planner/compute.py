@@ -36,13 +36,22 @@ def compute_cost(config: RunConfig, stages: Stages, flops: float) -> ComputeCost
     recomputes = config.parallel.recompute != "none"
     forward, backward = [], []
     for run in range(len(stages.runs)):
-        blocks = (*stages.run_blocks(run), *stages.parts_with(run))
+        blocks = (*stages.run_blocks(run), *stages.parts_with(run))  # S counts as F, T as twice that
         seconds = {b: forward_flops(config.model, b, batch.seq_len, stages.tp) * tokens for b in blocks}
         once = sum(seconds.values()) / flops
         again = sum(s for b, s in seconds.items() if 0 <= b < head) / flops if recomputes else 0.0
         forward.append(once)
         backward.append(2 * once + again)
     return ComputeCost(tuple(forward), tuple(backward))
+
+
+def vocabulary_s(config: RunConfig, stages: Stages, flops: float) -> tuple[float, ...]:
+    """Of F of `compute_cost` the seconds of the vocabulary's parts, per run; none on a device in the catalogue."""
+    seq_len, per_s = config.batch.seq_len, team_tokens(config) / flops if known_device(config) is None else 0.0
+    runs = range(len(stages.runs))
+    return tuple(
+        per_s * sum(forward_flops(config.model, b, seq_len, stages.tp) for b in stages.parts_with(run)) for run in runs
+    )
 
 
 def slowest_compute(config: RunConfig, stages: Stages, topology: Topology, flops: float) -> ComputeCost:

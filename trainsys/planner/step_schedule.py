@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from trainsys.config import ModelConfig, RunConfig
@@ -49,7 +50,7 @@ def relative_costs(
     """What the actions cost as far as FLOPs tell, in units of the mean F of a stage: the same numbers on every rank.
 
     I repeats the forward's products; those of attention, which have two inputs, twice. W repeats those with weights
-    (Qi et al. 2023, arXiv:2401.10241, §2). Computing layers again adds their F to I. With one barrier S makes the logits
+    (Qi et al. 2023, arXiv:2401.10241, §2). Computing layers again adds their F to I. With one barrier S makes logits
     and the gradient of its input, and T that of its weights; with two T makes both.
     """
     f_s, i_s, w_s = list[float](), list[float](), list[float]()
@@ -67,9 +68,14 @@ def relative_costs(
     if vocabulary == "ends":
         return Costs(f_s, b_s, i_s=i_s, w_s=w_s)
     parts = [sum(forward_flops(model, b, 0, stages.tp) for b in stages.parts_with(run)) for run in range(len(f_s))]
-    in_s = 2 if vocabulary == "one_barrier" else 1
-    s_s, t_s = ([n * part / unit for part in parts] for n in (in_s, 3 - in_s))
+    s_s, t_s = split_passes([part / unit for part in parts], vocabulary)
     return Costs(f_s, b_s, i_s=i_s, w_s=w_s, s_s=s_s, t_s=t_s)
+
+
+def split_passes(forward: Sequence[float], vocabulary: str) -> tuple[list[float], list[float]]:
+    """What S and T take if their logits take `forward`: three times that together, two of them before one barrier."""
+    in_s = 2 if vocabulary == "one_barrier" else 1
+    return [in_s * s for s in forward], [(3 - in_s) * s for s in forward]
 
 
 def scales(config: RunConfig) -> list[float] | None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from trainsys.comm.topology import Topology
 from trainsys.config import RunConfig
 from trainsys.planner.communication import send_s
+from trainsys.planner.compute import vocabulary_s
 from trainsys.planner.device import rate
 from trainsys.planner.predict import run_parts, run_sums
 from trainsys.planner.stages import Stages
-from trainsys.planner.step_schedule import scales, schedule_of
+from trainsys.planner.step_schedule import scales, schedule_of, split_passes
 from trainsys.schedule import Costs, Schedule, Simulation, simulate
 
 
@@ -45,7 +46,12 @@ def timeline(config: RunConfig) -> Timeline:
 
     def at(flops: float) -> Timeline:
         f_s, b_s = run_sums(run_parts(config, stages, topology, flops))
-        return Timeline(schedule, simulate(schedule, Costs(f_s, b_s, send_s=message, scale=scales(config))), f_s, b_s)
+        once = vocabulary_s(config, stages, flops)
+        f_s = tuple(f - s for f, s in zip(f_s, once, strict=True))
+        b_s = tuple(b - 2 * s for b, s in zip(b_s, once, strict=True))
+        s_s, t_s = split_passes(once, config.parallel.vocabulary)
+        costs = Costs(f_s, b_s, send_s=message, scale=scales(config), s_s=s_s, t_s=t_s)
+        return Timeline(schedule, simulate(schedule, costs), f_s, b_s)
 
     measured = rate(config.cluster, stages.num_ranks)
     result = at(measured.sustained(1))

@@ -63,7 +63,7 @@ class Gates:
         """The message that an action waits for; -1: none of these."""
         if kind == _F:
             return 2 * work if work < self.m else -1
-        if kind == _B or kind == _I:
+        if kind in (_B, _I):
             return 2 * work + 1 if work >= self.last else -1
         return -1 if kind not in (_S, _T, _G) else self.base + 3 * work + (kind - _S)
 
@@ -77,7 +77,7 @@ class Gates:
             found = [base + 3 * w for w in self.of[mb]]
         elif kind == _S:
             found = [base + 3 * w + 1 for w in self.of[mb]]
-        elif (kind == _B or kind == _I) and work < self.m:
+        elif kind in (_B, _I) and work < self.m:
             found = [base + 3 * w + 2 for w in self.of[mb]]
         if kind == self.barrier:
             found.append(2 * (self.last + mb) + 1)

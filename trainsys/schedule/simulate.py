@@ -29,8 +29,8 @@ def simulate(schedule: Schedule, costs: Costs) -> Simulation:
     Compute starts when its lane is free and its inputs have arrived. SEND and RECV do not block their lane; a
     transfer starts when both have been called, as with gloo and NCCL, and transfers of one direction between two lanes
     queue behind each other. So do a lane's copies to the host, and those back, without blocking it; what a RELOAD
-    brings back is waited for by the first of R, B and I behind it. What one lane sends to all, or all to one, for E, S, T
-    and G leaves, or arrives, in turn. Time and space are linear in the number of actions.
+    brings back is waited for by the first of R, B and I behind it. What one lane sends to all, or all to one, for E, S,
+    T and G leaves, or arrives, in turn. Time and space are linear in the number of actions.
 
     Raises:
         ScheduleError: if an action is not on its lane or comes before what it needs there, or if lanes wait for each

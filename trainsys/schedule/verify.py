@@ -89,8 +89,9 @@ def verify(schedule: Schedule) -> None:
     B, or one F, I and W, in this order, so that each activation is used and freed; R comes once at most, between F and
     its backward; what OFFLOAD takes away after F, one RELOAD brings back before it is used; every tensor that crosses
     lanes has one SEND after its producer and one RECV before its consumer, and no other SEND or RECV exists; one that
-    stays is made before it is used; lanes never wait for each other in a cycle. With the
-    vocabulary on all lanes each has one E, S, T and G per microbatch, which are waited for as messages are. Time is linear in the actions.
+    stays is made before it is used; lanes never wait for each other in a cycle. With
+    the vocabulary on all lanes each has an E, S, T and G per microbatch, waited for as messages are. Time is linear in
+    the actions.
 
     Raises:
         ScheduleError: naming the lane and the action, or the cycle.

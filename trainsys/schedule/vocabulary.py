@@ -29,8 +29,8 @@ _BACKLOG = 1  # T and G of a lane that may wait for a gap
 def on_all_lanes(generate: Callable[[Problem], Schedule], problem: Problem) -> Schedule:
     """The compute-only schedule of `generate` with the vocabulary on all lanes.
 
-    Where each lane has one stage the pipeline is planned one stage longer per barrier, which nobody runs: so its warm-up
-    grows. Schedules in a V leave room themselves where it turns (generators/vhalf.py); others wait there.
+    Where each lane has one stage the pipeline is planned one stage longer per barrier, which nobody runs, so that its
+    warm-up grows. Schedules in a V leave room themselves where it turns (generators/vhalf.py); others wait there.
     """
     plain = dataclasses.replace(problem, vocabulary="ends")
     if problem.vp > 1:
