@@ -9,12 +9,13 @@ whether lanes wait for each other; that does not depend on what actions cost.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from trainsys.schedule.actions import VOCABULARY, Action, Kind
 from trainsys.schedule.explain import refused, unfinished, waiting
 from trainsys.schedule.gates import WAITING, Gates, gates_of
-from trainsys.schedule.numbered import ACROSS, CODE, EDGE, LOCAL, Numbered, number
+from trainsys.schedule.numbered import ACROSS, CODE, EDGE, LOCAL, Numbered, Ways, number
 from trainsys.schedule.schedule import Schedule, ScheduleError
 
 BIT = {kind: 1 << code for kind, code in CODE.items()}
@@ -136,9 +137,10 @@ _BACKWARD = (CODE[Kind.B], CODE[Kind.I])
 def _check_waits(schedule: Schedule, numbered: Numbered, gates: Gates | None) -> None:
     """Run the lanes until nobody can go on."""
     lanes = range(schedule.num_lanes)
-    left = [iter(_messages(numbered, lane, gates)) for lane in lanes]
+    left = [iter(_messages(numbered.ways, *numbered.lanes[lane])) for lane in lanes]
     missing: list[int] | bytearray = bytearray(b"\1") * (2 * len(numbered.ways.lane_of))  # actions, per message
     if gates is not None:
+        left = [iter(_messages_with(gates, *numbered.lanes[lane])) for lane in lanes]
         missing = [gates.missing.get(message, 1) for message in range(gates.count)]
     waits: dict[int, int] = {}  # message -> lane
     runnable = list(reversed(lanes))
@@ -156,14 +158,10 @@ def _check_waits(schedule: Schedule, numbered: Numbered, gates: Gates | None) ->
         raise ScheduleError(waiting(schedule, {lane: _consumer(schedule, lane, m, gates) for m, lane in waits.items()}))
 
 
-def _messages(numbered: Numbered, lane: int, gates: Gates | None) -> list[int]:
+def _messages(ways: Ways, kinds: Iterable[int], works: Iterable[int]) -> list[int]:
     """What a lane waits for and, inverted, what it sends: twice the receiving work, and 1 more for a gradient."""
-    ways, messages = numbered.ways, list[int]()
-    for kind, work in zip(*numbered.lanes[lane], strict=True):
-        if gates is not None:
-            need = gates.needs(kind, work)
-            messages += [need] if need >= 0 else []
-            messages += [~message for message in gates.feeds(kind, work)]
+    messages = list[int]()
+    for kind, work in zip(kinds, works, strict=True):
         if kind == _FORWARD:
             if ways.source[work] == ACROSS:
                 messages.append(2 * work)
@@ -175,6 +173,16 @@ def _messages(numbered: Numbered, lane: int, gates: Gates | None) -> list[int]:
         elif kind == _SEND_B:
             messages.append(~(2 * ways.before[work] + 1))
     return messages
+
+
+def _messages_with(gates: Gates, kinds: Iterable[int], works: Iterable[int]) -> Iterator[int]:
+    """The same with those of the vocabulary's passes."""
+    for kind, work in zip(kinds, works, strict=True):
+        need = gates.needs(kind, work)
+        if need >= 0:
+            yield need
+        yield from _messages(gates.ways, (kind,), (work,))
+        yield from (~message for message in gates.feeds(kind, work))
 
 
 def _consumer(schedule: Schedule, lane: int, message: int, gates: Gates | None) -> Action:
