@@ -3,7 +3,7 @@
 Stages sleep as long as FLOPs say, in units of a stage's forward without the head; messages and the executor are real.
 `off` is measured / simulated - 1. Memory is the planner's, with the activations that the run kept.
 
-    trainsys bench vocabulary [--layers 16] [--dim 4096] [--seq 2048] [--microbatches 16] [--t-ms 30] [--json]
+    trainsys bench vocabulary [--layers 16] [--dim 4096] [--seq 2048] [--vocab-k 32,64] [--t-ms 30] [--json]
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from trainsys.testing import RankPool
 
 RANKS = 4
 SHAPE = (1, 16, 16)  # of the emulated messages
-VOCABULARIES = tuple(n * 1024 for n in (32, 64, 128, 256))
 WAYS: dict[str, dict[str, Any]] = {
     "1f1b, head on the last": {},
     "1f1b, one barrier": {"vocabulary": "one_barrier"},
@@ -123,6 +122,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--dim", type=int, default=4096)
     parser.add_argument("--seq", type=int, default=2048)
+    parser.add_argument("--vocab-k", default="32,64,128,256", help="vocabulary sizes in units of 1024")
     parser.add_argument("--microbatches", type=int, default=16)
     parser.add_argument("--t-ms", type=float, default=30.0, help="F of a stage's layers in ms")
     parser.add_argument("--repeat", type=int, default=3)
@@ -130,7 +130,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     model = ModelConfig(dim=args.dim, num_layers=args.layers, num_heads=32, max_seq_len=args.seq)
     pool, rows = RankPool(), list[dict[str, Any]]()
-    for vocab_size in VOCABULARIES:
+    for vocab_size in (1024 * int(k) for k in args.vocab_k.split(",")):
         naive = naive_simulated = 0.0
         for way in WAYS:
             config = run_config(model, way, vocab_size, args.seq, args.microbatches)

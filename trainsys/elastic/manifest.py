@@ -228,6 +228,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
         **{f"optim.{key}": list(v) if isinstance(v, tuple) else v for key, v in to_dict(config.optim).items()},
         "elastic.chunk": config.elastic.chunk,
         "parallel.reduction": config.parallel.reduction,
+        "parallel.vocabulary": config.parallel.vocabulary,
     }
 
 
