@@ -28,6 +28,7 @@ from trainsys.parallel.optimizer import Update, adamw, foreseen
 from trainsys.parallel.order import Order
 from trainsys.parallel.reduced import Reduced
 from trainsys.parallel.sequence.context import ContextParallel, cp_ranks
+from trainsys.parallel.sleeping import Emulation
 from trainsys.parallel.split import Deferred
 from trainsys.parallel.stage import Batch, StageRunner, build_stage
 from trainsys.parallel.state import FlatState, master_dtype
@@ -82,6 +83,7 @@ class Engine:
         comm: already holds `wanted_groups`.
         state: this rank's masters and moments in the layout's storage order.
         at: called with the name of each phase as it is entered.
+        emulation: what stages sleep for instead of computing; None: they compute.
     """
 
     def __init__(
@@ -94,7 +96,9 @@ class Engine:
         state: FlatState,
         device: torch.device,
         at: Callable[[str], None] = lambda phase: None,
+        emulation: Emulation | None = None,
     ) -> None:
+        self.emulation = emulation
         self.config, self.space, self.layout, self.rank, self.state, self.at = config, space, layout, rank, state, at
         self.device, self.dtype = device, DTYPES[config.train.dtype]
         self.copier = Copier()
@@ -102,7 +106,8 @@ class Engine:
         self.stage, team, self.shard = layout.where(rank)
         self.replica, self.cp_index = layout.replica_of(rank)
         self.routes = routes_of(config, layout)
-        self.schedule = step_schedule.schedule_of(config, stages_of(config, layout))
+        stages = stages_of(config, layout)
+        self.schedule = emulation.schedule if emulation else step_schedule.schedule_of(config, stages)
         self.order = Order(layout, self.schedule)
         self.mesh = comm.group(layout.ranks) if len(layout.ranks) > 1 else None
         members = layout.stages[self.stage].teams[team]
@@ -177,7 +182,8 @@ class Engine:
             passes = build_lane(
                 self.vocabulary, self.config.model, self.layout, self.schedule, lane, boundary, self.mesh, rank_of
             )
-        self.executor = Executor(self.schedule, lane, self.runners, self.mesh, rank_of, self.at, passes)
+        links = self.emulation.links(self.mesh, lane, rank_of) if self.emulation and self.mesh else self.mesh
+        self.executor = Executor(self.schedule, lane, self.runners, links, rank_of, self.at, passes)
 
     def _model(self, stage: int, deferred: Deferred | None) -> Decoder:
         return build_stage(
@@ -197,7 +203,8 @@ class Engine:
             seq = batch.length(microbatch) if self.cp is None else len(self.cp.rows.which)
             return batch.microbatch_size, seq // shards, self.config.model.dim
 
-        return StageRunner(
+        runner = self.emulation.runner(stage) if self.emulation else StageRunner
+        return runner(
             model, shape, batch.length, self.config.train.seed, batch.tokens, self.tp, self.cp, self._collect, parts,
             self.weights.whole if self.weights else lambda part: nullcontext(),
             self.config.parallel.offload == "activations", deferred, again,

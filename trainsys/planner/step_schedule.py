@@ -78,6 +78,13 @@ def split_passes(forward: Sequence[float], vocabulary: str) -> tuple[list[float]
     return [in_s * s for s in forward], [(3 - in_s) * s for s in forward]
 
 
+def weight_s(config: RunConfig, stages: Stages, backward_s: Sequence[float]) -> Row:
+    """Seconds of W per run: its share of the FLOPs of `backward_s`, a backward's seconds of computing."""
+    relative = relative_costs(config.model, stages, config.batch.seq_len, config.parallel.recompute != "none")
+    rows: tuple[Sequence[float], ...] = (backward_s, relative.w_s or (), relative.b_s)
+    return tuple(b * w / whole for b, w, whole in zip(*rows, strict=True))
+
+
 def scales(config: RunConfig) -> list[float] | None:
     """Of each microbatch of a step the share of a full one's FLOPs; None where all are full."""
     model, batch = config.model, config.batch
