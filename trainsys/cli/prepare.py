@@ -47,8 +47,8 @@ def emulated(config: RunConfig) -> RunConfig:
         )
     if config.parallel.vocabulary != "ends":
         raise ValueError(
-            f"train.emulate=true has no vocabulary to share out as parallel.vocabulary={config.parallel.vocabulary} does; "
-            "set parallel.vocabulary=ends and model.vocab_parts=1"
+            f"parallel.vocabulary={config.parallel.vocabulary} with train.emulate=true, which has no vocabulary to "
+            "share out; set parallel.vocabulary=ends and model.vocab_parts=1"
         )
     if saved_steps(config):
         raise ValueError(
