@@ -1,6 +1,7 @@
 """The vocabulary on the last stage or on all: measured step, throughput and memory, as the vocabulary grows.
 
-Stages sleep as long as FLOPs say, in units of a stage's forward without the head; messages and the executor are real.
+Stages sleep as long as FLOPs say, in units of a stage's forward without the head; messages and the executor are real,
+but messages are small: the time of hidden states on the wire is not in it.
 `off` is measured / simulated - 1. Memory is the planner's, with the activations that the run kept.
 
     trainsys bench vocabulary [--layers 16] [--dim 4096] [--seq 2048] [--vocab-k 32,64] [--t-ms 30] [--json]
