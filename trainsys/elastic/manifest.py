@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainsys.config import ModelConfig, RunConfig, to_dict
+from trainsys.config import BatchConfig, ModelConfig, RunConfig, to_dict
 from trainsys.interop.disk import sync
 from trainsys.models.geometry import resolve
 
@@ -241,6 +241,12 @@ def _changed(config: RunConfig, manifest: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _batch(manifest: dict[str, Any]) -> BatchConfig:
+    """As it was; keys that are younger than the manifest have their defaults."""
+    values = manifest["batch"].items()
+    return BatchConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values})
+
+
 def _check_same(config: RunConfig, folder: Path, manifest: dict[str, Any]) -> None:
     """Whether the run that wrote `manifest` computes the same numbers as `config`. Raises ValueError."""
     ours = {
@@ -257,7 +263,7 @@ def _check_same(config: RunConfig, folder: Path, manifest: dict[str, Any]) -> No
     theirs = {
         **settings,
         **{f"model.{key}": value for key, value in to_dict(model).items()},
-        **{f"batch.{key}": value for key, value in manifest["batch"].items()},
+        **{f"batch.{key}": value for key, value in to_dict(_batch(manifest)).items()},
         "train.seed": manifest["seed"],
         "train.dtype": manifest["dtype"],
     }
