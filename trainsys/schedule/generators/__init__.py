@@ -23,6 +23,7 @@ from trainsys.schedule.problem import Problem
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.verify import verify
+from trainsys.schedule.vocabulary import on_all_lanes
 from trainsys.space.runs import FOLDED
 
 Generator = Callable[[Problem], Schedule]  # of compute actions alone
@@ -50,7 +51,8 @@ def generate(name: str, problem: Problem) -> Schedule:
     """
     if name not in GENERATORS:
         raise ValueError(f"parallel.schedule={name} is unknown; choose one of {', '.join(GENERATORS)}")
-    schedule = insert_comms(GENERATORS[name](problem))
+    make = GENERATORS[name]
+    schedule = insert_comms(make(problem) if problem.vocabulary == "ends" else on_all_lanes(make, problem))
     verify(schedule)
     return schedule
 
