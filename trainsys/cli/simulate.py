@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 from trainsys.cli.arguments import Parser, screen
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trainsys.planner.timeline import Timeline
+    from trainsys.schedule import Schedule
 
 EXAMPLES = """\
   trainsys simulate runs/demo/plan.yaml
@@ -18,7 +21,8 @@ EXAMPLES = """\
 ABOUT = """\
 Simulate the schedule of a plan (or any config) with the planner's costs of each action: how long forward and backward
 of all microbatches take, how much of that the pipeline idles, how many activations each lane keeps. Writes trace.json
-(open it in ui.perfetto.dev) and timeline.png into --out. No GPU, no process group."""
+(open it in ui.perfetto.dev) and timeline.png into --out; with --export-csv DIR also the schedule in both formats of
+torch.distributed.pipelining, which parallel.schedule=FILE.csv reads. No GPU, no process group."""
 
 
 def run(argv: list[str]) -> int:
@@ -27,9 +31,11 @@ def run(argv: list[str]) -> int:
     parser.add_config()
     parser.add_json("the numbers and every lane's actions")
     parser.add_argument("--out", metavar="DIR", help="folder of the pictures (default: run_dir of the config)")
+    parser.add_argument("--export-csv", metavar="DIR", help="folder for the schedule as torch.distributed reads it")
     args = parser.parse_intermixed_args(argv)
     from pathlib import Path
 
+    from trainsys.cli.files import write_all
     from trainsys.cli.prepare import check_folder
     from trainsys.config import load
     from trainsys.planner.check import check_batch, check_layout
@@ -40,9 +46,11 @@ def run(argv: list[str]) -> int:
     check_batch(config)
     check_layout(config)
     result = timeline(config)
+    exports = torch_files(result.schedule, Path(args.export_csv)) if args.export_csv else []
     out = Path(args.out or config.run_dir)
     check_folder(out, "--out" if args.out else "run_dir")
     out.mkdir(parents=True, exist_ok=True)
+    write_all(exports)
     groups = {"predicted": result.run.events}
     (out / "trace.json").write_text(json.dumps(chrome_trace(groups)))
     draw(groups, out / "timeline.png", f"{result.schedule.name}: {result.run.bubble:.0%} of the lanes' time is idle")
@@ -50,7 +58,19 @@ def run(argv: list[str]) -> int:
         print(json.dumps(as_dict(result)))
     else:
         _show(result, out)
+        for _, path, _ in exports:
+            screen().print(f"{path}  for torch.distributed.pipelining", markup=False)
     return 0
+
+
+def torch_files(schedule: Schedule, folder: Path) -> list[tuple[str, Path, bytes]]:
+    """Both formats of torch's CSV as ``--export-csv`` writes them. Raises ValueError for what torch cannot run."""
+    from trainsys.schedule import export_csv
+
+    return [
+        ("--export-csv", folder / f"{name}.csv", export_csv(schedule, comms).encode())
+        for name, comms in (("compute_only", False), ("compute_comms", True))
+    ]
 
 
 def as_dict(result: Timeline) -> dict[str, Any]:
