@@ -5,6 +5,7 @@ Clusters at random: nodes in four regions, of three speeds. All but the last row
 small model with such paths instead.
 
     trainsys bench skip [--nodes 20] [--seeds 0 1 2 3 4] [--picture skip.png] [--json]
+    trainsys bench skip --emulate --nodes 8 --stages 4 --visits 3
     trainsys bench skip --train [--steps 200] [--json]
 """
 
@@ -56,12 +57,31 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--evaluations", type=int, default=3000, help="simulations of each search")
     parser.add_argument("--picture", help="a PNG of the first seed's step, all stages and ours")
+    parser.add_argument("--emulate", action="store_true", help="run both plans on sleeping ranks, at most 8 nodes")
     parser.add_argument("--train", action="store_true", help="train a small model with and without skipping")
     parser.add_argument("--steps", type=int, default=200, help="of each training")
     parser.add_argument("--sgd", action="store_true", help="train with SGD and momentum rather than AdamW")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
+    if args.emulate:
+        return _emulated(args)
     return _trained(args) if args.train else _planned(args)
+
+
+def _emulated(args: Namespace) -> int:
+    from benchmarks._skip_emulated import emulate
+
+    if args.nodes > 8:
+        raise ValueError(f"--nodes={args.nodes} ranks are too many to emulate on a few cores; set --nodes 8 or fewer")
+    sizes = (args.nodes, args.stages, args.visits, args.per_home, args.limit)
+    rows = emulate(*sizes, args.seeds[0], args.evaluations)
+    if args.json:
+        print(json.dumps({"rows": rows}))
+        return 0
+    for row in rows:
+        seconds = f"simulated {row['simulated_s']:.3f} s  measured {row['measured_s']:.3f} s"
+        print(f"{row['plan']:10} {seconds} ({row['off']:+.1%})")
+    return 0
 
 
 def _planned(args: Namespace) -> int:

@@ -93,21 +93,22 @@ class Executor:
             self.group.wait(work)  # type: ignore[union-attr]
 
     def _forward(self, action: Action) -> None:
-        x = self._input(Kind.RECV_F, action) if action.stage else None
+        source = self.schedule.routes.before(action.stage, action.microbatch)
+        x = None if source is None else self._input(Kind.RECV_F, source, action)
         self._started = time.perf_counter()  # waiting for the input is bubble
         out = self.runners[action.stage].forward(action.microbatch, x)
         self._ready[Kind.SEND_F, action.stage, action.microbatch] = out
 
     def _backward(self, action: Action) -> None:
-        last = action.stage == self.schedule.routes.num_stages - 1
-        grad = None if last else self._input(Kind.RECV_B, action)
+        source = self.schedule.routes.after(action.stage, action.microbatch)
+        grad = None if source is None else self._input(Kind.RECV_B, source, action)
         self._started = time.perf_counter()
         runner = self.runners[action.stage]
         out = (runner.backward if action.kind is Kind.B else runner.backward_input)(action.microbatch, grad)
         self._ready[Kind.SEND_B, action.stage, action.microbatch] = out
 
-    def _input(self, kind: Kind, action: Action) -> Tensor:
-        """What a compute action waits for: a message, or the result of the neighbour stage on this very lane."""
+    def _input(self, kind: Kind, source: int, action: Action) -> Tensor:
+        """What a compute action waits for: a message, or the result of stage `source` on this very lane."""
         key = (kind, action.stage, action.microbatch)
         if key in self._arriving:
             assert self.group is not None
@@ -115,32 +116,32 @@ class Executor:
             self.group.wait(work)
             return buffer
         made_by = Kind.SEND_F if kind is Kind.RECV_F else Kind.SEND_B
-        stage = action.stage + (-1 if kind is Kind.RECV_F else 1)
-        local = self._ready.pop((made_by, stage, action.microbatch))
+        local = self._ready.pop((made_by, source, action.microbatch))
         assert local is not None
         return local
 
     def _receive(self, action: Action) -> None:
         assert self.group is not None
-        forward = action.kind is Kind.RECV_F
-        peer = self._peer(action.stage + (-1 if forward else 1), action.microbatch)
         buffer = self.runners[action.stage].boundary(action.microbatch)
-        work = self.group.irecv(buffer, peer, self._tag(forward, action.stage + (0 if forward else 1), action))
+        work = self.group.irecv(buffer, self._peer(action), self._tag(action.stage, action))
         self._arriving[action.kind, action.stage, action.microbatch] = (work, buffer)
 
     def _send(self, action: Action) -> None:
         assert self.group is not None
-        forward = action.kind is Kind.SEND_F
-        peer = self._peer(action.stage + (1 if forward else -1), action.microbatch)
         tensor = self._ready.pop((action.kind, action.stage, action.microbatch))
         assert tensor is not None
         tensor = tensor.contiguous()
-        tag = self._tag(forward, action.stage + (1 if forward else 0), action)
-        self._sending.append((self.group.isend(tensor, peer, tag), tensor))
+        routes, forward = self.schedule.routes, action.kind is Kind.SEND_F
+        receiver = (routes.after if forward else routes.before)(action.stage, action.microbatch)
+        assert receiver is not None
+        self._sending.append((self.group.isend(tensor, self._peer(action), self._tag(receiver, action)), tensor))
 
-    def _peer(self, stage: int, microbatch: int) -> int:
-        return self.rank_of[self.schedule.lane_of(stage, microbatch)]
+    def _peer(self, action: Action) -> int:
+        lane = self.schedule.peer(action)
+        assert lane is not None
+        return self.rank_of[lane]
 
-    def _tag(self, forward: bool, boundary: int, action: Action) -> int:
-        """Unique per message of a step: which boundary (numbered by the later stage), microbatch and direction."""
-        return 2 * (boundary * self.schedule.routes.num_microbatches + action.microbatch) + (not forward)
+    def _tag(self, receiver: int, action: Action) -> int:
+        """Unique per message of a step: to which stage, of which microbatch, in which direction."""
+        backward = action.kind in (Kind.SEND_B, Kind.RECV_B)
+        return 2 * (receiver * self.schedule.routes.num_microbatches + action.microbatch) + backward

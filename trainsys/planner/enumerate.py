@@ -18,6 +18,8 @@ from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import resolve
 from trainsys.planner.check import MOST_MICROBATCHES, check_degrees, check_layout, check_names
 from trainsys.planner.in_flight import FORMS
+from trainsys.planner.step_schedule import is_file
+from trainsys.space.runs import is_folded
 
 _MOST_RANKS = 1 << 22
 _ODD_SIZES = 12  # largest microbatch that need not be a power of two
@@ -77,6 +79,12 @@ def check_fixed(config: RunConfig, fixed: Collection[str]) -> None:
         if name in fixed:
             what = "places are" if name == "devices" else "only even layouts are"
             raise ValueError(f"parallel.{name} cannot be kept: {what} searched; leave it out")
+    if is_folded(config.parallel) or is_file(config.parallel.schedule):
+        what = "lies in a V" if is_folded(config.parallel) else "is a file for one layout"
+        raise ValueError(
+            f"parallel.schedule={config.parallel.schedule} {what}, which is not searched; plan without "
+            "parallel.schedule and parallel.placement, then compare with: trainsys simulate plan.yaml schedule=all"
+        )
     plain = {key: getattr(ParallelConfig(), key) for key in SEARCHED}
     given = {key: getattr(config.parallel, key) for key in fixed}
     check_names(dataclasses.replace(config.parallel, **_EVEN, **plain))

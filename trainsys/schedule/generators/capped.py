@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 
 from trainsys.schedule.actions import Kind
 from trainsys.schedule.problem import Problem
@@ -29,6 +30,7 @@ def capped(generate: Callable[[Problem], Schedule]) -> Callable[[Problem], Sched
 def _check(schedule: Schedule, problem: Problem) -> None:
     peak = max(most_alive(schedule)) / problem.vp
     if peak > problem.cap + 1e-9:
+        peak = ceil(100 * peak - 1e-6) / 100  # a cap of what is shown is enough
         raise ValueError(
             f"parallel.schedule={schedule.name} keeps the activations of {peak:g} microbatches, more than "
             f"parallel.activations={problem.cap:g}; set parallel.activations={peak:g} or 0, or parallel.schedule=auto"
