@@ -43,7 +43,7 @@ class Pipeline:
 @lru_cache(maxsize=32)
 def schedule_for(name: str, microbatches: int, replicas: tuple[int, ...], vp: int) -> Schedule:
     """The named schedule with balanced routes. Raises ValueError for more replicas than microbatches."""
-    return build(name, Routes.balanced(microbatches, replicas, vp, name in FOLDED), vp)
+    return build(name, Routes.balanced(microbatches, replicas, vp, lies_in_v(name)), vp)
 
 
 def run_pipeline(
