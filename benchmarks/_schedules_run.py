@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks._clock import Span, median_s, span
-from benchmarks._sleeping import WIDTH, Sleeping, total
+from benchmarks._lasting import WIDTH, Scale, total
 from benchmarks._torch_runtime import ModuleStage, torch_engine, world
 from benchmarks._torch_schedules import CLASSES, torch_csv
 from trainsys.comm.communicator import Communicator
@@ -126,7 +126,7 @@ def ours(case: Case, rank: int, group: Group, seconds: float) -> Executor:
     hosted = [stage for (stage, _), lane in case.schedule.placement.items() if lane == rank]
     runners = {
         s: ModuleStage(
-            Sleeping(seconds, seconds, seconds), data[:1].shape, None if s else data, data if s == last else None,
+            Scale(), data[:1].shape, None if s else data, data if s == last else None,
             total, seconds,
         )
         for s in hosted
@@ -136,11 +136,7 @@ def ours(case: Case, rank: int, group: Group, seconds: float) -> Executor:
 
 def theirs(case: Case, rank: int, seconds: float) -> Callable[[], None]:
     """The same stages on torch's engine."""
-    modules = {
-        stage: Sleeping(seconds, seconds, seconds)
-        for (stage, _), lane in case.schedule.placement.items()
-        if lane == rank
-    }
+    modules = {stage: Scale() for (stage, _), lane in case.schedule.placement.items() if lane == rank}
     data, count = torch.zeros(case.microbatches, WIDTH), case.schedule.routes.num_stages
     return torch_engine(case.text, True, modules, count, data, data, total, seconds)
 

@@ -1,13 +1,13 @@
 """Schedules under emulated compute on our engine and on torch's: the measured step against the simulated one.
 
-F, I and W of a rank take T per microbatch each, B as long as I and W; under vp its stages share them. They sleep inside
-autograd functions, so both engines run the same module, send the same messages over gloo, and do the bookkeeping of a
-real backward. torch computes no input gradient on its first stage: there both sleep as long beside it. Rows are all
-schedules of the registry, and torch's own (``torch NAME``), read from its CSV; torch runs each from CSV with comms.
+F, I and W of a rank take T per microbatch each, B as long as I and W; under vp its stages share them. Both engines run
+the same module with a real backward and real messages over gloo; what is left of an action's time, the stage waits. So
+the first stage's input gradient, which torch does not compute, takes its time in both. Rows are all schedules of the
+registry, and torch's own (``torch NAME``), read from its CSV; torch runs each from CSV with comms.
 
 `off` is measured / simulated - 1. *In a row* is the time per step of four steps with no barrier between them. The
-overhead per action is a step whose stages do not sleep, divided by the actions of its longest lane; all ranks share the
-machine's cores, so it is an upper bound.
+overhead per action is that of a step whose actions take no longer than their work, divided by the actions of its longest
+lane, compute and messages. All ranks share the machine's cores, so it is an upper bound.
 
     trainsys bench schedules [--stages 4] [--microbatches 8] [--t-ms 40] [--repeat 3] [--only 1f1b zbv] [--json]
 """
