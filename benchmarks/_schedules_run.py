@@ -24,8 +24,7 @@ from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.torch_csv import export_csv, import_csv
 from trainsys.space.runs import FOLDED
 
-IN_A_ROW = 4  # steps without a barrier between them
-TWO_RUNS = frozenset({*FOLDED, "interleaved"})  # with two stages per rank, the others with one
+TWO_RUNS = frozenset({*FOLDED, "interleaved", "bfs"})  # with two stages per rank, the others with one
 
 
 @dataclass(frozen=True)
@@ -80,11 +79,11 @@ def repeated(schedule: Schedule, times: int) -> Schedule:
 
 
 def body(
-    rank: int, world_size: int, store: Any, case: Case, t: float, repeat: int, peer: bool
+    rank: int, world_size: int, store: Any, case: Case, t: float, repeat: int, row: int, peer: bool
 ) -> dict[str, list[Span]]:
     """One rank: what -> start and end of each repetition on the common clock.
 
-    ``ours`` and ``torch`` are one step, ``ours row`` and ``torch row`` are `IN_A_ROW` steps, ``ours empty`` and ``torch
+    ``ours`` and ``torch`` are one step, ``ours row`` and ``torch row`` are `row` steps, ``ours empty`` and ``torch
     empty`` are one step that sleeps nowhere. They take turns, so that both engines meet the same load.
     """
     members = tuple(range(world_size))
@@ -103,18 +102,18 @@ def body(
         for _ in range(repeat):
             for name, run in slow.items():
                 spans.setdefault(name, []).append(span(group, run))
-                spans.setdefault(f"{name} row", []).append(span(group, in_a_row(run)))
+                spans.setdefault(f"{name} row", []).append(span(group, in_a_row(run, row)))
             for name, run in [*empty.items()] * 3:
                 spans.setdefault(f"{name} empty", []).append(span(group, run))
     comm.close()
     return spans
 
 
-def in_a_row(run: Callable[[], None]) -> Callable[[], None]:
-    """`IN_A_ROW` times, with nothing in between."""
+def in_a_row(run: Callable[[], None], times: int) -> Callable[[], None]:
+    """Several steps with nothing in between."""
 
     def several() -> None:
-        for _ in range(IN_A_ROW):
+        for _ in range(times):
             run()
 
     return several

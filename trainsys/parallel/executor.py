@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
-from trainsys.comm.group import Group
+from trainsys.comm.group import Expected, Group
 from trainsys.parallel.stage import Runner
-from trainsys.schedule.actions import Action, Kind
+from trainsys.schedule.actions import COUNTERPART, Action, Kind
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.simulate import Event
 
@@ -43,10 +43,11 @@ class Executor:
         self.schedule, self.lane, self.runners = schedule, lane, runners
         self.group, self.rank_of, self.at = group, rank_of, at
         self.actions = schedule.lanes[lane]
+        self._ways = {action: self._way(action) for action in self.actions if action.kind in COUNTERPART}
         self.events: list[Event] = []
         self.peak_activations = 0
         self.watch: Callable[[Action], None] | None = None  # called after each compute, copy and send
-        self._arriving: dict[tuple[Kind, int, int], tuple[Work, Tensor]] = {}
+        self._arriving: dict[tuple[Kind, int, int], tuple[Expected, Tensor]] = {}
         self._ready: dict[tuple[Kind, int, int], Tensor | None] = {}
         self._sending: list[tuple[Work, Tensor]] = []
         self._started = 0.0  # of the action under way
@@ -88,9 +89,9 @@ class Executor:
             self.events.append(Event(self.lane, action, self._started, time.perf_counter()))
             if self.watch is not None:
                 self.watch(action)
-        assert self.group is not None or not self._sending
-        for work, _ in self._sending:
-            self.group.wait(work)  # type: ignore[union-attr]
+        if self._sending:
+            assert self.group is not None
+            self.group.wait_all([work for work, _ in self._sending])
 
     def _forward(self, action: Action) -> None:
         source = self.schedule.routes.before(action.stage, action.microbatch)
@@ -112,8 +113,8 @@ class Executor:
         key = (kind, action.stage, action.microbatch)
         if key in self._arriving:
             assert self.group is not None
-            work, buffer = self._arriving.pop(key)
-            self.group.wait(work)
+            expected, buffer = self._arriving.pop(key)
+            self.group.take(expected)
             return buffer
         made_by = Kind.SEND_F if kind is Kind.RECV_F else Kind.SEND_B
         local = self._ready.pop((made_by, source, action.microbatch))
@@ -122,26 +123,25 @@ class Executor:
 
     def _receive(self, action: Action) -> None:
         assert self.group is not None
+        peer, tag = self._ways[action]
         buffer = self.runners[action.stage].boundary(action.microbatch)
-        work = self.group.irecv(buffer, self._peer(action), self._tag(action.stage, action))
-        self._arriving[action.kind, action.stage, action.microbatch] = (work, buffer)
+        expected = self.group.expect(self.group.irecv(buffer, peer, tag))
+        self._arriving[action.kind, action.stage, action.microbatch] = (expected, buffer)
 
     def _send(self, action: Action) -> None:
         assert self.group is not None
+        peer, tag = self._ways[action]
         tensor = self._ready.pop((action.kind, action.stage, action.microbatch))
         assert tensor is not None
         tensor = tensor.contiguous()
-        routes, forward = self.schedule.routes, action.kind is Kind.SEND_F
-        receiver = (routes.after if forward else routes.before)(action.stage, action.microbatch)
-        assert receiver is not None
-        self._sending.append((self.group.isend(tensor, self._peer(action), self._tag(receiver, action)), tensor))
+        self._sending.append((self.group.isend(tensor, peer, tag), tensor))
 
-    def _peer(self, action: Action) -> int:
-        lane = self.schedule.peer(action)
-        assert lane is not None
-        return self.rank_of[lane]
-
-    def _tag(self, receiver: int, action: Action) -> int:
-        """Unique per message of a step: to which stage, of which microbatch, in which direction."""
+    def _way(self, action: Action) -> tuple[int, int]:
+        """The rank at the other end of a message, and its tag, of which there is one per message of a step: to which
+        stage, of which microbatch, in which direction."""
+        other = self.schedule.counterpart(action)
+        assert other is not None, f"{action} has no other end"
+        receiver = other.stage if action.kind in (Kind.SEND_F, Kind.SEND_B) else action.stage
         backward = action.kind in (Kind.SEND_B, Kind.RECV_B)
-        return 2 * (receiver * self.schedule.routes.num_microbatches + action.microbatch) + backward
+        tag = 2 * (receiver * self.schedule.routes.num_microbatches + action.microbatch) + backward
+        return self.rank_of[self.schedule.lane_of(other.stage, other.microbatch)], tag
