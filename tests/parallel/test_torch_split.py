@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.pipelining import _backward as peer
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining import _backward as peer
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks._torch_runtime import world
