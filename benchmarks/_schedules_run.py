@@ -16,7 +16,7 @@ from benchmarks._torch_schedules import CLASSES, torch_csv
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.group import Group
 from trainsys.parallel.executor import Executor
-from trainsys.schedule.actions import Action
+from trainsys.schedule.actions import Action, Kind
 from trainsys.schedule.costs import Costs
 from trainsys.schedule.generators import GENERATORS, build
 from trainsys.schedule.routes import Routes
@@ -84,7 +84,8 @@ def body(
     """One rank: what -> start and end of each repetition on the common clock.
 
     ``ours`` and ``torch`` are one step, ``ours row`` and ``torch row`` are `row` steps, ``ours empty`` and ``torch
-    empty`` are one step that sleeps nowhere. They take turns, so that both engines meet the same load.
+    empty`` are one step that waits beside nothing, and ``work`` is what its actions do, without an engine. They take
+    turns, so that both engines meet the same load.
     """
     members = tuple(range(world_size))
     comm = Communicator(store, rank)
@@ -92,6 +93,7 @@ def body(
     group = comm.group(members)
     with ExitStack() as stack:
         engines = {"ours": lambda seconds: ours(case, rank, group, seconds).run}
+        work = work_of(ours(case, rank, group, 0.0))
         if peer:
             stack.enter_context(world(store, rank, world_size))
             engines["torch"] = lambda seconds: theirs(case, rank, seconds)
@@ -103,10 +105,30 @@ def body(
             for name, run in slow.items():
                 spans.setdefault(name, []).append(span(group, run))
                 spans.setdefault(f"{name} row", []).append(span(group, in_a_row(run, row)))
-            for name, run in [*empty.items()] * 3:
+            for name, run in [*empty.items()] * 9:
                 spans.setdefault(f"{name} empty", []).append(span(group, run))
+            spans.setdefault("work", []).extend(span(group, work) for _ in range(9))
     comm.close()
     return spans
+
+
+def work_of(executor: Executor) -> Callable[[], None]:
+    """The computations of a lane one after the other, on zeros: no engine, no messages."""
+    last, stages = executor.schedule.routes.num_stages - 1, executor.runners
+    actions = [action for action in executor.actions if action.is_compute]
+
+    def run() -> None:
+        for action in actions:
+            stage, mb = stages[action.stage], action.microbatch
+            if action.kind is Kind.F:
+                stage.forward(mb, stage.boundary(mb).zero_() if action.stage else None)
+            elif action.kind is Kind.W:
+                stage.backward_weight(mb)
+            else:
+                half = stage.backward if action.kind is Kind.B else stage.backward_input
+                half(mb, None if action.stage == last else stage.boundary(mb).zero_())
+
+    return run
 
 
 def in_a_row(run: Callable[[], None], times: int) -> Callable[[], None]:

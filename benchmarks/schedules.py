@@ -6,8 +6,9 @@ the first stage's input gradient, which torch does not compute, takes its time i
 registry, and torch's own (``torch NAME``), read from its CSV; torch runs each from CSV with comms.
 
 `off` is measured / simulated - 1. *In a row* is the time per step of some steps with no barrier between them. The
-overhead per action is that of a step whose actions take no longer than their work, divided by the actions of its
-longest lane, compute and messages. All ranks share the machine's cores, so it is an upper bound.
+overhead per action is that of a step whose actions take no longer than their work, less that work alone (in all ranks
+at once), divided by the actions of its longest lane, compute and messages. All ranks share the machine's cores, so it
+is an upper bound.
 
     trainsys bench schedules [--stages 4] [--microbatches 8] [--t-ms 40] [--repeat 3] [--in-a-row 4]
                              [--only 1f1b "torch ZBV"] [--json]
@@ -43,15 +44,16 @@ def row(pool: RankPool, case: Case, t: float, repeat: int, steps: int, peer: boo
         "off_simulated": took["ours"] / simulated.step_s - 1,
         "in_a_row_simulated_s": in_a_row.step_s / steps,
         "in_a_row_s": took["ours row"] / steps,
-        "overhead_per_action_ms": 1e3 * took["ours empty"] / actions,
+        "work_per_action_ms": 1e3 * took["work"] / actions,
+        "overhead_per_action_ms": 1e3 * (took["ours empty"] - took["work"]) / actions,
     }
     if peer:
         found |= {
             "torch_measured_s": took["torch"],
             "torch_off_simulated": took["torch"] / simulated.step_s - 1,
             "torch_in_a_row_s": took["torch row"] / steps,
-            "torch_overhead_per_action_ms": 1e3 * took["torch empty"] / actions,
-            "overhead_ratio": took["ours empty"] / took["torch empty"],
+            "torch_overhead_per_action_ms": 1e3 * (took["torch empty"] - took["work"]) / actions,
+            "overhead_ratio": (took["ours empty"] - took["work"]) / (took["torch empty"] - took["work"]),
         }
     return found
 
