@@ -117,7 +117,7 @@ def measure(setting: Setting, seed: int, evaluations: int, picture: str | None =
     unlimited = replace(everything, limit=(setting.microbatches,) * setting.num_nodes)
     whole_reduce_s = setting.reduction_s(whole_stages)
     if picture:
-        from trainsys.schedule.timeline import draw
+        from trainsys.schedule.picture import draw
 
         title = f"{setting.num_nodes} nodes, {setting.visits} of {setting.num_stages} stages per microbatch"
         draw({"all stages": events_of(whole), "skipping": events_of(ours)}, picture, title)

@@ -44,6 +44,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "train.seed": (0, _WHOLE, "must not be negative"),
     "train.log_every": (1, _WHOLE, "must be at least 1"),
     "train.trace_steps": (0, _WHOLE, "must not be negative"),
+    "train.emulate_scale": (_TINY, _MOST, "must be positive and finite"),
     "checkpoint.every": (0, _WHOLE, "must be at least 1, or 0 for a checkpoint at the end only"),
     "checkpoint.keep": (1, _WHOLE, "must be at least 1"),
     "elastic.heartbeat_limit_s": (0.05, _MOST, "must be at least 0.05 s, or healthy ranks count as dead"),

@@ -192,6 +192,8 @@ class TrainConfig:
     dtype: DType = "float32"  # of parameters and activations; masters and moments are float32, or float64 with it
     log_every: int = 1  # steps between lines on the screen
     trace_steps: int = 2  # last steps kept in trace.json
+    emulate: bool = False  # stages sleep for as long as planned instead of computing; nothing is learned or saved
+    emulate_scale: float = 1.0  # emulated seconds per planned second
 
 
 @dataclass(frozen=True)

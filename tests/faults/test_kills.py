@@ -39,6 +39,8 @@ LAYOUTS = {
     "cp4": "parallel.dp=1 parallel.pp=1 parallel.cp=4 parallel.zero=0",
     "dp2·pp2 zero1 placed": "parallel.dp=2 parallel.pp=2 parallel.zero=1 parallel.devices=[3,0,2,1]",
     "bfloat16": "train.dtype=bfloat16",
+    "zbv zero1": "parallel.pp=2 parallel.dp=2 parallel.vp=2 parallel.schedule=zbv parallel.zero=1 "
+    "parallel.offload=scheduled",
 }
 KILLS = [
     ("dp3·pp2 zero1", "kill@3:5:forward"),
@@ -65,6 +67,7 @@ KILLS = [
     ("dp4·ep2 zero1", "kill@5:1:backward,join@6"),
     ("dp2·cp2 zero1", "kill@5:2:backward"),
     ("dp2·pp2 zero1 placed", "kill@5:3:backward"),
+    ("zbv zero1", "kill@5:2:backward,join@6"),
 ]
 
 

@@ -224,6 +224,10 @@ REFUSALS = [
     Refusal("megatron", {"dp": 2, "pp": 2, "zero": 3}, "add parallel.zero=1 or parallel.pp=1"),
     Refusal("torchtitan", {"pp": 3, "vp": 2, "schedule": "interleaved"}, "add parallel.vp=1"),
     Refusal("torchtitan-toml", {"pp": 2, "stage_replicas": (1, 2)}, "leave out parallel.stage_replicas"),
+    Refusal("megatron", {"pp": 2, "vp": 2, "schedule": "zbv"}, "has no zbv; add parallel.schedule=interleaved"),
+    Refusal("torchtitan", {"pp": 2, "schedule": "zb1p"}, "has no zb1p with parallel.vp=1; .*one of 1f1b, gpipe"),
+    Refusal("torchtitan", {"pp": 2, "vp": 2, "schedule": "zbv", "zero": 3}, "add parallel.zero=1"),
+    Refusal("torchtitan", {"pp": 2, "recompute": "stage"}, "add parallel.recompute=full"),
     Refusal("horovod", {}, f"unknown; use {', '.join(EXPORTS)}"),
 ]
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import golden
 from trainsys.schedule import (
     GENERATORS,
     Costs,
@@ -50,35 +51,13 @@ def step_s(schedule: Schedule, to: Problem) -> float:
     return simulate(schedule, to.seconds).step_s
 
 
-EQUAL, UNEQUAL = (1, 1, 1), (1, 1.2, 0.8)
-CASES = ((4, 8, EQUAL), (4, 8, UNEQUAL), (4, 16, EQUAL), (8, 24, EQUAL), (8, 24, UNEQUAL))
-GOLDEN = {  # step time of each case; most microbatches kept for 4 lanes and for 8, where they do not grow with the step
-    ("gpipe", 1): ((33.0, 33.0, 57.0, 93.0, 93.0), None),
-    ("1f1b", 1): ((33.0, 33.0, 57.0, 93.0, 93.0), (4, 8)),
-    ("zb1p", 1): ((27.0, 28.2, 51.0, 79.0, 81.8), (4, 8)),
-    ("zb2p", 1): ((27.0, 27.0, 51.0, 79.0, 79.0), (8, 16)),
-    ("bfs", 2): ((28.5, 28.5, 52.5, 82.5, 82.5), None),
-    ("interleaved", 2): ((28.5, 28.5, 52.5, 82.5, 82.5), (5.5, 11.5)),
-    ("zb1p", 2): ((25.5, 26.1, 49.5, 75.5, 76.9), (4, 8)),
-    ("zbv", 2): ((25.5, 25.8, 49.5, 75.5, 76.2), (4, 8)),
-    ("dualpipev", 2): ((25.5, 26.1, 49.5, 75.5, 77.1), (4.5, 8.5)),
-    ("vhalf", 2): ((26.5, 27.9, 50.5, 80.5, 83.5), (3, 5)),
-    ("vmin", 2): ((29.5, 34.4, 53.5, 85.5, 100.5), (2, 4)),
-}
-
-
-@pytest.mark.parametrize(("name", "vp"), GOLDEN)
-def test_step_times_and_activations_are_those_of_the_authors(name: str, vp: int) -> None:
+@pytest.mark.parametrize("row", golden.published(), ids=lambda row: f"{row.schedule} vp{row.vp}")
+def test_step_times_and_activations_are_those_of_the_authors(row: golden.Row) -> None:
     """The orders of the authors' generators and of torch.distributed.pipelining, on a clock without messages."""
-    times, peaks = GOLDEN[name, vp]
-    most: dict[int, float] = {}
-    for (depth, m, (f, i, w)), expected in zip(CASES, times, strict=True):
-        to = problem(depth, m, vp, folded=name in FOLDED, f=f, i=i, w=w)
-        run = simulate(generate(name, to), to.seconds)
-        assert round(run.step_s, 1) == expected, (depth, m, f)
-        most[depth] = max(most.get(depth, 0), max(run.peak_activations) / vp)
-        assert peaks or max(run.peak_activations) == m * vp
-    assert not peaks or tuple(most.values()) == peaks
+    times, peaks = golden.measured(row)
+    assert {case: round(step, 1) for case, step in times.items()} == row.times
+    assert peaks == row.peaks
+    assert len(times) == 5
 
 
 @st.composite
@@ -181,7 +160,7 @@ def test_looped_breadth_first_takes_microbatches_back_in_reverse() -> None:
     assert " ".join(map(str, lane)) == "1F0 1F1 3F0 3F1 3B1 3B0 1B1 1B0"
 
 
-@pytest.mark.parametrize("costs", [EQUAL, UNEQUAL, (1, 0.8, 1.3)])
+@pytest.mark.parametrize("costs", [(1, 1, 1), (1, 1.2, 0.8), (1, 0.8, 1.3)])
 def test_with_the_activations_of_zb1p_the_automatic_one_is_as_fast_and_with_more_never_slower(costs) -> None:
     f, i, w = costs
     for depth, m in ((1, 3), (3, 5), (4, 9), (5, 4), (6, 12)):

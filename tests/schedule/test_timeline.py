@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from trainsys.schedule import Action, Costs, Event, Kind, Routes, build, simulate
-from trainsys.schedule.timeline import chrome_trace, draw
+from trainsys.schedule.picture import draw
+from trainsys.schedule.timeline import chrome_trace
 
 
 def events() -> tuple[Event, ...]:

@@ -33,7 +33,7 @@ def run(argv: list[str]) -> int:
     config = prepared(args.config)
     forkserver()  # imports torch on another core while this process does
     from trainsys.elastic.drill import planned_faults, run_drill
-    from trainsys.elastic.report import FILES, summary, write_report
+    from trainsys.elastic.report import files, summary, write_report
 
     planned_faults(config)
     console = screen(stderr=args.json)
@@ -44,7 +44,7 @@ def run(argv: list[str]) -> int:
     for line in summary(done):
         console.print(line, markup=False)
     console.print(f"\nFiles in {config.run_dir}:", markup=False)
-    for name, what in FILES.items():
+    for name, what in files(config).items():
         console.print(f"  {name:<14}  {what}", markup=False)
     if args.json:
         print(json.dumps(done.result))

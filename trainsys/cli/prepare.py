@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from trainsys.planner.check import check_parallel
 if TYPE_CHECKING:
     from rich.console import Console
 
+_KEPT_S = 0.01  # a sleep of so long comes late by about 1 %
+
 
 def prepared(args: Sequence[str]) -> RunConfig:
     """The config of a verb that trains here, checked against this machine.
@@ -22,9 +25,34 @@ def prepared(args: Sequence[str]) -> RunConfig:
         ValueError: one line with the knob to turn.
     """
     config = load(args)
+    if config.train.emulate:
+        config = emulated(config)
     check_parallel(config, config.cluster.nodes * config.cluster.ranks_per_node)
     check_machine(config)
     return config
+
+
+def emulated(config: RunConfig) -> RunConfig:
+    """`config` as it can be emulated here: over gloo, each rank with a device of its own, of a rate that is known.
+
+    Raises:
+        ValueError: it makes no sense without a model, or would stand among real checkpoints.
+    """
+    from trainsys.elastic.manifest import checkpoint_dir, saved_steps
+    from trainsys.planner.device import gemm_flops
+
+    if config.train.init_from:
+        raise ValueError(
+            f"train.init_from={config.train.init_from} with train.emulate=true, which has no weights; leave one out"
+        )
+    if saved_steps(config):
+        raise ValueError(
+            f"train.emulate=true, but {checkpoint_dir(config)} holds checkpoints of a training; set another run_dir"
+        )
+    device = replace(config.cluster.device, backend="gloo")
+    if not device.tflops:
+        device = replace(device, tflops=round(gemm_flops() / 1e12, 6))
+    return replace(config, cluster=replace(config.cluster, device=device, shared_cores=False))
 
 
 def check_machine(config: RunConfig) -> None:
@@ -84,6 +112,9 @@ def check_data(config: RunConfig, console: Console) -> None:
     Raises:
         ValueError: one line naming the file or the key at fault.
     """
+    if config.train.emulate:
+        console.print(_tell_emulated(config), markup=False)
+        return
     check_start(config)
     from trainsys.data.build import build_source
     from trainsys.data.sampler import Sampler
@@ -95,3 +126,26 @@ def check_data(config: RunConfig, console: Console) -> None:
         f"{used:,} ({used / sampler.num_sequences:.2g} epochs)",
         markup=False,
     )
+
+
+def _tell_emulated(config: RunConfig) -> str:
+    """What is emulated, and whether this machine keeps such times."""
+    from trainsys.planner.timeline import timeline
+
+    planned, scale = timeline(config), config.train.emulate_scale
+    shortest_s = scale * min(planned.costs.f_s)
+    told = (
+        f"emulated: stages sleep for as long as planned for {config.cluster.device.name} (F {1e3 * shortest_s:.3g} ms "
+        f"or more, train.emulate_scale={scale:g}); messages, reduction and faults are real, losses are not"
+    )
+    if shortest_s < _KEPT_S:
+        told += f"; sleeps this short come late, set train.emulate_scale={_round_up(scale * _KEPT_S / shortest_s)}"
+    return told
+
+
+def _round_up(value: float) -> str:
+    """Up to a number of one digit."""
+    from math import ceil, floor, log10
+
+    power = 10.0 ** floor(log10(value))
+    return f"{ceil(value / power) * power:g}"

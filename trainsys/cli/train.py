@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,16 +16,22 @@ if TYPE_CHECKING:
     from trainsys.config import RunConfig
     from trainsys.elastic.manifest import Found
     from trainsys.elastic.recorder import Recorder
+    from trainsys.schedule.compare import Comparison
 
 EXAMPLES = """\
   trainsys train configs/run/tiny.yaml
   trainsys train configs/run/tiny.yaml train.steps=200 parallel.dp=1 parallel.tp=2 run_dir=runs/tp2
-  trainsys train runs/tp2/config.yaml --json      repeat or resume a run from its own record"""
+  trainsys train runs/tp2/config.yaml --json      repeat or resume a run from its own record
+  trainsys train runs/demo/plan.yaml train.emulate=true train.steps=5 run_dir=runs/emulated"""
 
 ABOUT = """\
 Train on this machine: one process per rank of cluster.nodes × cluster.ranks_per_node. Ranks that die are replaced by a
 new layout of the others; the loss stays the same to the bit. If run_dir has a checkpoint, training resumes from it
-(checkpoint.resume=false starts over). Ctrl-C or SIGTERM stops after the current step, with a checkpoint."""
+(checkpoint.resume=false starts over). Ctrl-C or SIGTERM stops after the current step, with a checkpoint.
+
+trace.json holds the last step as predicted and as measured, and the last line says how far they are apart.
+With train.emulate=true stages sleep for as long as planned instead of computing: a few cores then show how a cluster of
+many ranks would overlap. Everything but the numbers is real."""
 
 
 def run(argv: list[str]) -> int:
@@ -54,14 +61,20 @@ def run(argv: list[str]) -> int:
 
 def _train(config: RunConfig, found: Found, console: Console, as_json: bool) -> int:
     from trainsys.elastic.agent import run_local
+    from trainsys.elastic.measured import tell_comparison, write_timelines
     from trainsys.elastic.recorder import Recorder
     from trainsys.elastic.resume import ending, newest_saved
 
     with Recorder(config, config.run_dir, console, found.step) as recorder:
         run_local(config, recorder, resume=found.path, start_step=found.step)
+        comparison = write_timelines(config, recorder, picture=config.train.emulate)
+        if comparison is not None:
+            recorder.compared(comparison)
     console.print(ending(recorder, found), markup=False)
+    if comparison is not None:
+        console.print(tell_comparison(comparison), markup=False)
     if as_json:
-        print(json.dumps(_outcome(config, found, recorder)))
+        print(json.dumps(_outcome(config, found, recorder, comparison)))
     if recorder.saves and recorder.saves[-1][2]:
         kept = newest_saved(recorder, found)
         since = f"the last whole one is {kept}" if kept else "there is none before it"
@@ -70,11 +83,13 @@ def _train(config: RunConfig, found: Found, console: Console, as_json: bool) -> 
     return 0
 
 
-def _outcome(config: RunConfig, found: Found, recorder: Recorder | None = None) -> dict[str, object]:
+def _outcome(
+    config: RunConfig, found: Found, recorder: Recorder | None = None, comparison: Comparison | None = None
+) -> dict[str, object]:
     """What --json prints; without a recorder nothing was left to train."""
     from trainsys.elastic.resume import newest_saved
 
-    last = recorder.decisions[-1] if recorder and recorder.decisions else None
+    last = recorder.decisions[-1] if recorder and recorder.decisions and not config.train.emulate else None
     steps = recorder.next_step if recorder else found.step
     return {
         "steps": steps,
@@ -86,6 +101,8 @@ def _outcome(config: RunConfig, found: Found, recorder: Recorder | None = None) 
         "faults": [fault.as_dict() for fault in recorder.faults] if recorder else [],
         "checkpoint": newest_saved(recorder, found) if recorder else found.path,
         "run_dir": config.run_dir,
+        "emulated": config.train.emulate,
+        "comparison": asdict(comparison) if comparison else None,
     }
 
 

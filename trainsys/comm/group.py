@@ -112,6 +112,19 @@ class Group:
         if error:
             raise CommError(f"group {self.name}: {error}")
 
+    def settle(self, works: Sequence[Work]) -> None:
+        """Finish sends that are known to have arrived: nothing is left to wait for, so this thread asks itself.
+
+        Raises:
+            CommError: as `wait_all` does.
+        """
+        for work in works:
+            error = outcome(work)
+            with self._guard:
+                self._count(error)
+            if error:
+                raise CommError(f"group {self.name}: {error}")
+
     def wait_all(self, works: Sequence[Work], arrived: Callable[[int], None] | None = None) -> None:
         """Finish operations in turn.
 

@@ -41,6 +41,7 @@ from trainsys.elastic.patience import Patience
 from trainsys.elastic.record import Change, Observer
 from trainsys.elastic.standing import Standing
 from trainsys.models.geometry import resolve, split_layers, tensors
+from trainsys.models.stand_in import stand_in
 from trainsys.parallel.step import decide
 from trainsys.planner.choose import choose
 from trainsys.planner.device import rate
@@ -101,7 +102,7 @@ class Manager:
     ) -> None:  # fmt: skip
         self.config = replace(config, model=resolve(config.model))
         self.endpoint, self.launcher, self.observer = endpoint, launcher, observer
-        self.space = Space(tensors(self.config.model))
+        self.space = Space(tensors(stand_in(config.model) if config.train.emulate else self.config.model))
         self.world_size, self.resume, self.step, self.elastic = world_size, resume, start_step, elastic
         parallel = config.parallel
         layers = parallel.stage_layers or split_layers(config.model.num_layers, parallel.pp * parallel.vp)
@@ -340,7 +341,7 @@ class Manager:
         except ValueError as error:
             self.abort(str(error))
         stop = self._stopping()
-        self._save_due = self._save_due or (stop and self.step > self._saved_step)
+        self._save_due = self._save_due or (stop and self.step > self._saved_step and not self.config.train.emulate)
         self._broadcast(self._participants, CommitEpoch(self.epoch, self._save_due, stop))
         moved = sum(s.bytes_received for s in self._staged.values())
         seconds = max(s.seconds for s in self._staged.values())
@@ -364,7 +365,8 @@ class Manager:
         assert decision.step == self.step, (decision.step, self.step)
         self.step += 1
         every, stop = self.config.checkpoint.every, self._stopping()
-        self._save_due = self._save_due or stop or (every > 0 and self.step % every == 0)
+        due = stop or (every > 0 and self.step % every == 0)
+        self._save_due = self._save_due or (due and not self.config.train.emulate)
         verdict = Verdict(decision, self._save_due, stop)
         grow = not stop and self._grows()
         if grow:
@@ -376,6 +378,8 @@ class Manager:
             self._spawn(self._emptiest_node())
         if stop:
             self.phase = Phase.STOPPING
+            if not self._save_due:
+                self._finish()
         elif grow:
             self._begin_change("a rank joins", informed=self.layout.ranks)
 

@@ -2,23 +2,65 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
 from trainsys.config import RunConfig
 from trainsys.elastic.recorder import Recorder
 from trainsys.planner.timeline import timeline
+from trainsys.schedule.compare import Comparison, compare
 from trainsys.schedule.simulate import Event
 
 
-def timelines(config: RunConfig, recorder: Recorder) -> tuple[str, dict[str, tuple[Event, ...]]]:
-    """A title, and the events of the predicted step beside those of the last traced one (if any was traced)."""
-    groups = {"predicted": timeline(config).run.events}
-    title = f"{config.parallel.schedule}: one step"
+def write_timelines(config: RunConfig, recorder: Recorder, picture: bool = False) -> Comparison | None:
+    """Write trace.json (and timeline.png) into ``config.run_dir``.
+
+    Returns:
+        How far the two are apart; None when no step was traced.
+    """
+    from trainsys.schedule.picture import draw
+    from trainsys.schedule.timeline import chrome_trace
+
+    folder = Path(config.run_dir)
+    title, groups = timelines(config, recorder)
+    (folder / "trace.json").write_text(json.dumps(chrome_trace(groups)) + "\n")
+    if picture:
+        draw(groups, folder / "timeline.png", title)
+    if "measured" not in groups:
+        return None
+    return compare(max(recorder.traces), groups["predicted"], groups["measured"])
+
+
+def tell_comparison(comparison: Comparison) -> str:
+    """``Forward and backward of step 39: predicted 0.21 s, measured 0.25 s (-16%); actions end 7.1% of a step off.``"""
+    return (
+        f"Forward and backward of step {comparison.step}: predicted {comparison.predicted_s:.3g} s, measured "
+        f"{comparison.measured_s:.3g} s ({comparison.step_error:+.1%}); timeline error {comparison.timeline_error:.1%} "
+        "(mean distance of the actions' ends, of the step)."
+    )
+
+
+def timelines(config: RunConfig, recorder: Recorder) -> tuple[str, dict[str, Sequence[Event]]]:
+    """A title, and the events of the predicted step beside those of the last traced one (if any was traced).
+
+    Both are of the layout that the traced step had. What was emulated is predicted in emulated seconds.
+    """
     measured = measured_step(recorder)
     if measured is not None:
-        step, events = measured
-        title = (
-            f"{recorder.layouts[step]} {config.parallel.schedule}: step {step}, predicted by the planner and measured"
-        )
-        groups["measured"] = events
+        parallel = next((c.parallel for c in reversed(recorder.changes) if c.step <= measured[0]), None)
+        config = dataclasses.replace(config, parallel=parallel or config.parallel)
+    scale = config.train.emulate_scale if config.train.emulate else 1.0
+    predicted = timeline(config).run.events
+    groups: dict[str, Sequence[Event]] = {
+        "predicted": [e._replace(start_s=scale * e.start_s, end_s=scale * e.end_s) for e in predicted]
+    }
+    title = f"{config.parallel.schedule}: one step"
+    if measured is not None:
+        step, groups["measured"] = measured
+        ran = "emulated" if config.train.emulate else "measured"
+        title = f"{recorder.layouts[step]} {config.parallel.schedule}: step {step}, predicted by the planner and {ran}"
     return title, groups
 
 

@@ -79,8 +79,9 @@ class Progress:
     def _line(self, metrics: Mapping[str, Any]) -> str:
         left = self._steps - metrics["step"] - 1
         typical = sorted(self._recent)[len(self._recent) // 2]
-        loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
-        norm = "not finite" if metrics["grad_norm"] is None else f"{metrics['grad_norm']:.3f}"
+        missing = "-" if metrics.get("emulated") else "not finite"
+        loss = missing if metrics["loss"] is None else f"{metrics['loss']:.4f}"
+        norm = missing if metrics["grad_norm"] is None else f"{metrics['grad_norm']:.3f}"
         return (
             f"step {metrics['step'] + 1:>{len(str(self._steps))}}/{self._steps}  loss {loss}  |grad| {norm}  "
             f"lr {metrics['lr']:.2e}  {metrics['tokens_per_s']:,.0f} tokens/s  {metrics['memory_gib']:.2f} GiB  "

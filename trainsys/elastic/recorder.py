@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from trainsys.elastic.progress import Progress, Screen
 from trainsys.elastic.record import Change
 from trainsys.elastic.story import FaultRecord, tell_end, tell_join, tell_loss
 from trainsys.parallel.step import Decision
+from trainsys.schedule.compare import Comparison
 from trainsys.schedule.simulate import Event
 from trainsys.space.layout import Layout
 
@@ -153,6 +154,10 @@ class Recorder:
             self._progress.say(error)
         self._note("saved", step=step, path=path, error=error)
 
+    def compared(self, comparison: Comparison) -> None:
+        """The predicted step against a measured one."""
+        self._note("compared", **asdict(comparison))
+
     def close(self) -> None:
         """Flush and close every file; faults that no step followed are told now."""
         for pending in self._pending:
@@ -217,6 +222,8 @@ class Recorder:
             "memory_gib": memory_gib,
             "skipped": decision.skipped,
         }
+        if self.config.train.emulate:
+            line |= {"loss": None, "loss_hex": None, "grad_norm": None, "grad_norm_hex": None, "emulated": True}
         self._metrics.add(line)
         self._board.add(line)
         if decision.skipped:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainsys.config import RunConfig
 from trainsys.elastic.drill import Drill, by_step
-from trainsys.elastic.measured import timelines
+from trainsys.elastic.measured import tell_comparison, write_timelines
 from trainsys.elastic.story import MIB
+from trainsys.schedule.compare import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,18 +29,21 @@ FILES = {
 }
 
 
+def files(config: RunConfig) -> dict[str, str]:
+    """What `write_report` leaves, and what each is: `FILES`, and without a loss no picture of it."""
+    return {name: what for name, what in FILES.items() if not (config.train.emulate and name == "loss.png")}
+
+
 def write_report(drill: Drill) -> None:
     """Write every file of the report into the drill's run folder."""
-    from trainsys.schedule.timeline import chrome_trace, draw
-
     folder = Path(drill.config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    comparison = write_timelines(drill.config, drill.undisturbed, picture=True)
+    drill.result["comparison"] = asdict(comparison) if comparison else None
     _write_json(folder / "report.json", drill.result)
     (folder / "report.md").write_text(markdown(drill))
-    draw_loss(drill, folder / "loss.png")
-    title, groups = timelines(drill.config, drill.undisturbed)
-    _write_json(folder / "trace.json", chrome_trace(groups))
-    draw(groups, folder / "timeline.png", title)
+    if not drill.config.train.emulate:
+        draw_loss(drill, folder / "loss.png")
 
 
 def summary(drill: Drill) -> list[str]:
@@ -55,7 +61,9 @@ def summary(drill: Drill) -> list[str]:
         )
     else:
         lines.append("No step was lost; every sample was used exactly once.")
-    if r["bit_equal_loss"] and r["bit_equal_grad_norm"]:
+    if r["emulated"]:
+        lines.append("Computing was emulated: there are no losses to compare.")
+    elif r["bit_equal_loss"] and r["bit_equal_grad_norm"]:
         lines.append(f"loss bit-equal over {_count(r['steps'], 'step', 'steps')} to the undisturbed run.")
     else:
         lines.append(f"loss NOT bit-equal to the undisturbed run: it differs by up to {r['max_abs_loss_diff']:.3g}.")
@@ -65,6 +73,8 @@ def summary(drill: Drill) -> list[str]:
     predicted, measured = r["predicted_step_s"], r["measured_step_s"]
     off = predicted / measured - 1
     lines.append(f"Step time: predicted {predicted:.3f} s, measured {measured:.3f} s ({off:+.0%}).")
+    if r["comparison"] is not None:
+        lines.append(tell_comparison(Comparison(**r["comparison"])))
     if r["not_struck"]:
         lines.append(f"Planned but never struck: {', '.join(r['not_struck'])}.")
     return lines
@@ -91,7 +101,7 @@ def markdown(drill: Drill) -> str:
         why = c.reason or "start"
         rows.append(f"| {c.step} | {why} | {c.after} | {c.bytes_moved / MIB:.2f} | {c.transfer_s:.3f} |")
     parts.append("## Layouts\n\n" + "\n".join(rows))
-    parts.append("## Files\n\n" + "\n".join(f"- `{name}`: {what}" for name, what in FILES.items()))
+    parts.append("## Files\n\n" + "\n".join(f"- `{name}`: {what}" for name, what in files(config).items()))
     return "\n\n".join(parts) + "\n"
 
 

@@ -62,6 +62,9 @@ def ending(recorder: Recorder, found: Found) -> str:
             f"stopped after step {recorder.next_step} of {config.train.steps}; {where}; "
             f"go on with: trainsys train {again}"
         )
+    if config.train.emulate:
+        done = recorder.next_step
+        return f"emulated {done} step{'s'[: done != 1]}; there is nothing to save; record in {config.run_dir}"
     return f"trained {recorder.next_step} step{'s'[: recorder.next_step != 1]}; {where}; record in {config.run_dir}"
 
 

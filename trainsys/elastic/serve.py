@@ -49,7 +49,8 @@ def serve(
         stop_on: signals that ask the whole job to stop at a step boundary, where the launcher signals every rank.
     """
     share_cores()
-    warm_up(config)
+    if not config.train.emulate:
+        warm_up(config)
     gc.freeze()  # what stands now stays: no collection in a step walks through it
     store = TCPStore(*rendezvous.store, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
     beat_s = config.elastic.heartbeat_limit_s / 5

@@ -28,6 +28,7 @@ from trainsys.elastic.claim import claimed
 from trainsys.elastic.endpoint import Endpoint, Rendezvous
 from trainsys.elastic.forks import forkserver
 from trainsys.elastic.manager import ElasticError, Manager
+from trainsys.elastic.measured import tell_comparison, write_timelines
 from trainsys.elastic.recorder import Recorder
 from trainsys.elastic.resume import announce, ending, newest
 from trainsys.elastic.serve import serve
@@ -71,6 +72,8 @@ def join_torchrun(config: RunConfig) -> int:
     Raises:
         ValueError: torchrun's world size is not the cluster's, or a checkpoint of another model is in the way.
     """
+    if config.train.emulate:
+        raise ValueError("train.emulate=true emulates a cluster on one machine; use trainsys train, without torchrun")
     place = Place.here()
     ranks = config.cluster.nodes * config.cluster.ranks_per_node
     if ranks != place.world_size:
@@ -143,6 +146,10 @@ def manage(config: RunConfig, world_size: int, host: str, rank_0: Connection) ->
         try:
             manager.run()
             console.print(ending(recorder, found), markup=False)
+            comparison = write_timelines(config, recorder)
+            if comparison is not None:
+                recorder.compared(comparison)
+                console.print(tell_comparison(comparison), markup=False)
         except ElasticError as error:
             print(f"trainsys: {error}", file=sys.stderr, flush=True)
 

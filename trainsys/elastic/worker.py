@@ -47,8 +47,10 @@ from trainsys.elastic.progressive import Passage, PortionError
 from trainsys.elastic.staging import Staging
 from trainsys.elastic.transit import run_transition
 from trainsys.models.geometry import resolve, tensors
+from trainsys.models.stand_in import stand_in
 from trainsys.parallel.engine import DTYPES, Engine, routes_of, wanted_groups
 from trainsys.parallel.pages import want_huge_pages
+from trainsys.parallel.sleeping import Emulation
 from trainsys.parallel.stage import Batch
 from trainsys.parallel.state import FlatState, filled_state, initial_state, master_dtype
 from trainsys.space.layout import Layout
@@ -71,15 +73,16 @@ class Worker:
         store: Store, faults: tuple[FaultEvent, ...] = (),
     ) -> None:  # fmt: skip
         self.config, self.rank, self.node = config, rank, node
-        self.model = resolve(config.model)
+        self.model = stand_in(config.model) if config.train.emulate else resolve(config.model)
         self.space = Space(tensors(self.model))
         self.device = device_of(config, rank)
         self.dtype = master_dtype(DTYPES[config.train.dtype])
         self.comm = Communicator(store, rank, config.cluster.device.backend, config.elastic.comm_timeout_s)
         self.injector = Injector(faults, rank, Path(config.run_dir) / "faults")
-        self.sampler = Sampler(
-            build_source(config.data, config.model.vocab_size), config.batch.seq_len, config.train.seed
-        )
+        self.sampler: Sampler | None = None
+        if not config.train.emulate:
+            source = build_source(config.data, config.model.vocab_size)
+            self.sampler = Sampler(source, config.batch.seq_len, config.train.seed)
         self.state: FlatState | None = None
         self.layout: Layout | None = None
         self.engine: Engine | None = None
@@ -143,7 +146,9 @@ class Worker:
             want_huge_pages(flat)  # what was to be released in small ones stays now
         at("commit")
         if self.rank in order.dst.ranks:
-            engine = Engine(config, self.space, order.dst, self.rank, self.comm, new, self.device, self._at)
+            planned = dataclasses.replace(self.config, parallel=order.parallel)
+            emulation = Emulation.of(planned) if config.train.emulate else None
+            engine = Engine(config, self.space, order.dst, self.rank, self.comm, new, self.device, self._at, emulation)
             self.injector.microbatches = len(engine.microbatches())
             engine.materialize()
             self.engine = engine
@@ -261,7 +266,9 @@ class Worker:
         microbatches = {}
         for mb in engine.microbatches():
             position = first + mb * size
-            inputs, targets = (torch.from_numpy(a).to(self.device) for a in self.sampler.batch(position, size))
+            inputs = targets = torch.empty(0)
+            if self.sampler is not None:
+                inputs, targets = (torch.from_numpy(a).to(self.device) for a in self.sampler.batch(position, size))
             microbatches[mb] = (inputs, targets, tuple(range(position, position + size)))
         return Batch(step, microbatches)
 

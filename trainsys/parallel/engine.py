@@ -27,6 +27,7 @@ from trainsys.parallel.optimizer import Update, adamw, foreseen
 from trainsys.parallel.order import Order
 from trainsys.parallel.reduced import Reduced
 from trainsys.parallel.sequence.context import ContextParallel, cp_ranks
+from trainsys.parallel.sleeping import Emulation
 from trainsys.parallel.split import Deferred
 from trainsys.parallel.stage import Batch, StageRunner, build_stage
 from trainsys.parallel.state import FlatState, master_dtype
@@ -40,6 +41,7 @@ from trainsys.schedule.actions import Kind
 from trainsys.schedule.lockstep import check_lockstep, together
 from trainsys.schedule.routes import Routes
 from trainsys.space.layout import Layout
+from trainsys.space.runs import is_folded
 from trainsys.space.tensor import Space, class_experts
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -47,13 +49,14 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 def routes_of(config: RunConfig, layout: Layout) -> Routes:
     """Who runs which microbatch of a step."""
-    return step_schedule.routes_of(config, stages_of(layout, config.model.num_layers))
+    return step_schedule.routes_of(config, stages_of(config, layout))
 
 
-def stages_of(layout: Layout, num_layers: int) -> Stages:
+def stages_of(config: RunConfig, layout: Layout) -> Stages:
     """The grid of a layout, as the planner sees it."""
-    runs = tuple(min(stop, num_layers) - max(first, 0) for _, (first, stop) in layout.runs)
-    return Stages(runs, layout.replicas, layout.tp, layout.ep, layout.cp, layout.folded)
+    last = config.model.num_layers
+    runs = tuple(min(stop, last) - max(first, 0) for _, (first, stop) in layout.runs)
+    return Stages(runs, layout.replicas, layout.tp, layout.ep, layout.cp, is_folded(config.parallel))
 
 
 def wanted_groups(space: Space, layout: Layout, routes: Routes) -> list[tuple[int, ...]]:
@@ -77,6 +80,7 @@ class Engine:
         comm: already holds `wanted_groups`.
         state: this rank's masters and moments in the layout's storage order.
         at: called with the name of each phase as it is entered.
+        emulation: what stages sleep for instead of computing; None: they compute.
     """
 
     def __init__(
@@ -89,7 +93,9 @@ class Engine:
         state: FlatState,
         device: torch.device,
         at: Callable[[str], None] = lambda phase: None,
+        emulation: Emulation | None = None,
     ) -> None:
+        self.emulation = emulation
         self.config, self.space, self.layout, self.rank, self.state, self.at = config, space, layout, rank, state, at
         self.device, self.dtype = device, DTYPES[config.train.dtype]
         self.copier = Copier()
@@ -97,7 +103,8 @@ class Engine:
         self.stage, team, self.shard = layout.where(rank)
         self.replica, self.cp_index = layout.replica_of(rank)
         self.routes = routes_of(config, layout)
-        self.schedule = step_schedule.schedule_of(config, stages_of(layout, config.model.num_layers))
+        stages = stages_of(config, layout)
+        self.schedule = emulation.schedule if emulation else step_schedule.schedule_of(config, stages)
         self.order = Order(layout, self.schedule)
         self.mesh = comm.group(layout.ranks) if len(layout.ranks) > 1 else None
         members = layout.stages[self.stage].teams[team]
@@ -159,7 +166,8 @@ class Engine:
         rank_of = {lane: stages[runs[s][0]].teams[r * cp + self.cp_index][self.shard]
                    for (s, r), lane in self.schedule.placement.items()}  # fmt: skip
         lane = self.schedule.placement[next(iter(self.runners)), self.replica]
-        self.executor = Executor(self.schedule, lane, self.runners, self.mesh, rank_of, self.at)
+        links = self.emulation.links(self.mesh, lane, rank_of) if self.emulation and self.mesh else self.mesh
+        self.executor = Executor(self.schedule, lane, self.runners, links, rank_of, self.at)
 
     def _model(self, stage: int, deferred: Deferred | None) -> Decoder:
         return build_stage(
@@ -179,7 +187,8 @@ class Engine:
             seq = batch.length(microbatch) if self.cp is None else len(self.cp.rows.which)
             return batch.microbatch_size, seq // shards, self.config.model.dim
 
-        return StageRunner(
+        runner = self.emulation.runner(stage) if self.emulation else StageRunner
+        return runner(
             model, shape, batch.length, self.config.train.seed, batch.tokens, self.tp, self.cp, self._collect, parts,
             self.weights.whole if self.weights else lambda part: nullcontext(),
             self.config.parallel.offload == "activations", deferred, again,

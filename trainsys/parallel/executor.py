@@ -15,8 +15,15 @@ from torch._C._distributed_c10d import Work
 from trainsys.comm.group import Expected, Group
 from trainsys.parallel.stage import Runner
 from trainsys.schedule.actions import COUNTERPART, Action, Kind
+from trainsys.schedule.delivered import delivered_by
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.simulate import Event
+
+_Message = tuple[Kind, int, int]  # kind of the action, its stage and microbatch
+
+
+def _key(action: Action) -> _Message:
+    return action.kind, action.stage, action.microbatch
 
 
 class Executor:
@@ -47,9 +54,11 @@ class Executor:
         self.events: list[Event] = []
         self.peak_activations = 0
         self.watch: Callable[[Action], None] | None = None  # called after each compute, copy and send
-        self._arriving: dict[tuple[Kind, int, int], tuple[Expected, Tensor]] = {}
-        self._ready: dict[tuple[Kind, int, int], Tensor | None] = {}
-        self._sending: list[tuple[Work, Tensor]] = []
+        self._arriving: dict[_Message, tuple[Expected, Tensor]] = {}
+        self._ready: dict[_Message, Tensor | None] = {}
+        self._sending: dict[_Message, tuple[Work, Tensor]] = {}
+        proven = delivered_by(schedule, lane)
+        self._proves = {_key(received): [_key(sent) for sent in sends] for received, sends in proven.items()}
         self._started = 0.0  # of the action under way
 
     def run(self) -> None:
@@ -58,7 +67,7 @@ class Executor:
         Raises:
             CommError: a peer died or the step was aborted.
         """
-        self._arriving, self._ready, self._sending = {}, {}, []
+        self._arriving, self._ready, self._sending = {}, {}, {}
         self.events, active, self.peak_activations = [], 0, 0
         for action in self.actions:
             self._started = time.perf_counter()
@@ -91,7 +100,8 @@ class Executor:
                 self.watch(action)
         if self._sending:
             assert self.group is not None
-            self.group.wait_all([work for work, _ in self._sending])
+            self.group.wait_all([work for work, _ in self._sending.values()])
+            self._sending.clear()
 
     def _forward(self, action: Action) -> None:
         source = self.schedule.routes.before(action.stage, action.microbatch)
@@ -115,6 +125,7 @@ class Executor:
             assert self.group is not None
             expected, buffer = self._arriving.pop(key)
             self.group.take(expected)
+            self.group.settle([self._sending.pop(sent)[0] for sent in self._proves[key]])
             return buffer
         made_by = Kind.SEND_F if kind is Kind.RECV_F else Kind.SEND_B
         local = self._ready.pop((made_by, source, action.microbatch))
@@ -134,7 +145,7 @@ class Executor:
         tensor = self._ready.pop((action.kind, action.stage, action.microbatch))
         assert tensor is not None
         tensor = tensor.contiguous()
-        self._sending.append((self.group.isend(tensor, peer, tag), tensor))
+        self._sending[action.kind, action.stage, action.microbatch] = (self.group.isend(tensor, peer, tag), tensor)
 
     def _way(self, action: Action) -> tuple[int, int]:
         """The rank at the other end of a message, and its tag, of which there is one per message of a step: to which

@@ -83,7 +83,7 @@ def check_fixed(config: RunConfig, fixed: Collection[str]) -> None:
         what = "lies in a V" if is_folded(config.parallel) else "is a file for one layout"
         raise ValueError(
             f"parallel.schedule={config.parallel.schedule} {what}, which is not searched; plan without "
-            "parallel.schedule and parallel.placement, then compare with: trainsys simulate plan.yaml schedule=all"
+            "parallel.schedule and parallel.placement, then compare schedules of the plan with trainsys simulate"
         )
     plain = {key: getattr(ParallelConfig(), key) for key in SEARCHED}
     given = {key: getattr(config.parallel, key) for key in fixed}

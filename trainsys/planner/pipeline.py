@@ -53,8 +53,10 @@ def run_pipeline(
     f_s: tuple[float, ...],
     b_s: tuple[float, ...],
     hops: Hops | None = None,
+    w_s: tuple[float, ...] = (),
 ) -> Pipeline:
-    """Run schedule `name` with F and B seconds per run of layers and seconds per message.
+    """Run schedule `name` with F and B seconds per run of layers and seconds per message; `w_s` of B are W's (by
+    default a half).
 
     With one replica per stage a long step is periodic once the pipeline is full, and is continued from steps of four
     and of six microbatches per stage, but never below `least_ends`: within 0.3 % of the whole step as a rule (1f1b;
@@ -66,7 +68,7 @@ def run_pipeline(
     if _by_order(name, replicas, len(f_s)):
         return _ragged(name, microbatches, replicas, f_s, b_s, hops)
     if set(replicas) != {1} or name not in FORMS:
-        return _simulated(name, microbatches, replicas, f_s, b_s, tuple(sorted((hops or {}).items())))
+        return _simulated(name, microbatches, replicas, f_s, b_s, tuple(sorted((hops or {}).items())), w_s)
     stages = len(replicas)
     busy = [microbatches * sum(f_s[stage::stages] + b_s[stage::stages]) for stage in range(stages)]
     ends = _ends(name, microbatches, stages, f_s, b_s, hops)
@@ -237,10 +239,13 @@ def _simulated(
     f_s: tuple[float, ...],
     b_s: tuple[float, ...],
     hops: tuple[tuple[tuple[int, int], float], ...],
+    w_s: tuple[float, ...] = (),
 ) -> Pipeline:
     schedule = schedule_for(name, microbatches, replicas, len(f_s) // len(replicas))
     seconds = dict(hops)
-    run = simulate(schedule, Costs(f_s, b_s, send_s=(lambda src, dst: seconds[src, dst]) if hops else 0.0))
+    i_s = tuple(b - w for b, w in zip(b_s, w_s, strict=True)) if w_s else None
+    send_s = (lambda src, dst: seconds[src, dst]) if hops else 0.0
+    run = simulate(schedule, Costs(f_s, b_s, send_s=send_s, i_s=i_s, w_s=w_s or None))
     lane_ends = [0.0] * schedule.num_lanes
     for event in run.events:
         if event.action.is_compute:

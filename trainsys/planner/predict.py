@@ -11,6 +11,7 @@ from trainsys.planner.communication import TensorCost, exchange_costs, gradient_
 from trainsys.planner.compute import model_flops, slowest_compute, update_s
 from trainsys.planner.device import Rate, rate
 from trainsys.planner.devices import relative_peaks, stage_devices, stage_limits
+from trainsys.planner.in_flight import FORMS
 from trainsys.planner.memory import Memory, stage_memory
 from trainsys.planner.offload import offload_cost
 from trainsys.planner.pipeline import Hops, hop_lists, least_ends, most_in_flight, run_pipeline
@@ -18,6 +19,7 @@ from trainsys.planner.plan import Bound, Plan
 from trainsys.planner.precision import Precision
 from trainsys.planner.sizes import stage_sizes
 from trainsys.planner.stages import Stages, notation
+from trainsys.planner.step_schedule import weight_s
 from trainsys.planner.wide import is_wide
 from trainsys.schedule import Routes
 from trainsys.schedule.schedule import stage_major
@@ -138,8 +140,9 @@ def _pipeline(config: RunConfig, stages: Stages, topology: Topology, flops: floa
     f_s, b_s = run_sums(parts)
     name, (microbatches, replicas) = config.parallel.schedule, shares(config, stages)
     hops = hops_of(config, stages, topology, replicas)
-    run = run_pipeline(name, microbatches, replicas, f_s, b_s, hops)
-    free = run_pipeline(name, microbatches, replicas, f_s, b_s) if whole and stages.count > 1 else run
+    w_s = () if name in FORMS else weight_s(config, stages, parts[0].backward_s)
+    run = run_pipeline(name, microbatches, replicas, f_s, b_s, hops, w_s)
+    free = run_pipeline(name, microbatches, replicas, f_s, b_s, None, w_s) if whole and stages.count > 1 else run
     busiest = max(range(stages.count), key=lambda stage: run.busy_s[stage])
     share = run.busy_s[busiest] / (stages.total(f_s, busiest) + stages.total(b_s, busiest))
     return _Work(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from trainsys.config import ModelConfig, RunConfig
@@ -52,6 +53,13 @@ def relative_costs(model: ModelConfig, stages: Stages, seq_len: int, recompute: 
     unit = sum(f_s) / stages.count
     f_s, i_s, w_s = ([s / unit for s in row] for row in (f_s, i_s, w_s))
     return Costs(f_s, [i + w for i, w in zip(i_s, w_s, strict=True)], i_s=i_s, w_s=w_s)
+
+
+def weight_s(config: RunConfig, stages: Stages, backward_s: Sequence[float]) -> Row:
+    """Seconds of W per run: its share of the FLOPs of `backward_s`, a backward's seconds of computing."""
+    relative = relative_costs(config.model, stages, config.batch.seq_len, config.parallel.recompute != "none")
+    rows: tuple[Sequence[float], ...] = (backward_s, relative.w_s or (), relative.b_s)
+    return tuple(b * w / whole for b, w, whole in zip(*rows, strict=True))
 
 
 def scales(config: RunConfig) -> list[float] | None:

@@ -132,11 +132,6 @@ class Layout:
         return len(self.stages[0].spans)
 
     @property
-    def folded(self) -> bool:
-        """Whether the runs of layers lie in a V."""
-        return self.vp > 1 and self.pp > 1 and self.runs[self.pp][0] == self.pp - 1
-
-    @property
     def ep(self) -> int:
         return self.stages[0].ep
 

@@ -34,6 +34,9 @@ class SlowLinks:
     def wait_all(self, works: Sequence[Any]) -> None:
         self._group.wait_all([work.result() if isinstance(work, Future) else work for work in works])
 
+    def settle(self, works: Sequence[Any]) -> None:
+        self.wait_all(works)
+
     def expect(self, work: Any) -> Expected:
         return self._group.expect(work)
 

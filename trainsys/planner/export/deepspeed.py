@@ -67,9 +67,9 @@ def _refuse(config: RunConfig) -> None:
             f"--export deepspeed: automatic tensor parallelism (parallel.tp={parallel.tp}) goes up to ZeRO-2; "
             "add parallel.zero=2 or parallel.tp=1"
         )
-    if parallel.recompute == "full":
+    if parallel.recompute != "none":
         raise ValueError(
-            "--export deepspeed: its JSON cannot say parallel.recompute=full (the script calls "
+            f"--export deepspeed: its JSON cannot say parallel.recompute={parallel.recompute} (the script calls "
             "deepspeed.checkpointing); add parallel.recompute=none"
         )
     if config.train.dtype == "float64":

@@ -41,8 +41,14 @@ def megatron_args(config: RunConfig) -> str:
 
 def _refuse(config: RunConfig) -> None:
     parallel, dtype = config.parallel, config.train.dtype
-    if parallel.schedule == "gpipe" and parallel.pp > 1:
-        raise ValueError("--export megatron: Megatron-LM has no gpipe; add parallel.schedule=1f1b")
+    if parallel.schedule not in ("1f1b", "interleaved") and parallel.pp > 1:
+        plain = "1f1b" if parallel.vp == 1 else "interleaved"
+        raise ValueError(f"--export megatron: Megatron-LM has no {parallel.schedule}; add parallel.schedule={plain}")
+    if parallel.recompute == "stage" or parallel.offload == "scheduled":
+        raise ValueError(
+            "--export megatron: its schedules have no actions for recomputation and copies; add "
+            "parallel.recompute=full or parallel.offload=none"
+        )
     if parallel.stage_replicas:
         raise ValueError("--export megatron: Megatron-LM has one dp for all stages; leave out parallel.stage_replicas")
     if parallel.zero >= 2 and parallel.pp > 1:

@@ -9,7 +9,16 @@ from trainsys.models.geometry import resolve
 from trainsys.planner.export.shell import number, shell_array, torchrun
 from trainsys.planner.stages import notation
 
-_SCHEDULES = {"1f1b": "1F1B", "gpipe": "GPipe", "interleaved": "Interleaved1F1B"}
+_SCHEDULES = {  # by name and whether stages have several runs of layers
+    ("1f1b", False): "1F1B",
+    ("gpipe", False): "GPipe",
+    ("interleaved", True): "Interleaved1F1B",
+    ("bfs", True): "LoopedBFS",
+    ("zb1p", True): "InterleavedZeroBubble",
+    ("zbv", True): "ZBVZeroBubble",
+    ("dualpipev", True): "DualPipeV",
+}
+_SPLIT = ("zb1p", "zbv", "dualpipev")  # backward in two halves
 # (family, dim, layers, vocabulary) -> module, size and flavor there; torchtitan takes sizes from its registry alone
 _MODELS = {
     ("llama", 4096, 32, 128256): ("llama3", "8b", "8B"),
@@ -86,6 +95,23 @@ def _refuse(config: RunConfig) -> None:
             f"--export torchtitan: parallel.pp·vp={parallel.pp}·{parallel.vp} runs must have equally many of "
             f"model.num_layers={config.model.num_layers}; add parallel.vp=1"
         )
+    schedule = parallel.schedule
+    if parallel.pp > 1 and (schedule, parallel.vp > 1) not in _SCHEDULES:
+        known = ", ".join(dict.fromkeys(name for name, several in _SCHEDULES if several == (parallel.vp > 1)))
+        raise ValueError(
+            f"--export torchtitan: it has no {schedule} with parallel.vp={parallel.vp}; add parallel.schedule= one of "
+            f"{known}"
+        )
+    if parallel.pp > 1 and parallel.zero == 3 and schedule in _SPLIT:
+        raise ValueError(
+            f"--export torchtitan: torch's split backward ({schedule}) loses the gradients of weights that FSDP has "
+            "freed after the forward; add parallel.zero=1 or parallel.schedule=interleaved"
+        )
+    if parallel.recompute == "stage" or parallel.offload == "scheduled":
+        raise ValueError(
+            "--export torchtitan: its schedules have no actions for recomputation and copies; add "
+            "parallel.recompute=full or parallel.offload=none"
+        )
     if config.train.dtype == "float64":
         raise ValueError("--export torchtitan: it has no float64; set train.dtype=bfloat16 or float32")
 
@@ -110,7 +136,7 @@ def _tables(config: RunConfig) -> dict[str, dict[str, Any]]:
         "expert_parallel_degree": parallel.ep,
     }
     if pipelined:
-        layout["pipeline_parallel_schedule"] = _SCHEDULES[parallel.schedule]
+        layout["pipeline_parallel_schedule"] = _SCHEDULES[parallel.schedule, parallel.vp > 1]
         layout["pipeline_parallel_microbatch_size"] = batch.microbatch_size
         if config.model.num_layers % (parallel.pp * parallel.vp) == 0:
             layout["pipeline_parallel_layers_per_stage"] = config.model.num_layers // (parallel.pp * parallel.vp)

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from trainsys.planner.skip.dispatch import NEVER, chain, seconds
 from trainsys.planner.skip.rules import next_stages
 from trainsys.planner.skip.setting import Setting, Stages
 
 Busy = Mapping[int, Sequence[tuple[float, float]]]  # node -> intervals that are taken, ascending
-_MOST = 4000  # partial paths looked at; then the best way so far without regard to what is closed behind it
+_MOST = 300  # partial paths looked at before it takes what it has, or the first to be complete; small cases need fewer
+_HURRY_S = 1e9  # what every visit then counts for
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Map:
         return self.own[home] + self.rest[home][self.setting.visits - 1][home]
 
     def best(self, home: int, closed: Closed, start_s: float = 0.0) -> Way | None:
-        """The way that ends soonest; None if nothing is left to it."""
+        """The way that ends soonest, or one found after `_MOST` partial paths; None if nothing is left to it."""
         setting, busy, stage_of = self.setting, closed.by_node, self.stage_of
         rest, visits = self.rest[home], setting.visits
         begin = _delayed(busy.get(home, ()), start_s, setting.compute_s[home] * setting.first)
@@ -98,7 +99,7 @@ class Map:
         heap: list[tuple[float, int, float, float, tuple[int, ...]]] = []
         last = setting.compute_s[home] * setting.first * setting.backward
         heappush(heap, (now + last + rest[visits - 1][home], 1, now, last, (home,)))
-        looked, found = 0, None
+        looked, hurry_s, found = 0, 0.0, None
         while heap:
             _, state, now, back, path = heappop(heap)
             if state == 0:
@@ -108,10 +109,14 @@ class Map:
                 way = self.timed(path, busy, start_s)
                 if found is None or way.end_s < found.end_s:
                     found = way
-                heappush(heap, (way.end_s, 0, now, back, path))
+                heappush(heap, (way.end_s - hurry_s * visits, 0, now, back, path))
                 continue
-            if looked > _MOST and found is not None:
-                return found
+            if looked == _MOST:
+                if found is not None:
+                    return found
+                hurry_s = _HURRY_S
+                heap = [(bound - hurry_s * len(p), state, t, b, p) for bound, state, t, b, p in heap]
+                heapify(heap)
             send, to_go = setting.send_s[path[-1]], visits - len(path) - 1
             for stage in next_stages(setting, tuple(stage_of[node] for node in path)):
                 if stage in closed.stages:
@@ -122,7 +127,8 @@ class Map:
                     work = setting.compute_s[node]
                     end = _delayed(busy.get(node, ()), now + send[node], work) + work
                     behind = back + work * setting.backward + setting.send_s[node][path[-1]]
-                    heappush(heap, (end + behind + rest[to_go][node], 1, end, behind, (*path, node)))
+                    bound = end + behind + rest[to_go][node] - hurry_s * (len(path) + 1)
+                    heappush(heap, (bound, 1, end, behind, (*path, node)))
         return found
 
     def timed(self, path: tuple[int, ...], busy: Busy, start_s: float = 0.0) -> Way:

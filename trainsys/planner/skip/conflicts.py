@@ -50,6 +50,24 @@ def crowded_node(way_map: Map, ways: Sequence[Way], closed: Sequence[Closed]) ->
     return None
 
 
+def waits_s(way_map: Map, ways: Sequence[Way]) -> float:
+    """Seconds that nodes are wanted by more than one microbatch: work that begins before what is ahead of it can have
+    ended, were it done in the order of arrival."""
+    arrivals: dict[int, list[tuple[float, float]]] = {}
+    for way in ways:
+        nodes = (*way.path, way.path[0], way.path[0], *reversed(way.path))
+        for node, span in zip(nodes, way.spans, strict=True):
+            arrivals.setdefault(node, []).append(span)
+    total = 0.0
+    for row in arrivals.values():
+        free = 0.0
+        for start, end in sorted(row):
+            begin = max(start, free)
+            total += begin - start
+            free = begin + end - start
+    return total
+
+
 def collision(way_map: Map, ways: Sequence[Way], closed: Sequence[Closed]) -> list[Denial] | None:
     """The first two that would work on a node at once: either waits until the other is through."""
     visits = way_map.setting.visits

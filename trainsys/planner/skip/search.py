@@ -35,7 +35,7 @@ class SkipPlan:
         starts: simulated seconds of what the search began with, by name.
         evaluations: simulations made.
         seconds: that the search took.
-        cut: whether the seconds ended it rather than the evaluations; the same seed may then find another plan.
+        cut: whether the seconds ended it, or its first phase; the same seed may then find another plan.
     """
 
     setting: Setting
@@ -102,6 +102,7 @@ class _Search:
         self.started = perf_counter()
         self.limit_s = seconds
         self.made = 0
+        self.hurried = False
         self.scores: list[tuple[float, int]] = []
         self.starts: dict[str, float] = {}
         self.best: tuple[Plan, Outcome] | None = None
@@ -131,12 +132,17 @@ class _Search:
             self.starts[name] = self.score((paths, Order(in_turn))).step_s
 
     def conflicts(self, share: float) -> None:
-        """`share` of the evaluations, for what the conflict-based search finds, the backward first or not."""
+        """`share` of the budget, for what the conflict-based search finds, the backward first or not. A branch that
+        it offers nothing from counts as an evaluation."""
         until = self.made + self.most * share
-        for paths, rank in settled(self.map, self.seed):
-            for early in (True, False):
-                self.score((paths, Order(rank, early)))
-            if self.over or self.made >= until:
+        until_s = self.started + self.limit_s * share
+        for offer in settled(self.map, self.seed):
+            if offer is not None:
+                for early in (True, False):
+                    self.score((offer[0], Order(offer[1], early)))
+            self.made += offer is None
+            if self.over or self.made >= until or perf_counter() > until_s:
+                self.hurried |= perf_counter() > until_s
                 return
 
     def anneal(self) -> None:
@@ -171,5 +177,5 @@ class _Search:
             self.starts,
             self.made,
             perf_counter() - self.started,
-            self.made < self.most and perf_counter() - self.started > self.limit_s,
+            self.hurried or (self.made < self.most and perf_counter() - self.started > self.limit_s),
         )
