@@ -59,7 +59,7 @@ def run(argv: list[str]) -> int:
         if len(asked) > 1:
             raise ValueError("schedule= is given twice; put commas between the names")
         if args.export_csv:
-            raise ValueError("--export-csv writes one schedule; name it with parallel.schedule= instead of schedule=")
+            raise ValueError("--export-csv writes one schedule; name it with parallel.schedule=NAME")
         found = simulate_all(config, asked[0], out, lambda: check_folder(out, "--out" if args.out else "run_dir"))
         if args.json:
             print(json.dumps([as_dict(a.timeline) | a.as_dict() for a in found.able]))
