@@ -1,101 +1,100 @@
-"""Schedules under emulated compute: measured step against the simulator and the closed formula, in one run.
+"""Schedules under emulated compute on our engine and on torch's: the measured step against the simulated one.
 
-Stages sleep (F takes T, B takes 2T), messages and the executor are real. `off` is measured / predicted - 1.
+F, I and W of a rank take T per microbatch each, B as long as I and W; under vp its stages share them. Both engines run
+the same module with a real backward and real messages over gloo; what is left of an action's time, the stage waits. So
+the first stage's input gradient, which torch does not compute, takes its time in both. Rows are all schedules of the
+registry, and torch's own (``torch NAME``), read from its CSV; torch runs each from CSV with comms.
 
-    trainsys bench schedules [--stages 4] [--microbatches 8] [--t-ms 40] [--json]
+`off` is measured / simulated - 1. *In a row* is the time per step of some steps with no barrier between them. The
+overhead per action is that of a step whose actions take no longer than their work, less that work alone (in all ranks
+at once), divided by the actions of its longest lane, compute and messages. All ranks share the machine's cores, so it
+is an upper bound.
+
+    trainsys bench schedules [--stages 4] [--microbatches 8] [--t-ms 40] [--repeat 3] [--in-a-row 4]
+                             [--only 1f1b "torch ZBV"] [--json]
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks._clock import median_s, span
+from benchmarks._schedules_run import Case, body, cases, costs, medians, repeated
 from trainsys.cli.arguments import Parser
-from trainsys.comm.communicator import Communicator
-from trainsys.parallel.emulated import EmulatedStage
-from trainsys.parallel.executor import Executor
-from trainsys.schedule.costs import Costs
-from trainsys.schedule.generators import build
-from trainsys.schedule.routes import Routes
-from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.simulate import simulate
 from trainsys.testing import RankPool
 
-NAMES = ("gpipe", "1f1b", "interleaved", "bfs")  # an emulated stage has whole backwards only
-VP = {"interleaved": 2, "bfs": 2}  # runs of layers per stage, 1 for the others
 
-
-def scheduled(name: str, microbatches: int, stages: int, t: float) -> tuple[Schedule, Costs]:
-    """The schedule, and what its actions take: F `t` seconds per stage, shared among its runs; B twice as long."""
-    vp = VP.get(name, 1)
-    f_s = [t / vp] * stages * vp
-    return build(name, Routes.balanced(microbatches, [1] * stages, vp), vp), Costs(f_s, [2 * f for f in f_s])
-
-
-def body(rank: int, world_size: int, store: Any, name: str, microbatches: int, t: float, repeat: int) -> dict[str, Any]:
-    """One stage: start and end of each repetition on the common clock, and the peak of live activations."""
-    members = tuple(range(world_size))
-    comm = Communicator(store, rank)
-    comm.reconfigure(0, [members])
-    group = comm.group(members)
-    schedule, costs = scheduled(name, microbatches, world_size, t)
-    last = schedule.routes.num_stages - 1
-    runners = {
-        s: EmulatedStage(costs.f_s[s], costs.b_s[s], s == 0, s == last) for s in range(rank, last + 1, world_size)
+def row(pool: RankPool, case: Case, t: float, repeat: int, steps: int, peer: bool = True) -> dict[str, Any]:
+    """What one schedule takes, simulated and measured, in seconds but for the overheads."""
+    seconds = costs(case, t)
+    simulated, in_a_row = (simulate(s, seconds) for s in (case.schedule, repeated(case.schedule, steps)))
+    took = medians(pool.run(body, case.ranks, case, t, repeat, steps, peer, timeout_s=600))
+    actions = max(map(len, case.schedule.lanes))
+    found = {
+        "schedule": case.name,
+        "P": case.ranks,
+        "m": case.microbatches,
+        "vp": case.vp,
+        "actions": actions,
+        "simulated_s": simulated.step_s,
+        "measured_s": took["ours"],
+        "off_simulated": took["ours"] / simulated.step_s - 1,
+        "in_a_row_simulated_s": in_a_row.step_s / steps,
+        "in_a_row_s": took["ours row"] / steps,
+        "work_per_action_ms": 1e3 * took["work"] / actions,
+        "overhead_per_action_ms": 1e3 * (took["ours empty"] - took["work"]) / actions,
     }
-    executor = Executor(schedule, rank, runners, group, dict(enumerate(members)))
-    spans = []
-    for _ in range(repeat + 1):  # the first connects and warms up
-        spans.append(span(group, executor.run))
-    comm.close()
-    return {"spans": spans[1:], "peak": executor.peak_activations, "actions": len(executor.actions)}
+    if peer:
+        found |= {
+            "torch_measured_s": took["torch"],
+            "torch_off_simulated": took["torch"] / simulated.step_s - 1,
+            "torch_in_a_row_s": took["torch row"] / steps,
+            "torch_overhead_per_action_ms": 1e3 * (took["torch empty"] - took["work"]) / actions,
+            "overhead_ratio": (took["ours empty"] - took["work"]) / (took["torch empty"] - took["work"]),
+        }
+    return found
 
 
 def main(argv: Sequence[str]) -> int:
     parser = Parser("bench schedules", __doc__.splitlines()[0], "  trainsys bench schedules --json")
-    parser.add_argument("--stages", type=int, default=4)
+    parser.add_argument("--stages", type=int, default=4, help="P, ranks of the pipeline")
     parser.add_argument("--microbatches", type=int, default=8)
-    parser.add_argument("--t-ms", type=float, default=40.0, help="seconds of F in ms; B takes twice as long")
+    parser.add_argument("--t-ms", type=float, default=40.0, help="ms of F, of I and of W, per rank and microbatch")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--in-a-row", type=int, default=4, metavar="STEPS", help="with no barrier between them")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of the rows")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    stages, m, t = args.stages, args.microbatches, args.t_ms / 1e3
-    pool = RankPool()
-    rows = []
-    for name in NAMES:
-        results = pool.run(body, stages, name, m, t, args.repeat, timeout_s=300)
-        measured = median_s([r["spans"] for r in results])
-        predicted = simulate(*scheduled(name, m, stages, t))
-        formula = (m + (stages - 1) / VP.get(name, 1)) * 3 * t  # Narayanan et al. 2021, section 2.2
-        rows.append(
-            {
-                "schedule": name,
-                "P": stages,
-                "m": m,
-                "formula_s": formula,
-                "simulated_s": predicted.step_s,
-                "measured_s": measured,
-                "off_simulated": measured / predicted.step_s - 1,
-                "off_formula": measured / formula - 1,
-                "peak_activations": [r["peak"] for r in results],
-                "simulated_peak": list(predicted.peak_activations),
-                "overhead_per_action_ms": 1e3 * (measured - predicted.step_s) / max(r["actions"] for r in results),
-            }
-        )
+    pool, rows = RankPool(), []
+    if not args.json:
+        print(f"P={args.stages} m={args.microbatches} F=I=W={args.t_ms:g} ms; median of {args.repeat}\n{_HEAD}")
+    for case in cases(args.stages, args.microbatches, tuple(args.only)):
+        rows.append(row(pool, case, args.t_ms / 1e3, args.repeat, args.in_a_row) | {"load": os.getloadavg()[0]})
+        if not args.json:
+            print(_line(rows[-1]), flush=True)
     pool.close()
     if args.json:
         print(json.dumps({"rows": rows}))
-        return 0
-    print(f"P={stages} m={m} F={args.t_ms:g} ms B={2 * args.t_ms:g} ms, emulated compute, median of {args.repeat}")
-    for row in rows:
-        print(
-            f"{row['schedule']:11} measured {row['measured_s']:.4f} s  simulated {row['simulated_s']:.4f} s "
-            f"({row['off_simulated']:+.1%})  formula {row['formula_s']:.4f} s ({row['off_formula']:+.1%})  "
-            f"peak {row['peak_activations']} (simulated {row['simulated_peak']})"
-        )
     return 0
+
+
+_HEAD = (
+    f"{'':27}{'one step (s)':^38}   {'in a row, per step (s)':^26}   {'overhead/action (ms)':^22}\n"
+    f"{'schedule':27}{'simulated':>9} {'ours':>7} {'off':>6} {'torch':>7} {'off':>6}   "
+    f"{'simulated':>9} {'ours':>8} {'torch':>8}  {'ours':>6} {'torch':>6} {'ratio':>6} {'load':>5}"
+)
+
+
+def _line(r: dict[str, Any]) -> str:
+    return (
+        f"{r['schedule']:27}{r['simulated_s']:9.3f} {r['measured_s']:7.3f} {r['off_simulated']:+6.1%} "
+        f"{r['torch_measured_s']:7.3f} {r['torch_off_simulated']:+6.1%}   {r['in_a_row_simulated_s']:9.3f} "
+        f"{r['in_a_row_s']:8.3f} {r['torch_in_a_row_s']:8.3f}  {r['overhead_per_action_ms']:6.3f} "
+        f"{r['torch_overhead_per_action_ms']:6.3f} {r['overhead_ratio']:6.2f} {r['load']:5.1f}"
+    )
 
 
 if __name__ == "__main__":

@@ -74,6 +74,8 @@ def abort_and_carry_on(rank: int, world_size: int, store: Any, how: str) -> dict
     def operation() -> None:
         if how == "allreduce":
             total(big, 1.0)
+        elif how == "expect":
+            big.take(big.expect(big.irecv(torch.zeros(4), absent, 0)))
         else:
             big.wait(big.irecv(torch.zeros(4), absent, 0))
 

@@ -10,7 +10,7 @@ from trainsys.testing import RankPool
 pytestmark = pytest.mark.alone
 
 
-@pytest.mark.parametrize("how", ["allreduce", "irecv"])
+@pytest.mark.parametrize("how", ["allreduce", "irecv", "expect"])
 def test_abort_frees_blocked_ranks_and_keeps_quiet_groups(ranks: RankPool, how: str) -> None:
     results = ranks.run(bodies.abort_and_carry_on, 4, how)
     for rank, r in enumerate(results):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from trainsys.config import RunConfig
     from trainsys.planner.timeline import Timeline
+    from trainsys.schedule import Schedule
 
 EXAMPLES = """\
   trainsys simulate runs/demo/plan.yaml
@@ -24,7 +25,8 @@ EXAMPLES = """\
 ABOUT = """\
 Simulate the schedule of a plan (or any config) with the planner's costs of each action: how long forward and backward
 of all microbatches take, how much of that each rank idles, how much memory it holds when. Writes trace.json (open it in
-ui.perfetto.dev) and timeline.png into --out. No GPU, no process group.
+ui.perfetto.dev) and timeline.png into --out; with --export-csv DIR also the schedule in both formats of
+torch.distributed.pipelining, which parallel.schedule=FILE.csv reads. No GPU, no process group.
 
 schedule=all compares every schedule that can run the plan's stages and microbatches, with one and with two runs of
 layers per stage; schedule=A,B those named. Writes a picture of each, schedules.png with all of them on one time axis,
@@ -39,7 +41,9 @@ def run(argv: list[str]) -> int:
     parser.add_config()
     parser.add_json("the numbers and every lane's actions")
     parser.add_argument("--out", metavar="DIR", help="folder of the pictures (default: run_dir of the config)")
+    parser.add_argument("--export-csv", metavar="DIR", help="folder for the schedule as torch.distributed reads it")
     args = parser.parse_intermixed_args(argv)
+    from trainsys.cli.files import write_all
     from trainsys.cli.prepare import check_folder
     from trainsys.config import load
     from trainsys.planner.check import check_batch, check_layout
@@ -54,6 +58,8 @@ def run(argv: list[str]) -> int:
 
         if len(asked) > 1:
             raise ValueError("schedule= is given twice; put commas between the names")
+        if args.export_csv:
+            raise ValueError("--export-csv writes one schedule; name it with parallel.schedule=NAME")
         found = simulate_all(config, asked[0], out, lambda: check_folder(out, "--out" if args.out else "run_dir"))
         if args.json:
             print(json.dumps([as_dict(a.timeline) | a.as_dict() for a in found.able]))
@@ -63,13 +69,27 @@ def run(argv: list[str]) -> int:
     from trainsys.planner.timeline import timeline
 
     result = timeline(config)
+    exports = torch_files(result.schedule, Path(args.export_csv)) if args.export_csv else []
     check_folder(out, "--out" if args.out else "run_dir")
+    write_all(exports)
     _write(config, result, out)
     if args.json:
         print(json.dumps(as_dict(result)))
     else:
         _show(config, result, out, console)
+        for _, path, _ in exports:
+            console.print(f"{path}  for torch.distributed.pipelining", markup=False)
     return 0
+
+
+def torch_files(schedule: Schedule, folder: Path) -> list[tuple[str, Path, bytes]]:
+    """Both formats of torch's CSV as ``--export-csv`` writes them. Raises ValueError for what torch cannot run."""
+    from trainsys.schedule import export_csv
+
+    return [
+        ("--export-csv", folder / f"{name}.csv", export_csv(schedule, comms).encode())
+        for name, comms in (("compute_only", False), ("compute_comms", True))
+    ]
 
 
 def as_dict(result: Timeline) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from queue import SimpleQueue
 from typing import Any, cast
@@ -28,6 +29,14 @@ _LOCAL_SEND_BUFFER = 256 << 10  # bytes; measured: 64 MiB to 4 ranks took 14 % l
 
 class CommError(RuntimeError):
     """Communication failed or was aborted; the tensors of the operation are undefined (*torn*)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """An operation that a thread waits for already; `answers` is None where only the caller's own thread can."""
+
+    work: Work
+    answers: Answers | None
 
 
 class Group:
@@ -83,6 +92,39 @@ class Group:
         """Finish an operation begun by `isend` or `irecv`."""
         self.wait_all([work])
 
+    def expect(self, work: Work) -> Expected:
+        """Have an `irecv` waited for from now on: `take` is quick when it is complete by then, a `wait` is not."""
+        if self._backend_name == "nccl":
+            return Expected(work, None)
+        answers = self._listen()
+        wait_elsewhere([work], answers)
+        return Expected(work, answers)
+
+    def take(self, expected: Expected) -> None:
+        """Finish what `expect` was told of. Raises CommError as `wait_all` does."""
+        if expected.answers is None:
+            self.wait(expected.work)
+            return
+        error = expected.answers.get()
+        with self._guard:
+            self._waiting.discard(expected.answers)
+            self._count(error)
+        if error:
+            raise CommError(f"group {self.name}: {error}")
+
+    def settle(self, works: Sequence[Work]) -> None:
+        """Finish sends that are known to have arrived: nothing is left to wait for, so this thread asks itself.
+
+        Raises:
+            CommError: as `wait_all` does.
+        """
+        for work in works:
+            error = outcome(work)
+            with self._guard:
+                self._count(error)
+            if error:
+                raise CommError(f"group {self.name}: {error}")
+
     def wait_all(self, works: Sequence[Work], arrived: Callable[[int], None] | None = None) -> None:
         """Finish operations in turn.
 
@@ -94,8 +136,7 @@ class Group:
         """
         for i, error in enumerate(self._outcomes(works)):
             with self._guard:
-                self.pending -= 1
-                self.torn = self.torn or bool(error)
+                self._count(error)
             if error:
                 raise CommError(f"group {self.name}: {error}")
             if arrived is not None:
@@ -106,11 +147,7 @@ class Group:
         if self._backend_name == "nccl":  # orders streams and returns: must happen in the caller's own thread
             yield from map(outcome, works)
             return
-        answers: Answers = SimpleQueue()
-        with self._guard:
-            if self.torn:
-                answers.put("aborted")
-            self._waiting.add(answers)
+        answers = self._listen()
         wait_elsewhere(works, answers)
         try:
             for _ in works:
@@ -118,6 +155,20 @@ class Group:
         finally:
             with self._guard:
                 self._waiting.discard(answers)
+
+    def _listen(self) -> Answers:
+        """Where outcomes will be told, an abort too."""
+        answers: Answers = SimpleQueue()
+        with self._guard:
+            if self.torn:
+                answers.put("aborted")
+            self._waiting.add(answers)
+        return answers
+
+    def _count(self, error: str) -> None:
+        """One operation has ended; the guard is held."""
+        self.pending -= 1
+        self.torn = self.torn or bool(error)
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
         """Sum in place by the backend's own algorithm: fast, and its bits depend on the group's size."""

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,8 +243,9 @@ def _changed(config: RunConfig, manifest: dict[str, Any]) -> tuple[str, ...]:
 
 def _batch(manifest: dict[str, Any]) -> BatchConfig:
     """As it was; keys that are younger than the manifest have their defaults."""
-    values = manifest["batch"].items()
-    return BatchConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values})
+    values: Iterable[tuple[str, Any]] = manifest["batch"].items()
+    kept: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values}
+    return BatchConfig(**kept)
 
 
 def _check_same(config: RunConfig, folder: Path, manifest: dict[str, Any]) -> None:

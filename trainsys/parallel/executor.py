@@ -7,15 +7,15 @@ its own tag, so the order in which the wire delivers does not matter.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
-from trainsys.comm.group import Group
+from trainsys.comm.group import Expected, Group
 from trainsys.parallel.stage import Runner
 from trainsys.parallel.vocabulary_lane import VocabularyLane
-from trainsys.schedule.actions import VOCABULARY, Action, Kind
+from trainsys.schedule.actions import COUNTERPART, VOCABULARY, Action, Kind
 from trainsys.schedule.delivered import delivered_by
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.simulate import Event
@@ -54,10 +54,11 @@ class Executor:
         self.schedule, self.lane, self.runners = schedule, lane, runners
         self.group, self.rank_of, self.at = group, rank_of, at
         self.actions = schedule.lanes[lane]
+        self._ways = {action: self._way(action) for action in self.actions if action.kind in COUNTERPART}
         self.events: list[Event] = []
         self.peak_activations = 0
         self.watch: Callable[[Action], None] | None = None  # called after each compute, copy and send
-        self._arriving: dict[_Message, tuple[Work, Tensor]] = {}
+        self._arriving: dict[_Message, tuple[Expected, Tensor]] = {}
         self._ready: dict[_Message, Tensor | None] = {}
         self._sending: dict[_Message, tuple[Work, Tensor]] = {}
         proven = delivered_by(schedule, lane)
@@ -106,7 +107,10 @@ class Executor:
             self.events.append(Event(self.lane, action, self._started, time.perf_counter()))
             if self.watch is not None:
                 self.watch(action)
-        self._have_left(list(self._sending))
+        if self._sending:
+            assert self.group is not None
+            self.group.wait_all([work for work, _ in self._sending.values()])
+            self._sending.clear()
         if self.vocabulary is not None:
             self.vocabulary.finish()
 
@@ -151,9 +155,9 @@ class Executor:
         key = (kind, action.stage, action.microbatch)
         if key in self._arriving:
             assert self.group is not None
-            work, buffer = self._arriving.pop(key)
-            self.group.wait(work)
-            self._have_left(self._proves[key])
+            expected, buffer = self._arriving.pop(key)
+            self.group.take(expected)
+            self.group.settle([self._sending.pop(sent)[0] for sent in self._proves[key]])
             return buffer
         made_by = Kind.SEND_F if kind is Kind.RECV_F else Kind.SEND_B
         local = self._ready.pop((made_by, source, action.microbatch))
@@ -162,34 +166,25 @@ class Executor:
 
     def _receive(self, action: Action) -> None:
         assert self.group is not None
+        peer, tag = self._ways[action]
         buffer = self.runners[action.stage].boundary(action.microbatch)
-        work = self.group.irecv(buffer, self._peer(action), self._tag(action.stage, action))
-        self._arriving[action.kind, action.stage, action.microbatch] = (work, buffer)
+        expected = self.group.expect(self.group.irecv(buffer, peer, tag))
+        self._arriving[action.kind, action.stage, action.microbatch] = (expected, buffer)
 
     def _send(self, action: Action) -> None:
         assert self.group is not None
+        peer, tag = self._ways[action]
         tensor = self._ready.pop((action.kind, action.stage, action.microbatch))
         assert tensor is not None
         tensor = tensor.contiguous()
-        routes, forward = self.schedule.routes, action.kind is Kind.SEND_F
-        receiver = (routes.after if forward else routes.before)(action.stage, action.microbatch)
-        assert receiver is not None
-        work = self.group.isend(tensor, self._peer(action), self._tag(receiver, action))
-        self._sending[action.kind, action.stage, action.microbatch] = (work, tensor)
+        self._sending[action.kind, action.stage, action.microbatch] = (self.group.isend(tensor, peer, tag), tensor)
 
-    def _have_left(self, messages: Iterable[_Message]) -> None:
-        """Give up the tensors of messages that have left."""
-        for message in messages:
-            assert self.group is not None
-            work, _ = self._sending.pop(message)
-            self.group.wait(work)
-
-    def _peer(self, action: Action) -> int:
-        lane = self.schedule.peer(action)
-        assert lane is not None
-        return self.rank_of[lane]
-
-    def _tag(self, receiver: int, action: Action) -> int:
-        """Unique per message of a step: to which stage, of which microbatch, in which direction."""
+    def _way(self, action: Action) -> tuple[int, int]:
+        """The rank at the other end of a message, and its tag, of which there is one per message of a step: to which
+        stage, of which microbatch, in which direction."""
+        other = self.schedule.counterpart(action)
+        assert other is not None, f"{action} has no other end"
+        receiver = other.stage if action.kind in (Kind.SEND_F, Kind.SEND_B) else action.stage
         backward = action.kind in (Kind.SEND_B, Kind.RECV_B)
-        return 2 * (receiver * self.schedule.routes.num_microbatches + action.microbatch) + backward
+        tag = 2 * (receiver * self.schedule.routes.num_microbatches + action.microbatch) + backward
+        return self.rank_of[self.schedule.lane_of(other.stage, other.microbatch)], tag

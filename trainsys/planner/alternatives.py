@@ -9,9 +9,8 @@ from typing import Any
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.planner.check import check_layout
-from trainsys.planner.step_schedule import is_file
 from trainsys.planner.timeline import Timeline, timeline
-from trainsys.schedule import GENERATORS
+from trainsys.schedule import GENERATORS, is_file
 
 ALL = "all"
 _RUNS = (1, 2)  # runs of layers per stage that are tried, beside those of the layout

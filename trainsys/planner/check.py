@@ -10,8 +10,8 @@ from trainsys.planner.experts import check_experts
 from trainsys.planner.in_flight import FORMS
 from trainsys.planner.predict import worst_stage
 from trainsys.planner.stages import Stages, notation
-from trainsys.planner.step_schedule import is_file, schedule_of
-from trainsys.schedule import GENERATORS
+from trainsys.planner.step_schedule import schedule_of
+from trainsys.schedule import GENERATORS, is_file
 from trainsys.space.build import axis_order, check_devices
 from trainsys.space.runs import FOLDED
 

@@ -18,7 +18,7 @@ from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import resolve
 from trainsys.planner.check import MOST_MICROBATCHES, check_degrees, check_layout, check_names
 from trainsys.planner.in_flight import FORMS
-from trainsys.planner.step_schedule import is_file
+from trainsys.schedule import is_file
 from trainsys.space.runs import is_folded
 
 _MOST_RANKS = 1 << 22

@@ -11,9 +11,9 @@ from trainsys.planner.in_flight import FORMS
 from trainsys.planner.lane_order import lane_order, lane_times
 from trainsys.planner.ragged import per_stage, ragged_order, ragged_times
 from trainsys.planner.wide import is_wide, most_alive, sample
-from trainsys.schedule import Costs, Routes, Schedule, build, simulate
+from trainsys.schedule import Costs, Routes, Schedule, build, lies_in_v, simulate
 from trainsys.schedule.generators.one_f_one_b import in_flight_limit
-from trainsys.space.runs import FOLDED, host_of
+from trainsys.space.runs import host_of
 
 Hops = Mapping[tuple[int, int], float]  # (source lane, destination lane) -> seconds of a message
 _WHOLE = 2048  # forwards up to which a step is not continued from a shorter one
@@ -43,7 +43,7 @@ class Pipeline:
 @lru_cache(maxsize=32)
 def schedule_for(name: str, microbatches: int, replicas: tuple[int, ...], vp: int) -> Schedule:
     """The named schedule with balanced routes. Raises ValueError for more replicas than microbatches."""
-    return build(name, Routes.balanced(microbatches, replicas, vp, name in FOLDED), vp)
+    return build(name, Routes.balanced(microbatches, replicas, vp, lies_in_v(name)), vp)
 
 
 def run_pipeline(
@@ -252,7 +252,7 @@ def _simulated(
             lane_ends[event.lane] = max(lane_ends[event.lane], event.end_s)
     ends, busy, alive = ([0.0] * len(replicas) for _ in range(3))
     for (number, _), lane in schedule.placement.items():
-        stage = host_of(number, len(replicas), name in FOLDED)
+        stage = host_of(number, len(replicas), lies_in_v(name))
         ends[stage] = max(ends[stage], lane_ends[lane])
         busy[stage] = max(busy[stage], run.busy_s[lane])
         alive[stage] = max(alive[stage], run.peak_activations[lane])

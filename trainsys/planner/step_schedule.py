@@ -14,11 +14,6 @@ Row = tuple[float, ...]
 _AHEAD = 1  # compute actions beside which a microbatch comes back from the host
 
 
-def is_file(schedule: str) -> bool:
-    """Whether a schedule is read rather than generated."""
-    return schedule.endswith(".csv")
-
-
 def routes_of(config: RunConfig, stages: Stages) -> Routes:
     """Who runs which microbatch of a step. Raises ValueError for a stage with more replicas than microbatches."""
     count = config.batch.global_size // config.batch.microbatch_size

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from torch import Tensor
 
-from trainsys.comm.group import Group
+from trainsys.comm.group import Expected, Group
 
 
 class SlowLinks:
@@ -31,8 +31,17 @@ class SlowLinks:
         link = self._links.setdefault(peer, ThreadPoolExecutor(1))
         return link.submit(self._leave, tensor, peer, tag)
 
-    def wait(self, work: Any) -> None:
-        self._group.wait(work.result() if isinstance(work, Future) else work)
+    def wait_all(self, works: Sequence[Any]) -> None:
+        self._group.wait_all([work.result() if isinstance(work, Future) else work for work in works])
+
+    def settle(self, works: Sequence[Any]) -> None:
+        self.wait_all(works)
+
+    def expect(self, work: Any) -> Expected:
+        return self._group.expect(work)
+
+    def take(self, expected: Expected) -> None:
+        self._group.take(expected)
 
     def _leave(self, tensor: Tensor, peer: int, tag: int) -> Any:
         time.sleep(self._send_s(peer))

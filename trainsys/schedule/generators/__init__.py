@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from trainsys.schedule.comms import insert_comms
+from trainsys.schedule.from_file import from_file, is_file, lies_in_v
 from trainsys.schedule.generators import (
     auto,
     bfs,
@@ -24,7 +26,6 @@ from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.verify import verify
 from trainsys.schedule.vocabulary import on_all_lanes
-from trainsys.space.runs import FOLDED
 
 Generator = Callable[[Problem], Schedule]  # of compute actions alone
 
@@ -44,19 +45,22 @@ GENERATORS: dict[str, Generator] = {
 
 
 def generate(name: str, problem: Problem) -> Schedule:
-    """The named schedule of `problem`, with its SENDs and RECVs, verified.
+    """The named schedule of `problem`, generated or from FILE.csv, with its SENDs and RECVs, verified.
 
     Raises:
         ValueError: for an unknown name, listing the known ones, or a problem that the schedule cannot solve.
     """
-    if name not in GENERATORS:
-        raise ValueError(f"parallel.schedule={name} is unknown; choose one of {', '.join(GENERATORS)}")
-    make = GENERATORS[name]
-    schedule = insert_comms(make(problem) if problem.vocabulary == "ends" else on_all_lanes(make, problem))
+    if is_file(name):
+        schedule = capped(partial(from_file, name))(problem)
+    elif name in GENERATORS:
+        make = GENERATORS[name]
+        schedule = insert_comms(make(problem) if problem.vocabulary == "ends" else on_all_lanes(make, problem))
+    else:
+        raise ValueError(f"parallel.schedule={name} is unknown; choose one of {', '.join(GENERATORS)} or FILE.csv")
     verify(schedule)
     return schedule
 
 
 def build(name: str, routes: Routes, vp: int = 1) -> Schedule:
     """`generate` for actions of any cost, and stages that lie as the schedule wants them."""
-    return generate(name, Problem(routes, vp, name in FOLDED))
+    return generate(name, Problem(routes, vp, lies_in_v(name)))
