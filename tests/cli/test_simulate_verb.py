@@ -85,5 +85,7 @@ def test_emulation_is_refused_where_it_would_mislead(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step-00000003").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds checkpoints of a training; set another run_dir"):
         emulated(load([*PLAN, "train.emulate=true", f"run_dir={tmp_path}"]))
+    with pytest.raises(ValueError, match=r"no vocabulary to share out; set parallel\.vocabulary=ends"):
+        emulated(load([*PLAN, "train.emulate=true", "parallel.vocabulary=one_barrier", f"run_dir={tmp_path}/other"]))
     with pytest.raises(ValueError, match="leave one out"):
         emulated(load([*PLAN, "train.emulate=true", "train.init_from=hf:x", f"run_dir={tmp_path}/other"]))

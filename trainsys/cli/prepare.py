@@ -50,11 +50,6 @@ def emulated(config: RunConfig) -> RunConfig:
             f"parallel.vocabulary={config.parallel.vocabulary} with train.emulate=true, which has no vocabulary to "
             "share out; set parallel.vocabulary=ends and model.vocab_parts=1"
         )
-    if config.parallel.vocabulary != "ends":
-        raise ValueError(
-            f"parallel.vocabulary={config.parallel.vocabulary} is not emulated: its passes would compute; set "
-            "parallel.vocabulary=ends or train.emulate=false"
-        )
     if saved_steps(config):
         raise ValueError(
             f"train.emulate=true, but {checkpoint_dir(config)} holds checkpoints of a training; set another run_dir"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
-from trainsys.comm.group import Group
+from trainsys.comm.group import Expected, Group
 from trainsys.config import RunConfig
 from trainsys.parallel.stage import StageRunner
 from trainsys.planner.timeline import timeline
@@ -147,7 +147,7 @@ class SleepingRunner(StageRunner):
 class _Coming:
     """A receive under way: what it fills, from whom, since when."""
 
-    work: Work
+    expected: Expected
     buffer: Tensor
     src: int
     posted_s: float
@@ -175,16 +175,26 @@ class TimedLinks:
         return self._group.isend(tensor, dst, tag)
 
     def irecv(self, tensor: Tensor, src: int, tag: int) -> _Coming:
-        """Begin to receive; finish with `wait`."""
-        return _Coming(self._group.irecv(tensor, src, tag), tensor, src, time.perf_counter())
+        """Begin to receive; finish with `take`."""
+        expected = self._group.expect(self._group.irecv(tensor, src, tag))
+        return _Coming(expected, tensor, src, time.perf_counter())
 
-    def wait(self, work: Work | _Coming) -> None:
-        """Finish, for what was received not before its time."""
-        if not isinstance(work, _Coming):
-            self._group.wait(work)
-            return
-        self._group.wait(work.work)
-        _sleep_until(max(float(work.buffer[0]), work.posted_s) + self._from_s(work.src))
+    def expect(self, coming: _Coming) -> _Coming:
+        """Nothing is left to do: it is waited for from the beginning."""
+        return coming
+
+    def take(self, coming: _Coming) -> None:
+        """Finish a receive, not before its time."""
+        self._group.take(coming.expected)
+        _sleep_until(max(float(coming.buffer[0]), coming.posted_s) + self._from_s(coming.src))
+
+    def settle(self, works: Sequence[Work]) -> None:
+        """As of the group."""
+        self._group.settle(works)
+
+    def wait_all(self, works: Sequence[Work]) -> None:
+        """As of the group."""
+        self._group.wait_all(works)
 
 
 def _sleep_until(end_s: float) -> None:
