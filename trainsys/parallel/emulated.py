@@ -70,7 +70,7 @@ class EmulatedStage:
             self._copying.pop(microbatch).result()
 
     def boundary(self, microbatch: int) -> Tensor:
-        return torch.zeros(self.shape)
+        return torch.zeros(self.shape, dtype=torch.float64)
 
 
 class EmulatedVocabulary:
