@@ -10,6 +10,7 @@ from benchmarks._skip_swarm import replicas, swarm
 from trainsys.comm.communicator import Communicator
 from trainsys.parallel.emulated import EmulatedStage
 from trainsys.parallel.executor import Executor
+from trainsys.parallel.timed_links import TimedLinks
 from trainsys.planner.skip.places import choose_places
 from trainsys.planner.skip.search import search
 from trainsys.planner.skip.setting import without_skips
@@ -18,7 +19,6 @@ from trainsys.schedule.costs import Costs
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.simulate import simulate
 from trainsys.testing import RankPool
-from trainsys.testing.slow_links import SlowLinks
 
 REPEAT = 3
 
@@ -69,7 +69,7 @@ def body(
     runners: Mapping[int, EmulatedStage] = {
         s: EmulatedStage(f_s[s], b_s[s], s in ends[0], s in ends[1]) for s in hosted
     }
-    links: Any = SlowLinks(group, lambda peer: send_s[rank][peer])
+    links: Any = TimedLinks(group, lambda peer: send_s[rank][peer], lambda peer: send_s[peer][rank])
     executor = Executor(schedule, rank, runners, links, dict(enumerate(members)))
     spans = [span(group, executor.run) for _ in range(REPEAT + 1)]  # the first connects and warms up
     comm.close()

@@ -139,7 +139,9 @@ def body(rank: int, world_size: int, store: Any, config: RunConfig, steps: int) 
     parallel = config.parallel
     layers = parallel.stage_layers or split_layers(config.model.num_layers, parallel.pp * parallel.vp)
     topology = Topology.from_config(config.cluster)
-    layout = build_layout(parallel, layers, range(world_size), config.elastic.chunk, topology.node_of)
+    layout = build_layout(
+        parallel, layers, range(world_size), config.elastic.chunk, topology.node_of, config.model.vocab_parts
+    )
     space = Space(tensors(resolve(config.model)))
     comm = Communicator(store, rank, "gloo", 60.0)
     comm.reconfigure(0, wanted_groups(space, layout, routes_of(config, layout)))

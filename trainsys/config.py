@@ -43,6 +43,7 @@ class ModelConfig:
     rope_theta: float = 10000.0  # base of the rotary frequencies (llama, qwen3)
     norm_eps: float = 1e-5  # added to the variance in every norm
     tied: bool = False  # output head shares the embedding's weight
+    vocab_parts: int = 1  # tensors that share the rows of a vocabulary matrix (parallel.vocabulary); fixed for the run
     dropout: float = 0.0  # probability (gpt2)
 
 
@@ -163,6 +164,7 @@ class ParallelConfig:
     sequence_parallel: bool = False  # shard norms and dropout over the sequence inside tp (not context parallelism)
     schedule: str = "1f1b"  # a name registered in trainsys.schedule, or FILE.csv in the notation of torch
     placement: Literal["auto", "loop", "v"] = "auto"  # of the runs of layers on the stages; auto: as the schedule wants
+    vocabulary: Literal["ends", "one_barrier", "two_barriers"] = "ends"  # its matrices at both ends, or on all stages
     activations: float = 0.0  # most microbatches that a rank keeps, for schedules that can choose; 0: their own limit
     recompute: Literal["none", "full", "stage"] = "none"  # keep only each layer's (full) or run of layers' input
     offload: Literal["none", "activations", "scheduled"] = "none"  # to the host; scheduled: beside the computation

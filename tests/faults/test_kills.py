@@ -39,6 +39,8 @@ LAYOUTS = {
     "cp4": "parallel.dp=1 parallel.pp=1 parallel.cp=4 parallel.zero=0",
     "dp2·pp2 zero1 placed": "parallel.dp=2 parallel.pp=2 parallel.zero=1 parallel.devices=[3,0,2,1]",
     "bfloat16": "train.dtype=bfloat16",
+    "pp4, vocabulary on all": "parallel.dp=1 parallel.pp=4 parallel.zero=0 parallel.vocabulary=two_barriers "
+    "model.vocab_parts=4",
     "zbv zero1": "parallel.pp=2 parallel.dp=2 parallel.vp=2 parallel.schedule=zbv parallel.zero=1 "
     "parallel.offload=scheduled",
 }
@@ -63,6 +65,7 @@ KILLS = [
     ("gpt2, tied, dropout", "kill@4:1:backward"),
     ("recompute", "kill@4:3:backward"),
     ("bfloat16", "kill@4:0:snapshot"),
+    ("pp4, vocabulary on all", "kill@4:1:backward"),
     ("dp2·pp2·vp2 zero2", "kill@5:2:backward"),
     ("dp4·ep2 zero1", "kill@5:1:backward,join@6"),
     ("dp2·cp2 zero1", "kill@5:2:backward"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from trainsys.config import BatchConfig, ParallelConfig
-from trainsys.planner.check import check_parallel
+from trainsys.planner.check import check_layout, check_parallel
 
 BAD_LAYOUTS = [
     ({"dp": 6}, 4, r"dp\*tp\*pp=6 but the cluster has 4 ranks; set parallel.dp=4"),
@@ -37,6 +37,17 @@ BAD_LAYOUTS = [
     ),
     ({"cp": 2, "pp": 2, "stage_replicas": (1, 2)}, 4, r"cp\*tp=2\*1 × parallel.stage_replicas=\[1, 2\] needs 6 ranks"),
     ({"dp": 4, "ep": 2}, 4, "parallel.ep=2 exceeds model.num_experts=0; set parallel.ep=1$"),
+]
+BAD_VOCABULARIES = [
+    (1, {"pp": 2, "vocabulary": "one_barrier"}, "but model.vocab_parts=1; set model.vocab_parts=2 or more"),
+    (2, {"pp": 3, "vocabulary": "one_barrier"}, "parallel.pp=3 stages .* set model.vocab_parts=3 or more"),
+    (4, {"pp": 4}, "model.vocab_parts=4 but parallel.vocabulary=ends .* set parallel.vocabulary=one_barrier, or"),
+    (4, {"dp": 4, "vocabulary": "two_barriers", "zero": 2}, "under parallel.zero=0 and 1, not 2; set parallel.zero=1"),
+    (
+        3,
+        {"tp": 2, "pp": 2, "vocabulary": "two_barriers"},
+        "rows, not divisible by parallel.tp=2; set model.vocab_parts=",
+    ),
 ]
 BAD_EXPERTS = [
     ({"dp": 8, "ep": 8}, 8, "parallel.ep=8 exceeds model.num_experts=6; set parallel.ep=4$"),
@@ -83,6 +94,15 @@ def test_expert_layout_out_of_step(small):
         ValueError, match=r"parallel.stage_replicas=\[4, 6\]: lanes 0 and 1 cannot run .*; set parallel.ep=1 or "
     ):
         check_parallel(config, 10)
+
+
+@pytest.mark.parametrize(("parts", "layout", "message"), BAD_VOCABULARIES)
+def test_bad_vocabularies(small, parts, layout, message):
+    config = replace(small, model=replace(small.model, vocab_parts=parts), parallel=ParallelConfig(**layout))
+    with pytest.raises(ValueError, match=message) as error:
+        check_layout(config)
+    assert "\n" not in str(error.value)
+    assert parts != 4 or check_layout(replace(config, parallel=ParallelConfig(pp=4, vocabulary="one_barrier"))) is None
 
 
 @pytest.mark.parametrize(("layout", "ranks", "message"), BAD_LAYOUTS)

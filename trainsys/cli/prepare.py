@@ -45,6 +45,11 @@ def emulated(config: RunConfig) -> RunConfig:
         raise ValueError(
             f"train.init_from={config.train.init_from} with train.emulate=true, which has no weights; leave one out"
         )
+    if config.parallel.vocabulary != "ends":
+        raise ValueError(
+            f"parallel.vocabulary={config.parallel.vocabulary} with train.emulate=true, which has no vocabulary to "
+            "share out; set parallel.vocabulary=ends and model.vocab_parts=1"
+        )
     if saved_steps(config):
         raise ValueError(
             f"train.emulate=true, but {checkpoint_dir(config)} holds checkpoints of a training; set another run_dir"

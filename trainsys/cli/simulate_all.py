@@ -81,11 +81,16 @@ def rows(able: Sequence[Alternative]) -> list[list[str]]:
     """The cells of the table."""
     return [
         [
-            a.timeline.schedule.name, str(a.config.parallel.vp), f"{a.timeline.run.step_s:.4g}", f"{a.timeline.run.bubble:.1%}",
-            f"{a.peak_microbatches:g}", f"{max(a.timeline.peak_gib):.3g}", a.needs,
+            a.timeline.schedule.name,
+            str(a.config.parallel.vp),
+            f"{a.timeline.run.step_s:.4g}",
+            f"{a.timeline.run.bubble:.1%}",
+            f"{a.peak_microbatches:g}",
+            f"{max(a.timeline.peak_gib):.3g}",
+            a.needs,
         ]
         for a in able
-    ]  # fmt: skip
+    ]
 
 
 def _write(compared: Compared) -> None:

@@ -11,12 +11,12 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainsys.config import ModelConfig, RunConfig, to_dict
+from trainsys.config import BatchConfig, ModelConfig, RunConfig, to_dict
 from trainsys.interop.disk import sync
 from trainsys.models.geometry import resolve
 
@@ -228,6 +228,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
         **{f"optim.{key}": list(v) if isinstance(v, tuple) else v for key, v in to_dict(config.optim).items()},
         "elastic.chunk": config.elastic.chunk,
         "parallel.reduction": config.parallel.reduction,
+        "parallel.vocabulary": config.parallel.vocabulary,
     }
 
 
@@ -238,6 +239,13 @@ def _changed(config: RunConfig, manifest: dict[str, Any]) -> tuple[str, ...]:
         for key, value in _settings(config).items()
         if key in theirs and theirs[key] != value
     )
+
+
+def _batch(manifest: dict[str, Any]) -> BatchConfig:
+    """As it was; keys that are younger than the manifest have their defaults."""
+    values: Iterable[tuple[str, Any]] = manifest["batch"].items()
+    kept: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values}
+    return BatchConfig(**kept)
 
 
 def _check_same(config: RunConfig, folder: Path, manifest: dict[str, Any]) -> None:
@@ -256,7 +264,7 @@ def _check_same(config: RunConfig, folder: Path, manifest: dict[str, Any]) -> No
     theirs = {
         **settings,
         **{f"model.{key}": value for key, value in to_dict(model).items()},
-        **{f"batch.{key}": value for key, value in manifest["batch"].items()},
+        **{f"batch.{key}": value for key, value in to_dict(_batch(manifest)).items()},
         "train.seed": manifest["seed"],
         "train.dtype": manifest["dtype"],
     }

@@ -25,9 +25,12 @@ def write_timelines(config: RunConfig, recorder: Recorder, picture: bool = False
 
     folder = Path(config.run_dir)
     title, groups = timelines(config, recorder)
-    (folder / "trace.json").write_text(json.dumps(chrome_trace(groups)) + "\n")
-    if picture:
-        draw(groups, folder / "timeline.png", title)
+    try:
+        (folder / "trace.json").write_text(json.dumps(chrome_trace(groups)) + "\n")
+        if picture:
+            draw(groups, folder / "timeline.png", title)
+    except OSError as error:
+        recorder.say(f"trace.json and timeline.png cannot be written: {error.strerror}")
     if "measured" not in groups:
         return None
     return compare(max(recorder.traces), groups["predicted"], groups["measured"])

@@ -154,6 +154,10 @@ class Recorder:
             self._progress.say(error)
         self._note("saved", step=step, path=path, error=error)
 
+    def say(self, line: str) -> None:
+        """One line on the screen."""
+        self._progress.say(line)
+
     def compared(self, comparison: Comparison) -> None:
         """The predicted step against a measured one."""
         self._note("compared", **asdict(comparison))

@@ -29,7 +29,7 @@ from trainsys.models.registry import build
 
 def warm_up(config: RunConfig) -> None:
     """Run one microbatch through a one-layer model, so that a rank that joins does not hold up its first real step."""
-    model = build(dataclasses.replace(resolve(config.model), num_layers=1), range(-1, 2))
+    model = build(dataclasses.replace(resolve(config.model), num_layers=1, vocab_parts=1), range(-1, 2))
     size = config.batch.microbatch_size
     model.keys.begin(config.train.seed, 0, range(size))
     model(torch.zeros(size, config.batch.seq_len, dtype=torch.int64)).sum().backward()

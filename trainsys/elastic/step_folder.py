@@ -16,7 +16,7 @@ from trainsys.elastic.checkpoint import saved_places
 from trainsys.elastic.manifest import MANIFEST, about_run, read_manifest, write_manifest
 from trainsys.interop.dcp import METADATA, Saved, open_foreign_dcp, read_dcp, write_metadata
 from trainsys.interop.formats import STAGING, NamedSource, Read, Shard, Source, Written
-from trainsys.interop.naming import OURS
+from trainsys.interop.naming import STORED
 from trainsys.interop.sums import Sums, sums_of
 from trainsys.interop.torch_stream import Coming, save_streamed
 from trainsys.models.geometry import check_split, resolve, split_layers, tensors
@@ -40,7 +40,7 @@ def open_dcp(path: Path) -> NamedSource:
         slot: {name.removeprefix(f"{slot}."): at for name, at in stored.items() if name.startswith(f"{slot}.")}
         for slot in SLOTS
     }
-    source = NamedSource(path, tables, (OURS,))
+    source = NamedSource(path, tables, (STORED,))
     fields = {f.name for f in dataclasses.fields(ModelConfig)}
     source.config = resolve(ModelConfig(**{k: v for k, v in manifest["model"].items() if k in fields}))
     source.step, source.manifest = int(manifest["step"]), manifest
@@ -113,7 +113,7 @@ def layout_of(model: ModelConfig, parallel: ParallelConfig, chunk: int) -> Layou
     stages = len(layers) // parallel.vp
     replicas = sum(parallel.stage_replicas) if parallel.stage_replicas else parallel.dp * stages
     ranks = range(replicas * parallel.cp * parallel.tp)
-    return build_layout(parallel, layers, ranks, chunk, lambda rank: 0)
+    return build_layout(parallel, layers, ranks, chunk, lambda rank: 0, model.vocab_parts)
 
 
 def check_name(path: Path, step: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainsys.config import ModelConfig
 from trainsys.interop.fragments import Tables
-from trainsys.interop.naming import HF, HF_FUSED, OURS, Naming, best_naming, differences, refuse
+from trainsys.interop.naming import HF, HF_FUSED, OURS, STORED, Naming, best_naming, differences, refuse
 from trainsys.models.geometry import resolve
 from trainsys.space.box import Box
 from trainsys.space.tensor import SLOTS, LogicalTensor
@@ -91,7 +91,7 @@ class NamedSource:
     config: ModelConfig | None = None
     step: int | None = None
 
-    def __init__(self, path: Path, tables: Tables, namings: tuple[Naming, ...] = (OURS, HF, HF_FUSED)) -> None:
+    def __init__(self, path: Path, tables: Tables, namings: tuple[Naming, ...] = (OURS, HF, HF_FUSED, STORED)) -> None:
         self.path, self.tables = path, tables
         self.slots = tuple(slot for slot in SLOTS if tables.get(slot))
         self.manifest: Mapping[str, Any] = {}

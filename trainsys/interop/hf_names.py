@@ -13,6 +13,7 @@ from typing import Any
 
 from trainsys.config import ModelConfig
 from trainsys.models.geometry import resolve
+from trainsys.models.vocab_parts import whole_of
 from trainsys.space.box import Box
 
 
@@ -102,7 +103,8 @@ def part_of(config: ModelConfig, name: str, fused: bool = False) -> Part:
     table, layers = _TABLES[config.family]
     match = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
     if match is None:
-        return Part(table[name])
+        whole, first = whole_of(config, name)
+        return Part(table[whole], offset=first)
     layer, module, kind = match.groups()
     expert = _EXPERT.fullmatch(module)
     if fused and module == _ROUTER:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from trainsys.config import ModelConfig
 from trainsys.interop.hf_names import check, ignorable, part_of
 from trainsys.models.geometry import resolve, tensors
+from trainsys.models.vocab_parts import whole_of
 from trainsys.space.box import Box
 from trainsys.space.fused import Fused
 from trainsys.space.tensor import LogicalTensor
@@ -85,8 +86,14 @@ class Naming:
         return shapes
 
 
-def _our_spans(config: ModelConfig, tensor: LogicalTensor) -> tuple[Span, ...]:
+def _as_stored(config: ModelConfig, tensor: LogicalTensor) -> tuple[Span, ...]:
     return (Span(Box.whole(tensor.shape), tensor.name, (0,) * len(tensor.shape)),)
+
+
+def _our_spans(config: ModelConfig, tensor: LogicalTensor) -> tuple[Span, ...]:
+    """Parts of the vocabulary lie in their whole."""
+    name, first = whole_of(config, tensor.name)
+    return (Span(Box.whole(tensor.shape), name, (first, *(0,) * (len(tensor.shape) - 1))),)
 
 
 def hugging_face(fused: bool) -> Naming:
@@ -102,6 +109,7 @@ def hugging_face(fused: bool) -> Naming:
 
 
 OURS = Naming("ours", _our_spans, lambda config, name: config.tied and name == "output.weight")
+STORED = Naming("ours", _as_stored, OURS.ignorable)  # as a checkpoint has it: each part of the vocabulary by itself
 HF, HF_FUSED = hugging_face(False), hugging_face(True)
 
 _MEGATRON = {
@@ -150,7 +158,8 @@ def megatron(stacked: bool, norms: tuple[tuple[bool, ...], tuple[bool, ...]]) ->
         match = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", tensor.name)
         whole, zeros = Box.whole(tensor.shape), (0,) * len(tensor.shape)
         if match is None:
-            return (Span(whole, _MEGATRON[tensor.name], zeros),)
+            name, first = whole_of(config, tensor.name)
+            return (Span(whole, _MEGATRON[name], (first, *zeros[1:])),)
         layer, path, kind = int(match[1]), match[2], match[3]
         module = path if tensor.expert is None else path.replace(f".experts.{tensor.expert}.", ".experts.")
         prefix, lead = ("decoder.layers.", (layer,)) if stacked else (f"decoder.layers.{layer}.", ())
@@ -235,7 +244,12 @@ def differences(
         extra: also name what is found beyond the model.
     """
     shapes = naming.shapes(config)
-    padded = {s.name for t in tensors(config) if t.name in vocabulary(config) for s in naming.spans(config, t)}
+    padded = {
+        s.name
+        for t in tensors(config)
+        if whole_of(config, t.name)[0] in vocabulary(config)
+        for s in naming.spans(config, t)
+    }
     wrong = []
     for name, shape in shapes.items():
         theirs = found.get(prefix + name)

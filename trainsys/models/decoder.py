@@ -16,7 +16,8 @@ class Decoder(nn.Module):
     """Blocks `blocks` of a model: ``EMBED`` (-1), layers 0 … L-1, and L for final norm and head.
 
     Parameter names do not depend on the slice; what lies outside it is not created (None, or absent from `layers`).
-    A tied head still has its own ``output.weight``, so that the gradients of the two uses stay apart; the runtime
+    Parts of the vocabulary are not in the module, which then begins with what they looked up and ends with the final
+    norm. A tied head still has its own ``output.weight``, so that the gradients of the two uses stay apart; the runtime
     adds them. Any submodule may be replaced by its parallel version: each is called once, with one tensor. Between
     them nothing looks at the sequence length, except that embeddings see whole sequences.
     """
@@ -34,16 +35,19 @@ class Decoder(nn.Module):
         assert EMBED <= blocks.start < blocks.stop <= last + 1, (blocks, last)
         assert blocks.step == 1, blocks
         self.config, self.blocks, self.keys = config, blocks, SampleKeys()
-        embed, head = EMBED in blocks, last in blocks
-        self.tok_embeddings: nn.Module | None = nn.Embedding(config.vocab_size, config.dim) if embed else None
+        embed, head, apart = EMBED in blocks, last in blocks, config.vocab_parts > 1
+        self.tok_embeddings: nn.Module | None = (
+            nn.Embedding(config.vocab_size, config.dim) if embed and not apart else None
+        )
         self.layers = nn.ModuleDict({str(i): layer(i, self.keys) for i in blocks if 0 <= i < last})
         self.norm: nn.Module | None = norm() if head else None
-        self.output: nn.Module | None = nn.Linear(config.dim, config.vocab_size, bias=False) if head else None
+        self.output: nn.Module | None = (
+            nn.Linear(config.dim, config.vocab_size, bias=False) if head and not apart else None
+        )
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """int64 [B, S] -> hidden [B, S, dim]; families add their positions here."""
-        assert self.tok_embeddings is not None
-        hidden: Tensor = self.tok_embeddings(tokens)
+        """int64 [B, S], or what was looked up elsewhere -> hidden [B, S, dim]; families add their positions here."""
+        hidden: Tensor = tokens if self.tok_embeddings is None else self.tok_embeddings(tokens)
         return hidden
 
     def forward(self, x: Tensor, blocks: range | None = None) -> Tensor:
@@ -59,6 +63,6 @@ class Decoder(nn.Module):
                 x = self.layers[str(block)](x)
             else:
                 assert self.norm is not None
-                assert self.output is not None
-                x = self.output(self.norm(x))
+                x = self.norm(x)
+                x = x if self.output is None else self.output(x)
         return x

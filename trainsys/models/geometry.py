@@ -14,7 +14,9 @@ from trainsys.models.llama_geometry import LLAMA
 from trainsys.models.mixtral_geometry import MIXTRAL
 from trainsys.models.qwen3_geometry import QWEN3
 from trainsys.models.qwen3_moe_geometry import QWEN3_MOE
+from trainsys.models.vocab_parts import in_parts
 from trainsys.space.tensor import EMBED, LogicalTensor
+from trainsys.space.vocabulary import part_rows
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
@@ -40,7 +42,7 @@ def resolve(config: ModelConfig) -> ModelConfig:
         ValueError: for an unknown family, or sizes that no model of that family can have.
     """
     family = family_of(config)
-    for name in ("vocab_size", "dim", "num_layers", "num_heads", "max_seq_len"):
+    for name in ("vocab_size", "dim", "num_layers", "num_heads", "max_seq_len", "vocab_parts"):
         if getattr(config, name) < 1:
             raise ValueError(f"model.{name}={getattr(config, name)} must be at least 1")
     for name in ("num_kv_heads", "head_dim", "ffn_dim"):
@@ -48,6 +50,11 @@ def resolve(config: ModelConfig) -> ModelConfig:
             raise ValueError(f"model.{name}={getattr(config, name)} must be positive, or 0 to derive it")
     if not 0 <= config.dropout < 1:
         raise ValueError(f"model.dropout={config.dropout:g} must lie in [0, 1)")
+    if config.vocab_parts > config.vocab_size:
+        raise ValueError(
+            f"model.vocab_parts={config.vocab_parts} exceeds model.vocab_size={config.vocab_size}; "
+            f"set model.vocab_parts={config.vocab_size} or lower"
+        )
     heads, kv_heads = config.num_heads, config.num_kv_heads or config.num_heads
     if not config.head_dim and config.dim % heads:
         raise ValueError(
@@ -93,13 +100,14 @@ def tensors(config: ModelConfig) -> tuple[LogicalTensor, ...]:
     """
     config, family = resolve(config), family_of(config)
     layers = [t for i in range(config.num_layers) for t in family.layer(config, i)]
-    return (*family.embed(config), *layers, *family.head(config))
+    plain = (*family.embed(config), *layers, *family.head(config))
+    return tuple(part for tensor in plain for part in in_parts(config, tensor))
 
 
 def logical_name(config: ModelConfig, param_name: str) -> str:
     """Name of the logical tensor that a module's parameter holds: its own, but the embedding's for a tied head."""
-    if config.tied and param_name == "output.weight":
-        return "tok_embeddings.weight"
+    if config.tied and param_name.startswith("output.weight"):
+        return param_name.replace("output", "tok_embeddings")
     return param_name
 
 
@@ -115,16 +123,29 @@ def forward_flops(config: ModelConfig, block: int, seq_len: int, tp: int = 1) ->
 
     A layer counts its weight matrices, of experts as many as a token uses, and, for attention, scores and weighted
     values against all `seq_len` positions: causality is not discounted. The embedding is a lookup (0); block
-    ``num_layers`` is the head, 2·dim·vocab.
+    ``num_layers`` is the head, 2·dim·vocab, or the blocks beyond it are, where the vocabulary is in parts.
     """
     config = resolve(config)
-    assert EMBED <= block <= config.num_layers, block
+    assert EMBED <= block <= config.num_layers + 2 * config.vocab_parts, block
     if block == EMBED:
         return 0.0
-    if block == config.num_layers:
-        return 2.0 * config.dim * config.vocab_size / tp
+    if block >= config.num_layers:
+        part = block - config.num_layers - 1
+        if config.vocab_parts == 1:
+            return 2.0 * config.dim * config.vocab_size / tp
+        return 2.0 * config.dim * _scored(config, part) / tp
     attention = 2 * seq_len * q_dim(config) / tp  # scores and values: this many products each
     return 2.0 * _active_matrices(config, tp) + 2.0 * attention
+
+
+def _scored(config: ModelConfig, part: int) -> int:
+    """Rows of the head's matrix in a block so many after the head's."""
+    return len(part_rows(config.vocab_size, config.vocab_parts, part)) if 0 <= part < config.vocab_parts else 0
+
+
+def last_block(config: ModelConfig) -> int:
+    """The last block that does products: the head, or its last part."""
+    return config.num_layers + (config.vocab_parts if config.vocab_parts > 1 else 0)
 
 
 @lru_cache(maxsize=256)
@@ -180,6 +201,14 @@ def check_split(config: ModelConfig, tp: int, stage_layers: Sequence[int]) -> No
             f"model.num_kv_heads={kv_heads} and parallel.tp={tp}: neither is divisible by the other; "
             f"set parallel.tp={legal}"
         )
+    for part in range(config.vocab_parts):
+        rows = len(part_rows(config.vocab_size, config.vocab_parts, part))
+        if rows % tp:
+            raise ValueError(
+                f"model.vocab_size={config.vocab_size} in model.vocab_parts={config.vocab_parts} has a part of {rows} "
+                f"rows, not divisible by parallel.tp={tp}; set "
+                f"model.vocab_parts={_or(_near_divisors(config.vocab_size // tp, config.vocab_parts))}"
+            )
     _check_stages(config.num_layers, tuple(stage_layers))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from trainsys.config import ModelConfig
 from trainsys.models.geometry import family_of
 from trainsys.models.keyed import stream
+from trainsys.models.vocab_parts import whole_of
 from trainsys.space.tensor import LogicalTensor
 
 ROWS = 64  # rows of dim 0 that share one random stream: the price of an unaligned box is at most one block of rows
@@ -25,8 +26,9 @@ def init_box(
     """float32 initial values of the box [start, stop) of `tensor`, equal to that slice of the whole tensor.
 
     Norm weights are 1, biases 0, matrices normal with std 0.02; those that write into the residual stream are smaller
-    by 1/√(2·num_layers) (Radford et al. 2019, §2.3). Random numbers are keyed by (seed, name, block of 64 rows); no
-    more than one such block exists besides the result, and it stays for the next box.
+    by 1/√(2·num_layers) (Radford et al. 2019, §2.3). Random numbers are keyed by (seed, name, block of 64 rows), of
+    a part of the vocabulary those of the whole; no more than one such block exists besides the result, and it stays for
+    the next box.
     """
     assert len(start) == len(stop) == len(tensor.shape), (tensor, start, stop)
     assert all(0 <= a <= b <= n for a, b, n in zip(start, stop, tensor.shape, strict=True)), (tensor, start, stop)
@@ -39,11 +41,14 @@ def init_box(
     if values.size == 0:
         return torch.from_numpy(values)
     columns = tuple(slice(a, b) for a, b in zip(start[1:], stop[1:], strict=True))
-    for block in range(start[0] // ROWS, -(-stop[0] // ROWS)):
+    name, shift = whole_of(config, tensor.name)
+    begin, end = start[0] + shift, stop[0] + shift
+    rows = tensor.shape[0] if name == tensor.name else config.vocab_size
+    for block in range(begin // ROWS, -(-end // ROWS)):
         base = block * ROWS
-        first, last = max(start[0], base), min(stop[0], base + ROWS)
-        draws = _draws(seed, tensor.name, block, (min(ROWS, tensor.shape[0] - base), *tensor.shape[1:]))
-        values[first - start[0] : last - start[0]] = draws[(slice(first - base, last - base), *columns)] * std
+        first, last = max(begin, base), min(end, base + ROWS)
+        draws = _draws(seed, name, block, (min(ROWS, rows - base), *tensor.shape[1:]))
+        values[first - begin : last - begin] = draws[(slice(first - base, last - base), *columns)] * std
     return torch.from_numpy(values)
 
 

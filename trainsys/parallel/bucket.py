@@ -82,7 +82,7 @@ def bucket_specs(
         count: microbatches of a step.
     """
     stage, _, shard = layout.where(rank)
-    spans = layout.stages[stage].spans
+    spans = layout.stages[stage].intervals
     grouped: dict[tuple[tuple[tuple[int, ...], ...], int, int], list[int]] = {}
     for ordinal, tensor in enumerate(space.tensors):
         if layout.holds(tensor, rank):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainsys.parallel.kept import Copier
+from trainsys.parallel.vocabulary import STATISTICS
 
 
 class EmulatedStage:
@@ -69,4 +70,39 @@ class EmulatedStage:
             self._copying.pop(microbatch).result()
 
     def boundary(self, microbatch: int) -> Tensor:
+        return torch.zeros(self.shape, dtype=torch.float64)
+
+
+class EmulatedVocabulary:
+    """The `Parts` of one lane that take `s_s` and `t_s` seconds per microbatch; lookups take none.
+
+    Args:
+        shape: of the message between stages, [B, S, D].
+        nodes: of the lane's parts in the tree over all.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, s_s: float, t_s: float, one_barrier: bool, shape: tuple[int, int, int], nodes: int = 1) -> None:
+        self.s_s, self.t_s, self.one_barrier, self.shape, self.nodes = (s_s, t_s, one_barrier, torch.Size(shape), nodes)
+        self.dim, self.width = shape[-1], STATISTICS + 2 * shape[-1] * one_barrier
+
+    def tokens(self, microbatch: int) -> Tensor:
+        return torch.zeros(self.shape[:-1], dtype=torch.int64)
+
+    def lookup(self, microbatch: int) -> Tensor:
+        return torch.zeros(self.shape)
+
+    def lookup_backward(self, microbatch: int, grad: Tensor) -> None:
+        pass
+
+    def score(self, microbatch: int, x: Tensor) -> list[Tensor]:
+        time.sleep(self.s_s)
+        return [torch.ones(self.shape[:-1].numel(), self.width)] * self.nodes
+
+    def finish(self, microbatch: int, whole: Tensor) -> list[Tensor]:
+        time.sleep(self.t_s)
+        return [torch.zeros(self.shape[:-1].numel(), self.dim)] * self.nodes
+
+    def conclude(self, microbatch: int, whole: Tensor, of_x: Tensor | None) -> Tensor:
         return torch.zeros(self.shape)

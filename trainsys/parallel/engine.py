@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.group import Group
@@ -34,6 +35,7 @@ from trainsys.parallel.state import FlatState, master_dtype
 from trainsys.parallel.step import Decision, Report
 from trainsys.parallel.stream import Stream, StreamedBucket
 from trainsys.parallel.tensor import TensorParallel
+from trainsys.parallel.vocabulary_build import build_lane, build_parts
 from trainsys.parallel.weights import Weights, hollow
 from trainsys.planner import step_schedule
 from trainsys.planner.stages import Stages
@@ -56,7 +58,8 @@ def stages_of(config: RunConfig, layout: Layout) -> Stages:
     """The grid of a layout, as the planner sees it."""
     last = config.model.num_layers
     runs = tuple(min(stop, last) - max(first, 0) for _, (first, stop) in layout.runs)
-    return Stages(runs, layout.replicas, layout.tp, layout.ep, layout.cp, is_folded(config.parallel))
+    vocabulary = tuple(stage.vocabulary for stage in layout.stages if stage.vocabulary)
+    return Stages(runs, layout.replicas, layout.tp, layout.ep, layout.cp, is_folded(config.parallel), vocabulary)
 
 
 def wanted_groups(space: Space, layout: Layout, routes: Routes) -> list[tuple[int, ...]]:
@@ -148,13 +151,20 @@ class Engine:
         split = any(action.kind is Kind.I for lane in self.schedule.lanes for action in lane)
         deferred = {stage: Deferred() if split else None for stage in hosted}
         models = {stage: self._model(stage, deferred[stage]) for stage in hosted}
-        self.params = {n: p for model in models.values() for n, p in model.named_parameters()}
+        self.params: dict[str, Tensor] = {n: p for model in models.values() for n, p in model.named_parameters()}
+        self.vocabulary = build_parts(
+            self.config, self.space, self.layout, self.rank, self.dtype, self.device, self.tp, self.cp, self._push_own
+        )
+        self.params |= {} if self.vocabulary is None else self.vocabulary.params
         self.ordinal_of = {n: self.space.ordinal[logical_name(self.config.model, n)] for n in self.params}
         block_of = {n: self.space.tensors[o].blocks[self._second_use(n)] for n, o in self.ordinal_of.items()}
         parts = {part: [n for n, b in block_of.items() if b in part] for s in hosted for part in self.order.parts(s)}
         self.weights = None
         if self.layout.zero == 3:
-            used = {part: {self.ordinal_of[n]: self.params[n] for n in names} for part, names in parts.items()}
+            used = {
+                part: {self.ordinal_of[n]: cast(nn.Parameter, self.params[n]) for n in names}
+                for part, names in parts.items()
+            }
             self.weights = Weights(self.rank, self.dtype, self.device, self.buckets, used, self.order.uses)
         self.runners = {
             stage: self._runner(stage, model, {part: parts[part] for part in self.order.parts(stage)}, deferred[stage])
@@ -166,8 +176,14 @@ class Engine:
         rank_of = {lane: stages[runs[s][0]].teams[r * cp + self.cp_index][self.shard]
                    for (s, r), lane in self.schedule.placement.items()}  # fmt: skip
         lane = self.schedule.placement[next(iter(self.runners)), self.replica]
+        passes = None
+        if self.vocabulary is not None:
+            boundary = next(iter(self.runners.values())).boundary
+            passes = build_lane(
+                self.vocabulary, self.config.model, self.layout, self.schedule, lane, boundary, self.mesh, rank_of
+            )
         links = self.emulation.links(self.mesh, lane, rank_of) if self.emulation and self.mesh else self.mesh
-        self.executor = Executor(self.schedule, lane, self.runners, links, rank_of, self.at)
+        self.executor = Executor(self.schedule, lane, self.runners, links, rank_of, self.at, passes)
 
     def _model(self, stage: int, deferred: Deferred | None) -> Decoder:
         return build_stage(
@@ -210,7 +226,8 @@ class Engine:
         for bucket in self.buckets:
             bucket.begin()
         self.stream.begin()
-        for runner in self.runners.values():
+        passes = () if self.vocabulary is None else (self.vocabulary,)
+        for runner in (*self.runners.values(), *passes):
             runner.begin(batch)
         if self.ep is not None:
             self.ep.begin()
@@ -228,9 +245,15 @@ class Engine:
                 bucket.gather(flat)
         self.at("snapshot")
         self.grads.append(self.reduced.snapshot(flats))
-        losses = {mb: n for runner in self.runners.values() for mb, n in runner.losses.items() if self.shard == 0}
+        losses = {
+            mb: n for runner in (*self.runners.values(), *passes) for mb, n in runner.losses.items() if self.shard == 0
+        }
         samples = {mb: batch.microbatches[mb][2] for mb in losses}
         return Report(batch.step, {(mb, self.cp_index): n for mb, n in losses.items()}, samples, squares)
+
+    def _push_own(self, microbatch: int, grads: dict[str, Tensor]) -> None:
+        """After T or G: the gradients of this rank's rows of the vocabulary."""
+        self._push(microbatch, self.cp_index, grads)
 
     def _collect(self, microbatch: int, grads: dict[str, Tensor]) -> None:
         """After a backward: this rank's gradients, then those of its experts for the other members' microbatches."""

@@ -14,7 +14,8 @@ from torch._C._distributed_c10d import Work
 
 from trainsys.comm.group import Expected, Group
 from trainsys.parallel.stage import Runner
-from trainsys.schedule.actions import COUNTERPART, Action, Kind
+from trainsys.parallel.vocabulary_lane import VocabularyLane
+from trainsys.schedule.actions import COUNTERPART, VOCABULARY, Action, Kind
 from trainsys.schedule.delivered import delivered_by
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.simulate import Event
@@ -35,6 +36,7 @@ class Executor:
         runners: stage of the schedule -> what runs it; one without vp.
         group: contains every pipeline neighbour.
         rank_of: lane -> global rank with the same cp and tp index as this rank.
+        vocabulary: what runs the passes of a schedule with the vocabulary on all lanes.
         at: called with the phase (``forward``, ``send``, ``backward``) before each action of it; faults hang here.
     """
 
@@ -46,7 +48,9 @@ class Executor:
         group: Group | None,
         rank_of: Mapping[int, int],
         at: Callable[[str], None] = lambda phase: None,
+        vocabulary: VocabularyLane | None = None,
     ) -> None:
+        self.vocabulary = vocabulary
         self.schedule, self.lane, self.runners = schedule, lane, runners
         self.group, self.rank_of, self.at = group, rank_of, at
         self.actions = schedule.lanes[lane]
@@ -69,6 +73,8 @@ class Executor:
         """
         self._arriving, self._ready, self._sending = {}, {}, {}
         self.events, active, self.peak_activations = [], 0, 0
+        if self.vocabulary is not None:
+            self.vocabulary.begin()
         for action in self.actions:
             self._started = time.perf_counter()
             if action.kind is Kind.F:
@@ -92,6 +98,9 @@ class Executor:
             elif action.kind in (Kind.RECV_F, Kind.RECV_B):
                 self._receive(action)
                 continue
+            elif action.kind in VOCABULARY:
+                self.at("backward" if action.kind in (Kind.T, Kind.G) else "forward")
+                self._pass(action)
             else:
                 self.at("send")
                 self._send(action)
@@ -102,21 +111,44 @@ class Executor:
             assert self.group is not None
             self.group.wait_all([work for work, _ in self._sending.values()])
             self._sending.clear()
+        if self.vocabulary is not None:
+            self.vocabulary.finish()
 
     def _forward(self, action: Action) -> None:
         source = self.schedule.routes.before(action.stage, action.microbatch)
         x = None if source is None else self._input(Kind.RECV_F, source, action)
+        if self.vocabulary is not None and source is None:
+            self.vocabulary.wait(action)
+            x = self.vocabulary.input(action.microbatch)
         self._started = time.perf_counter()  # waiting for the input is bubble
         out = self.runners[action.stage].forward(action.microbatch, x)
+        if self.vocabulary is not None and action.stage == self.schedule.routes.num_stages - 1:
+            assert out is not None
+            self.vocabulary.output(action.microbatch, out)
+            return
         self._ready[Kind.SEND_F, action.stage, action.microbatch] = out
 
     def _backward(self, action: Action) -> None:
         source = self.schedule.routes.after(action.stage, action.microbatch)
         grad = None if source is None else self._input(Kind.RECV_B, source, action)
+        if self.vocabulary is not None and source is None:
+            self.vocabulary.wait(action)
+            grad = self.vocabulary.gradient(action.microbatch)
         self._started = time.perf_counter()
         runner = self.runners[action.stage]
         out = (runner.backward if action.kind is Kind.B else runner.backward_input)(action.microbatch, grad)
+        if self.vocabulary is not None and not action.stage:
+            assert out is not None
+            self.vocabulary.input_gradient(action.microbatch, out)
+            return
         self._ready[Kind.SEND_B, action.stage, action.microbatch] = out
+
+    def _pass(self, action: Action) -> None:
+        """E, S, T or G."""
+        assert self.vocabulary is not None
+        self.vocabulary.wait(action)
+        self._started = time.perf_counter()
+        self.vocabulary.run(action)
 
     def _input(self, kind: Kind, source: int, action: Action) -> Tensor:
         """What a compute action waits for: a message, or the result of stage `source` on this very lane."""

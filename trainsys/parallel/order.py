@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 
-from trainsys.schedule.actions import Action, Kind
+from trainsys.schedule.actions import VOCABULARY, Action, Kind
 from trainsys.schedule.schedule import Schedule
 from trainsys.space.layout import Layout
 
@@ -29,7 +29,7 @@ class Order:
         """The compute actions of a rank's lane, each with its parts in the order of computation."""
         stage, (replica, _) = self._layout.where(rank)[0], self._layout.replica_of(rank)
         for action in self._schedule.lanes[self._schedule.placement[stage, replica]]:
-            if action.is_compute:
+            if action.is_compute and action.kind not in VOCABULARY:
                 yield action, self.parts(action.stage)[:: 1 if action.kind in (Kind.F, Kind.R) else -1]
 
     def uses(self, rank: int) -> list[range]:

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import Work
 
 from trainsys.comm.group import Group
 from trainsys.config import RunConfig
 from trainsys.parallel.stage import StageRunner
+from trainsys.parallel.timed_links import TimedLinks, sleep_until
 from trainsys.planner.timeline import timeline
 from trainsys.schedule.actions import Kind
 from trainsys.schedule.schedule import Schedule
@@ -103,7 +103,7 @@ class SleepingRunner(StageRunner):
         start = time.perf_counter()
         for part in tuple(self._parts)[::-1]:
             self._gradients(microbatch, part)
-        _sleep_until(start + self._of(Kind.W, microbatch))
+        sleep_until(start + self._of(Kind.W, microbatch))
 
     def offload(self, microbatch: int) -> None:
         assert self._copier is not None
@@ -133,7 +133,7 @@ class SleepingRunner(StageRunner):
             with self._whole(part):
                 time.sleep(max(0.0, left / (len(parts) - place)))
             then(microbatch, part)
-        _sleep_until(end)
+        sleep_until(end)
 
     def _gradients(self, microbatch: int, part: range) -> None:
         self._on_grads(microbatch, {name: torch.zeros_like(self.params[name]) for name in self._parts[part]})
@@ -141,53 +141,3 @@ class SleepingRunner(StageRunner):
     def _arrive(self, microbatch: int) -> None:
         if microbatch in self._copying:
             self._copying.pop(microbatch).result()
-
-
-@dataclass(frozen=True)
-class _Coming:
-    """A receive under way: what it fills, from whom, since when."""
-
-    work: Work
-    buffer: Tensor
-    src: int
-    posted_s: float
-
-
-class TimedLinks:
-    """What an executor needs of a `Group`, whose messages arrive when a link would have brought them.
-
-    Each message says when it leaves: those to one peer queue. It takes its time once both sides have called. The clock
-    is CLOCK_MONOTONIC, which all processes of one machine share.
-
-    Args:
-        to_s, from_s: peer's global rank -> seconds of a message to it, and from it.
-    """
-
-    def __init__(self, group: Group, to_s: Callable[[int], float], from_s: Callable[[int], float]) -> None:
-        self._group, self._to_s, self._from_s = group, to_s, from_s
-        self._free: dict[int, float] = {}
-
-    def isend(self, tensor: Tensor, dst: int, tag: int) -> Work:
-        """Write into the message when it leaves, and send it."""
-        start = max(time.perf_counter(), self._free.get(dst, 0.0))
-        self._free[dst] = start + self._to_s(dst)
-        tensor[0] = start
-        return self._group.isend(tensor, dst, tag)
-
-    def irecv(self, tensor: Tensor, src: int, tag: int) -> _Coming:
-        """Begin to receive; finish with `wait`."""
-        return _Coming(self._group.irecv(tensor, src, tag), tensor, src, time.perf_counter())
-
-    def wait(self, work: Work | _Coming) -> None:
-        """Finish, for what was received not before its time."""
-        if not isinstance(work, _Coming):
-            self._group.wait(work)
-            return
-        self._group.wait(work.work)
-        _sleep_until(max(float(work.buffer[0]), work.posted_s) + self._from_s(work.src))
-
-
-def _sleep_until(end_s: float) -> None:
-    left = end_s - time.perf_counter()
-    if left > 0:
-        time.sleep(left)

@@ -23,6 +23,7 @@ from trainsys.models.decoder import Decoder
 from trainsys.models.dropout import KeyedDropout, Shard
 from trainsys.models.moe import MoE
 from trainsys.parallel.split import Deferred, linear
+from trainsys.space.tensor import EMBED
 
 REGIONS = ("attention", "feed_forward")  # submodules whose inside runs on sharded weights
 
@@ -219,8 +220,9 @@ def apply_tensor_parallel(model: Decoder, tp: TensorParallel) -> None:
                 module.register_forward_hook(_leaving(tp))
         if isinstance(module, KeyedDropout) and tp.sequence_parallel and name.startswith("layers."):
             module.shard = Shard(0, tp.index, tp.size)
-    if isinstance(model.tok_embeddings, nn.Embedding):
-        model.tok_embeddings = VocabParallelEmbedding(model.tok_embeddings, tp)
+    if EMBED in model.blocks:
+        if isinstance(model.tok_embeddings, nn.Embedding):
+            model.tok_embeddings = VocabParallelEmbedding(model.tok_embeddings, tp)
         if tp.sequence_parallel:
             whole = model.embed
             model.embed = lambda tokens: apply(_SliceSequence, whole(tokens), tp)  # type: ignore[method-assign]

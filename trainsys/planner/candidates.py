@@ -39,7 +39,8 @@ def _grids(config: RunConfig, before: Stages, teams: int, alive: tuple[int, ...]
         load = _load(config, before.runs, before.count, before.folded)
         for replicas in _grown(alive, teams, most, load):
             yield before.runs, replicas
-    for count in range(1, min(teams, num_layers) + 1):
+    most_stages = num_layers if config.model.vocab_parts == 1 else min(num_layers, config.model.vocab_parts)
+    for count in range(1, min(teams, most_stages) + 1):
         vp = before.vp if count * before.vp <= num_layers else 1
         runs = split_layers(num_layers, count * vp)
         even = min(teams // count, most)

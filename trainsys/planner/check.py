@@ -49,10 +49,38 @@ def check_layout(config: RunConfig) -> None:
         raise ValueError(f"parallel.pp*vp={runs} runs of layers but model.num_layers={num_layers}; set {knob}")
     layers = parallel.stage_layers or split_layers(num_layers, runs)
     check_split(config.model, parallel.tp, layers)
+    check_vocabulary(config)
     _check_sequence(config)
     _check_shares(config)
     _check_schedule(config)
     check_experts(config)
+
+
+def check_vocabulary(config: RunConfig) -> None:
+    """Whether the model's parts of the vocabulary suit ``parallel.vocabulary`` and its stages. Raises ValueError."""
+    parallel, parts = config.parallel, config.model.vocab_parts
+    if parallel.vocabulary == "ends":
+        if parts > 1:
+            raise ValueError(
+                f"model.vocab_parts={parts} but parallel.vocabulary=ends keeps both matrices whole; set "
+                "parallel.vocabulary=one_barrier, or model.vocab_parts=1"
+            )
+        return
+    if parts < parallel.pp or parts == 1:
+        raise ValueError(
+            f"parallel.vocabulary={parallel.vocabulary} gives each of parallel.pp={parallel.pp} stages a part of the "
+            f"vocabulary but model.vocab_parts={parts}; set model.vocab_parts={max(2, parallel.pp)} or more"
+        )
+    if parallel.zero >= 2:
+        raise ValueError(
+            f"parallel.vocabulary={parallel.vocabulary} runs under parallel.zero=0 and 1, not {parallel.zero}; set "
+            "parallel.zero=1"
+        )
+    if parallel.schedule.endswith(".csv"):
+        raise ValueError(
+            f"parallel.schedule={parallel.schedule} has no passes for parallel.vocabulary={parallel.vocabulary}; set "
+            "parallel.vocabulary=ends, or parallel.schedule=1f1b"
+        )
 
 
 def _check_sequence(config: RunConfig) -> None:

@@ -30,13 +30,15 @@ def choose(
     """
     ranks = sorted(nodes)
     if layout is None:
-        return parallel, build_layout(parallel, parallel.stage_layers, ranks, config.elastic.chunk, nodes.__getitem__)
+        return parallel, build_layout(
+            parallel, parallel.stage_layers, ranks, config.elastic.chunk, nodes.__getitem__, config.model.vocab_parts
+        )
     living = set(ranks)
     whole = [sum(living.issuperset(team) for team in stage.teams) for stage in layout.stages]
     chosen = successor(_with_nodes(config, nodes), len(ranks) // parallel.tp, parallel, whole, rate)
     layers = chosen.stage_layers or split_layers(config.model.num_layers, chosen.pp * chosen.vp)
     chosen = replace(chosen, stage_layers=tuple(layers))
-    return chosen, succeed(layout, chosen, layers, ranks, nodes.__getitem__)
+    return chosen, succeed(layout, chosen, layers, ranks, nodes.__getitem__, config.model.vocab_parts)
 
 
 def _with_nodes(config: RunConfig, nodes: Mapping[int, int]) -> RunConfig:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trainsys.comm.topology import Topology
 from trainsys.config import DeviceConfig, RunConfig
-from trainsys.models.geometry import forward_flops
+from trainsys.models.geometry import forward_flops, last_block
 from trainsys.planner.devices import on_device, relative_rate, stage_devices
 from trainsys.planner.on_device import known_device, run_seconds
 from trainsys.planner.precision import Precision
@@ -36,13 +36,22 @@ def compute_cost(config: RunConfig, stages: Stages, flops: float) -> ComputeCost
     recomputes = config.parallel.recompute != "none"
     forward, backward = [], []
     for run in range(len(stages.runs)):
-        blocks = stages.run_blocks(run)
+        blocks = (*stages.run_blocks(run), *stages.parts_with(run))  # S counts as F, T as twice that
         seconds = {b: forward_flops(config.model, b, batch.seq_len, stages.tp) * tokens for b in blocks}
         once = sum(seconds.values()) / flops
         again = sum(s for b, s in seconds.items() if 0 <= b < head) / flops if recomputes else 0.0
         forward.append(once)
         backward.append(2 * once + again)
     return ComputeCost(tuple(forward), tuple(backward))
+
+
+def vocabulary_s(config: RunConfig, stages: Stages, flops: float) -> tuple[float, ...]:
+    """Of F of `compute_cost` the seconds of the vocabulary's parts, per run; none on a device in the catalogue."""
+    seq_len, per_s = config.batch.seq_len, team_tokens(config) / flops if known_device(config) is None else 0.0
+    runs = range(len(stages.runs))
+    return tuple(
+        per_s * sum(forward_flops(config.model, b, seq_len, stages.tp) for b in stages.parts_with(run)) for run in runs
+    )
 
 
 def slowest_compute(config: RunConfig, stages: Stages, topology: Topology, flops: float) -> ComputeCost:
@@ -71,7 +80,7 @@ def model_flops(config: RunConfig) -> float:
 
     The numerator of MFU: Chowdhery et al. 2022 (PaLM, arXiv:2204.02311), appendix B.
     """
-    blocks = range(-1, config.model.num_layers + 1)
+    blocks = range(-1, last_block(config.model) + 1)
     per_token = sum(forward_flops(config.model, block, config.batch.seq_len) for block in blocks)
     return 3 * per_token * config.batch.tokens
 

@@ -145,7 +145,9 @@ class _Chain:
         self.rate: Rate = rate(config.cluster, self.topology.num_ranks)
         nodes = {r: self.topology.node_of(r) for r in range(self.topology.num_ranks)}
         parallel, chunk = config.parallel, max(config.elastic.chunk, self.space.numel // (_PIECES * len(nodes)))
-        layout = build_layout(parallel, parallel.stage_layers, sorted(nodes), chunk, nodes.__getitem__)
+        layout = build_layout(
+            parallel, parallel.stage_layers, sorted(nodes), chunk, nodes.__getitem__, config.model.vocab_parts
+        )
         self.first = _State(parallel, layout, nodes)
 
     def tokens_per_s(self, step_s: float) -> float:

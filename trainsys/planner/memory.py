@@ -16,6 +16,7 @@ from trainsys.models.geometry import resolve, tensors
 from trainsys.planner.precision import GIB, Precision
 from trainsys.planner.sizes import StageSizes, block_elements, team_tokens
 from trainsys.planner.stages import Stages
+from trainsys.schedule.problem import BARRIERS
 
 
 @dataclass(frozen=True)
@@ -238,8 +239,14 @@ def kept_bytes(config: RunConfig, stages: Stages, layers: int, last: bool) -> fl
 
 
 def logit_bytes(config: RunConfig, stages: Stages, stage: int) -> float:
-    """Bytes of logits where the head is: float32 (or wider) values and their gradient, split over the vocabulary."""
+    """Bytes of logits where the head is: float32 (or wider) values and their gradient, split over the vocabulary.
+
+    With the vocabulary on all stages each has its part, of the microbatches between S and T.
+    """
+    size = max(4, Precision.of(config.train.dtype).activation)
+    if config.parallel.vocabulary != "ends":
+        waiting = 1 + BARRIERS[config.parallel.vocabulary]
+        return team_tokens(config) * config.model.vocab_size / (stages.count * stages.tp) * waiting * size
     if stage != stages.head:
         return 0.0
-    elements = team_tokens(config) * config.model.vocab_size / stages.tp
-    return elements * 2 * max(4, Precision.of(config.train.dtype).activation)
+    return team_tokens(config) * config.model.vocab_size / stages.tp * 2 * size

@@ -22,6 +22,7 @@ from trainsys.planner.stages import Stages, notation
 from trainsys.planner.step_schedule import weight_s
 from trainsys.planner.wide import is_wide
 from trainsys.schedule import Routes
+from trainsys.schedule.problem import BARRIERS
 from trainsys.schedule.schedule import stage_major
 
 
@@ -106,6 +107,7 @@ def worst_stage(config: RunConfig, stages: Stages, topology: Topology | None = N
 
 def _memories(config: RunConfig, stages: Stages) -> tuple[Memory, ...]:
     in_flight = most_in_flight(config.parallel.schedule, *shares(config, stages), stages.vp)
+    in_flight = tuple(n + stages.vp * BARRIERS[config.parallel.vocabulary] for n in in_flight)
     sizes = stage_sizes(config.model, stages, config.parallel.zero)
     return stage_memory(config, stages, sizes, in_flight)
 

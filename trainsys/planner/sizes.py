@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -43,7 +44,10 @@ def stage_sizes(model: ModelConfig, stages: Stages, zero: int) -> StageSizes:
     """
     by_block, tied = _elements(model, stages.tp)
     dense = [sum(by_block.get(block, 0) for block in stages.blocks(stage)) for stage in range(stages.count)]
-    if tied and stages.head == 0:
+    if stages.vocabulary and model.tied:  # a rank needs its parts once
+        dense = [n - _tables(model, stages.tp, stages.parts_with(stage)) for stage, n in enumerate(dense)]
+        tied = 0
+    elif tied and stages.head == 0:
         dense[0] -= tied  # one rank needs it once
     expert = _expert_elements(model, stages.tp)
     experts = [n * -(-model.num_experts // stages.ep) * expert for n in stages.layers]
@@ -70,6 +74,11 @@ def _elements(model: ModelConfig, tp: int) -> tuple[dict[int, int], int]:
             by_block[block] = by_block.get(block, 0) + count
         tied += count if len(tensor.blocks) > 1 else 0
     return by_block, tied
+
+
+def _tables(model: ModelConfig, tp: int, blocks: Sequence[int]) -> int:
+    """Elements of one tp shard of the parts of the input table in `blocks`."""
+    return sum(prod(t.local_shape(tp)) for t in tensors(model) if t.block > model.num_layers and t.block in blocks)
 
 
 @lru_cache(maxsize=128)

@@ -10,6 +10,7 @@ from trainsys.config import ModelConfig, ParallelConfig
 from trainsys.models.geometry import split_layers
 from trainsys.space.runs import host_of, is_folded, runs_of
 from trainsys.space.tensor import EMBED
+from trainsys.space.vocabulary import Span, stage_vocabulary
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Stages:
         ep: teams that share out their stage's experts; it divides the teams of each.
         cp: teams of a replica.
         folded: the runs lie in a V (space/runs.py).
+        vocabulary: blocks of each stage's parts of the vocabulary (space/vocabulary.py); empty: it is not in parts.
     """
 
     runs: tuple[int, ...]
@@ -32,6 +34,7 @@ class Stages:
     ep: int = 1
     cp: int = 1
     folded: bool = False
+    vocabulary: tuple[tuple[Span, ...], ...] = ()
 
     @classmethod
     def of(cls, model: ModelConfig, parallel: ParallelConfig) -> Stages:
@@ -39,7 +42,11 @@ class Stages:
         runs = parallel.stage_layers or split_layers(model.num_layers, parallel.pp * parallel.vp)
         replicas = parallel.stage_replicas or (parallel.dp,) * parallel.pp
         assert len(runs) == len(replicas) * parallel.vp, (runs, replicas)
-        return cls(tuple(runs), tuple(replicas), parallel.tp, parallel.ep, parallel.cp, is_folded(parallel))
+        vocabulary: tuple[tuple[Span, ...], ...] = ()
+        if parallel.vocabulary != "ends":
+            stages = range(len(replicas))
+            vocabulary = tuple(stage_vocabulary(sum(runs), model.vocab_parts, len(replicas), s) for s in stages)
+        return cls(tuple(runs), tuple(replicas), parallel.tp, parallel.ep, parallel.cp, is_folded(parallel), vocabulary)
 
     @property
     def count(self) -> int:
@@ -92,7 +99,14 @@ class Stages:
 
     def blocks(self, stage: int) -> tuple[int, ...]:
         """Model blocks of all runs of `stage`."""
-        return tuple(b for run in self.own(stage) for b in self.run_blocks(run))
+        own = tuple(b for run in self.own(stage) for b in self.run_blocks(run))
+        return own + self.parts_with(min(self.own(stage)))
+
+    def parts_with(self, run: int) -> tuple[int, ...]:
+        """The blocks of the vocabulary's parts on the stage of `run`, which count with its first run."""
+        if not self.vocabulary or run >= self.count:
+            return ()
+        return tuple(b for first, stop in self.vocabulary[run] for b in range(first, stop))
 
     def copies(self, stage: int) -> int:
         """Teams that hold `stage`."""
@@ -141,6 +155,7 @@ def notation(parallel: ParallelConfig, microbatch_size: int = 0) -> str:
     words += [f"zero{parallel.zero}"] if parallel.zero else []
     words += ["sp"] if parallel.sequence_parallel else []
     words += [parallel.schedule] if parallel.pp > 1 else []
+    words += [parallel.vocabulary] if parallel.vocabulary != "ends" else []
     words += ["placed"] if parallel.devices else []
     words += {"none": [], "full": ["recompute"]}.get(parallel.recompute, [f"recompute-{parallel.recompute}"])
     words += {"none": [], "activations": ["offload"]}.get(parallel.offload, [f"offload-{parallel.offload}"])

@@ -27,19 +27,26 @@ def schedule_of(config: RunConfig, stages: Stages) -> Schedule:
         ValueError: the schedule does not suit the layout, the microbatches or ``parallel.activations``.
     """
     parallel = config.parallel
-    costs = relative_costs(config.model, stages, config.batch.seq_len, parallel.recompute == "full")
-    keeps = (parallel.recompute == "stage", parallel.offload == "scheduled")
-    rows = (tuple(costs.f_s), tuple(costs.b_s), tuple(costs.i_s or ()), tuple(costs.w_s or ()))
-    return _generated(
-        parallel.schedule, routes_of(config, stages), stages.vp, stages.folded, rows, parallel.activations, keeps
+    costs = relative_costs(
+        config.model, stages, config.batch.seq_len, parallel.recompute == "full", parallel.vocabulary
     )
+    keeps = (parallel.recompute == "stage", parallel.offload == "scheduled")
+    given = (costs.f_s, costs.b_s, costs.i_s, costs.w_s, costs.s_s, costs.t_s)
+    rows = tuple(tuple(row or ()) for row in given)
+    return _generated(
+        parallel.schedule, routes_of(config, stages), stages.vp, stages.folded, rows, parallel.activations, keeps,
+        parallel.vocabulary,
+    )  # fmt: skip
 
 
-def relative_costs(model: ModelConfig, stages: Stages, seq_len: int, recompute: bool) -> Costs:
+def relative_costs(
+    model: ModelConfig, stages: Stages, seq_len: int, recompute: bool, vocabulary: str = "ends"
+) -> Costs:
     """What the actions cost as far as FLOPs tell, in units of the mean F of a stage: the same numbers on every rank.
 
     I repeats the forward's products; those of attention, which have two inputs, twice. W repeats those with weights
-    (Qi et al. 2023, arXiv:2401.10241, §2). Computing layers again adds their F to I.
+    (Qi et al. 2023, arXiv:2401.10241, §2). Computing layers again adds their F to I. With one barrier S makes logits
+    and the gradient of its input, and T that of its weights; with two T makes both.
     """
     f_s, i_s, w_s = list[float](), list[float](), list[float]()
     for run in range(len(stages.runs)):
@@ -52,7 +59,18 @@ def relative_costs(model: ModelConfig, stages: Stages, seq_len: int, recompute: 
         w_s.append(weights)
     unit = sum(f_s) / stages.count
     f_s, i_s, w_s = ([s / unit for s in row] for row in (f_s, i_s, w_s))
-    return Costs(f_s, [i + w for i, w in zip(i_s, w_s, strict=True)], i_s=i_s, w_s=w_s)
+    b_s = [i + w for i, w in zip(i_s, w_s, strict=True)]
+    if vocabulary == "ends":
+        return Costs(f_s, b_s, i_s=i_s, w_s=w_s)
+    parts = [sum(forward_flops(model, b, 0, stages.tp) for b in stages.parts_with(run)) for run in range(len(f_s))]
+    s_s, t_s = split_passes([part / unit for part in parts], vocabulary)
+    return Costs(f_s, b_s, i_s=i_s, w_s=w_s, s_s=s_s, t_s=t_s)
+
+
+def split_passes(forward: Sequence[float], vocabulary: str) -> tuple[list[float], list[float]]:
+    """What S and T take if their logits take `forward`: three times that together, two of them before one barrier."""
+    in_s = 2 if vocabulary == "one_barrier" else 1
+    return [in_s * s for s in forward], [(3 - in_s) * s for s in forward]
 
 
 def weight_s(config: RunConfig, stages: Stages, backward_s: Sequence[float]) -> Row:
@@ -75,10 +93,12 @@ def scales(config: RunConfig) -> list[float] | None:
 
 @lru_cache(maxsize=8)
 def _generated(
-    name: str, routes: Routes, vp: int, folded: bool, rows: tuple[Row, ...], cap: float, keeps: tuple[bool, bool]
-) -> Schedule:
-    f_s, b_s, i_s, w_s = rows
-    schedule = generate(name, Problem(routes, vp, folded, Costs(f_s, b_s, i_s=i_s, w_s=w_s), cap))
+    name: str, routes: Routes, vp: int, folded: bool, rows: tuple[Row, ...], cap: float, keeps: tuple[bool, bool],
+    vocabulary: str,
+) -> Schedule:  # fmt: skip
+    f_s, b_s, i_s, w_s, s_s, t_s = rows
+    costs = Costs(f_s, b_s, i_s=i_s, w_s=w_s, s_s=s_s, t_s=t_s)
+    schedule = generate(name, Problem(routes, vp, folded, costs, cap, vocabulary))
     early = range(routes.num_stages - 1)  # the last stage's backward follows its forward: nothing could be saved
     recompute, offload = keeps
     if recompute:

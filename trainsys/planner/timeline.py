@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from trainsys.comm.topology import Topology
 from trainsys.config import RunConfig
 from trainsys.planner.communication import TensorCost, send_s
+from trainsys.planner.compute import vocabulary_s
 from trainsys.planner.device import rate
 from trainsys.planner.footprint import RankMemory, rank_memory
 from trainsys.planner.offload import offload_cost
 from trainsys.planner.predict import run_parts, run_sums
 from trainsys.planner.stages import Stages
-from trainsys.planner.step_schedule import scales, schedule_of, weight_s
+from trainsys.planner.step_schedule import scales, schedule_of, split_passes, weight_s
 from trainsys.schedule import Costs, Schedule, Simulation, simulate
 
 
@@ -82,13 +83,19 @@ def step_costs(config: RunConfig, stages: Stages, topology: Topology, schedule: 
     inside = _without_actions(config)
     parts = run_parts(inside, stages, topology, flops)
     (compute, *_), (f_s, b_s) = parts, run_sums(parts)
-    w_s = weight_s(inside, stages, compute.backward_s)
+    once = vocabulary_s(config, stages, flops)  # counted in F, and twice in B, as long as no pass has it
+    f_s, b_s, backward_s = (
+        tuple(s - times * part for s, part in zip(row, once, strict=True))
+        for row, times in ((f_s, 1), (b_s, 2), (compute.backward_s, 2))
+    )
+    w_s = weight_s(inside, stages, backward_s)
+    s_s, t_s = split_passes(once, config.parallel.vocabulary)
     copies = TensorCost.nothing(stages)
     if config.parallel.offload == "scheduled":
         copies = offload_cost(config, stages, topology)
     return Costs(
         f_s, b_s, send_s=message, i_s=tuple(b - w for b, w in zip(b_s, w_s, strict=True)), w_s=w_s,
-        scale=scales(config), offload_s=copies.forward_s, reload_s=copies.backward_s,
+        scale=scales(config), offload_s=copies.forward_s, reload_s=copies.backward_s, s_s=s_s, t_s=t_s,
     )  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def _launch_s(one: torch.Tensor, sync: Callable[[], None], budget_s: float) -> f
 
 def _layer_tflops(config: RunConfig, device: torch.device, sync: Callable[[], None], budget_s: float) -> float:
     """TFLOP/s of forward and backward of a model of one layer, all of it counted as `planner.compute` does."""
-    model: ModelConfig = dataclasses.replace(resolve(config.model), num_layers=1)
+    model: ModelConfig = dataclasses.replace(resolve(config.model), num_layers=1, vocab_parts=1)
     module = build(model, range(-1, 2)).to(device=device, dtype=getattr(torch, config.train.dtype))
     size, length = config.batch.microbatch_size, config.batch.seq_len
     module.keys.begin(config.train.seed, 0, range(size))

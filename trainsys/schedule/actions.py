@@ -21,11 +21,18 @@ class Kind(StrEnum):
     RECV_B = "RECV_B"  # post the receive of the gradient of the stage's output
     OFFLOAD = "OFFLOAD"  # start copying to the host what F has kept
     RELOAD = "RELOAD"  # start copying it back
+    E = "E"  # the lane's part of the input lookup
+    S = "S"  # the lane's part of the logits: maxima, sums, those of the targets
+    T = "T"  # the gradients of its part of the head's matrix, once all S are known
+    G = "G"  # the gradient of its part of the input table
 
     __hash__ = str.__hash__  # Enum's own is written in Python; schedules hash their kinds millions of times
 
 
-COMPUTE = frozenset({Kind.F, Kind.B, Kind.I, Kind.W, Kind.R})
+VOCABULARY = frozenset(
+    {Kind.E, Kind.S, Kind.T, Kind.G}
+)  # by every lane, under its first stage (schedule/vocabulary.py)
+COMPUTE = frozenset({Kind.F, Kind.B, Kind.I, Kind.W, Kind.R}) | VOCABULARY
 _TOKEN = re.compile(r"(\d+)([A-Z_]+)(\d+)", re.ASCII)
 
 
@@ -45,7 +52,7 @@ class Action:
 
     @property
     def is_compute(self) -> bool:
-        """True for F, B, I, W and R: the actions that occupy the lane's device."""
+        """True for F, B, I, W, R and the passes of the vocabulary: the actions that occupy the lane's device."""
         return self.kind in COMPUTE
 
     @classmethod

@@ -19,6 +19,7 @@ class Costs:
         action_s: the host's cost of any action, SEND and RECV included, paid before it starts.
         i_s, w_s: of I and W, per stage; by default each half of B.
         r_s: of R, per stage; by default that of F.
+        s_s, t_s: of S and T, of a lane under its first stage; by default 0, as E and G, which look up.
         scale: of each microbatch, what its compute takes in units of these; by default 1.
         offload_s, reload_s: of the copies that OFFLOAD and RELOAD start, per stage; by default 0.
     """
@@ -33,6 +34,8 @@ class Costs:
     scale: Sequence[float] | None = None
     offload_s: Sequence[float] | None = None
     reload_s: Sequence[float] | None = None
+    s_s: Sequence[float] | None = None
+    t_s: Sequence[float] | None = None
 
     def table(self, num_stages: int) -> dict[Kind, Sequence[float]]:
         """Seconds by kind and stage. Raises ValueError if a list does not have one number per stage."""
@@ -46,6 +49,10 @@ class Costs:
             Kind.R: self.r_s or self.f_s,
             Kind.OFFLOAD: self.offload_s or free,
             Kind.RELOAD: self.reload_s or free,
+            Kind.E: free,
+            Kind.S: self.s_s or free,
+            Kind.T: self.t_s or free,
+            Kind.G: free,
         }
         for kind, row in costs.items():
             if len(row) != num_stages:

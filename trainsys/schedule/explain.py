@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from trainsys.schedule.actions import COUNTERPART, Action, Kind
+from trainsys.schedule.actions import COUNTERPART, VOCABULARY, Action, Kind
+from trainsys.schedule.gates import first_stages, needed
 from trainsys.schedule.schedule import Schedule
 
 _BACKWARD = (Kind.B, Kind.I)
@@ -17,6 +18,7 @@ _BEFORE = {  # what a kind needs of its own work, on its own lane
     Kind.SEND_B: _BACKWARD,
     Kind.OFFLOAD: (Kind.F,),
     Kind.RELOAD: (Kind.OFFLOAD,),
+    Kind.T: (Kind.S,),
 }
 _AFTER = {Kind.R: _BACKWARD, Kind.OFFLOAD: (Kind.R, *_BACKWARD)}  # what it must come before
 _HALVES = frozenset({Kind.B, Kind.I, Kind.W})
@@ -32,6 +34,10 @@ def refused(schedule: Schedule, lane: int, place: int) -> str:
     kind, reason = action.kind, ""
     if action in past:
         reason = f"{action} appears twice"
+    elif kind in VOCABULARY and schedule.vocabulary == "ends":
+        reason = f"{action} (place {place}) has no part of the vocabulary: it is at the ends"
+    elif kind in VOCABULARY and action.stage not in first_stages(schedule, action.microbatch):
+        reason = f"{action} (place {place}) does not belong to the first stage of its lane"
     elif kind in COUNTERPART and schedule.peer(action) is None:
         reason = f"{action} (place {place}) has no stage at its other end"
     elif kind in COUNTERPART and schedule.peer(action) == lane:
@@ -92,7 +98,7 @@ def waiting(schedule: Schedule, waits: Mapping[int, Action]) -> str:
     Args:
         waits: of each lane that has not ended, the action whose input is on its way from another lane.
     """
-    source = {lane: _source(schedule, action) for lane, action in waits.items()}
+    source = {lane: _source(schedule, action, waits) for lane, action in waits.items()}
     lane, path = min(waits), list[int]()
     while lane in waits and lane not in path:
         path.append(lane)
@@ -101,15 +107,35 @@ def waiting(schedule: Schedule, waits: Mapping[int, Action]) -> str:
     text = []
     for at in cycle:
         action = waits[at]
-        value = "F" if action.kind is Kind.F else "B"
+        wanted = _passes_before(schedule, action, source[at])
+        value = wanted.kind.value if wanted else "F" if action.kind is Kind.F else "B"
         text.append(f"lane {at} waits at {action} for {value} of microbatch {action.microbatch} from lane {source[at]}")
     end = "cyclic wait" if lane in path else f"lane {lane} has ended"
     return f"{end}: {'; '.join(text)}"
 
 
-def _source(schedule: Schedule, action: Action) -> int:
-    """The lane that makes the input of an F, B or I."""
+def _passes_before(schedule: Schedule, action: Action, lane: int) -> Action | None:
+    """What `action` waits for on `lane` because of the passes of the vocabulary."""
+    if schedule.vocabulary == "ends":
+        return None
+    wanted = [kinds[0] for kinds in needed(schedule, action)]
+    return next((a for a in wanted if schedule.lane_of(a.stage, a.microbatch) == lane), None)
+
+
+def _source(schedule: Schedule, action: Action, waits: Mapping[int, Action]) -> int:
+    """The lane that makes the input of an F, B or I, or what E, S, T or G needs: of several one that has not."""
+    wanted = needed(schedule, action) if schedule.vocabulary != "ends" else []
+    if wanted:
+        lanes = [schedule.lane_of(any_of[0].stage, any_of[0].microbatch) for any_of in wanted]
+        late = [lane for lane, any_of in zip(lanes, wanted, strict=True) if _is_late(schedule, lane, any_of, waits)]
+        return (late or lanes)[0]
     receive = Action(action.stage, Kind.RECV_F if action.kind is Kind.F else Kind.RECV_B, action.microbatch)
     lane = schedule.peer(receive)
     assert lane is not None, f"{action} waits for nothing"
     return lane
+
+
+def _is_late(schedule: Schedule, lane: int, any_of: Sequence[Action], waits: Mapping[int, Action]) -> bool:
+    """Whether a lane has none of `any_of`, or waits before it."""
+    places = [schedule.lanes[lane].index(a) for a in any_of if a in schedule.lanes[lane]]
+    return not places or (lane in waits and schedule.lanes[lane].index(waits[lane]) <= places[0])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from trainsys.schedule.actions import Action, Kind
+from trainsys.schedule.actions import VOCABULARY, Action, Kind
+from trainsys.schedule.gates import needed
 from trainsys.schedule.schedule import Schedule, ScheduleError
 
 
@@ -52,6 +53,11 @@ def check_lockstep(schedule: Schedule, groups: Sequence[Sequence[int]]) -> None:
 def _ready(schedule: Schedule, action: Action, done: set[Action]) -> bool:
     """Whether what the neighbouring stage sends for `action` has been computed."""
     routes = schedule.routes
+    passes = needed(schedule, action) if schedule.vocabulary != "ends" else []
+    if not all(any(a in done for a in any_of) for any_of in passes):
+        return False
+    if action.kind in VOCABULARY:
+        return True
     stage = (routes.before if action.kind is Kind.F else routes.after)(action.stage, action.microbatch)
     if action.kind in (Kind.W, Kind.R) or stage is None:
         return True

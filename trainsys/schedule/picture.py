@@ -25,6 +25,10 @@ _COLOURS = {
     Kind.I: "#1F9DB8",
     Kind.W: "#7DB03F",
     Kind.R: "#8468B8",
+    Kind.E: "#B5A642",
+    Kind.S: "#C8587A",
+    Kind.T: "#E08FA8",
+    Kind.G: "#8C8136",
     Kind.OFFLOAD: "#C2762E",
     Kind.RELOAD: "#E0A458",
 }
@@ -34,6 +38,10 @@ _LABELS = {
     Kind.I: "I  input gradient",
     Kind.W: "W  weight gradient",
     Kind.R: "R  recompute",
+    Kind.E: "E  lookup",
+    Kind.S: "S  logits",
+    Kind.T: "T  their gradient",
+    Kind.G: "G  of the lookup",
     Kind.OFFLOAD: "copy to the host",
     Kind.RELOAD: "copy back",
 }

@@ -9,6 +9,12 @@ from trainsys.schedule.costs import Costs
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import stage_major
 
+BARRIERS = {
+    "ends": 0,
+    "one_barrier": 1,
+    "two_barriers": 2,
+}  # between F and B of the last stage, by place of the vocabulary
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -21,6 +27,7 @@ class Problem:
         costs: of the actions; those that a generator does not ask for do not matter to it.
         cap: most microbatches whose activations a lane may keep, a microbatch counting 1 when it is kept for all vp
             stages of the lane; 0: what the schedule needs by itself.
+        vocabulary: where the vocabulary is: on the first and last stage, or on all lanes with so many `BARRIERS`.
     """
 
     routes: Routes
@@ -28,6 +35,7 @@ class Problem:
     folded: bool = False
     costs: Costs | None = None
     cap: float = 0.0
+    vocabulary: str = "ends"
 
     @property
     def depth(self) -> int:

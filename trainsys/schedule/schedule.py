@@ -25,12 +25,14 @@ class Schedule:
         routes: which replica of each stage runs each microbatch.
         lanes: ``lanes[lane]`` is that lane's list of actions, executed in order.
         placement: (stage, replica) -> lane, the only truth about where a stage runs.
+        vocabulary: "ends", or the form in which all lanes run E, S, T and G (schedule/vocabulary.py).
     """
 
     name: str
     routes: Routes
     lanes: tuple[tuple[Action, ...], ...]
     placement: Placement
+    vocabulary: str = "ends"
 
     @property
     def num_lanes(self) -> int:
@@ -80,6 +82,7 @@ def dumps(schedule: Schedule) -> str:
     """`schedule` as text that `loads` reads back to an equal object: routes by stage, paths by microbatch
     where there are any, then one line per lane."""
     lines = [f"schedule {schedule.name}"]
+    lines += [f"vocabulary {schedule.vocabulary}"] if schedule.vocabulary != "ends" else []
     lines += [f"route {stage}: {' '.join(map(str, row))}" for stage, row in enumerate(schedule.routes.table)]
     lines += [f"path {mb}: {' '.join(map(str, path))}" for mb, path in enumerate(schedule.routes.paths)]
     for lane, actions in enumerate(schedule.lanes):
@@ -93,7 +96,7 @@ def loads(text: str) -> Schedule:
     Raises:
         ValueError: naming the line, or the token that is not an action.
     """
-    name, table, paths = "", list[tuple[int, ...]](), list[tuple[int, ...]]()
+    name, vocabulary, table, paths = "", "ends", list[tuple[int, ...]](), list[tuple[int, ...]]()
     lanes = list[tuple[Action, ...]]()
     placement: dict[tuple[int, int], int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -102,6 +105,8 @@ def loads(text: str) -> Schedule:
             match head.split():
                 case ["schedule", _]:
                     name = line.split()[1]  # which may have a colon
+                case ["vocabulary", vocabulary]:
+                    pass
                 case ["route", _]:
                     table.append(tuple(map(int, body.split())))
                 case ["path", _]:
@@ -115,7 +120,7 @@ def loads(text: str) -> Schedule:
                     raise ValueError(f"expected 'schedule', 'route', 'path' or 'lane', got {head!r}")
         except ValueError as error:
             raise ValueError(f"schedule text, line {number}: {error}") from None
-    return Schedule(name, Routes(tuple(table), tuple(paths)), tuple(lanes), placement)
+    return Schedule(name, Routes(tuple(table), tuple(paths)), tuple(lanes), placement, vocabulary)
 
 
 def _hosted(placement: Placement, lane: int) -> str:

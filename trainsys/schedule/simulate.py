@@ -5,9 +5,10 @@ from __future__ import annotations
 from array import array
 from itertools import accumulate
 
-from trainsys.schedule.actions import COMPUTE, Kind
+from trainsys.schedule.actions import COMPUTE, VOCABULARY, Kind
 from trainsys.schedule.costs import Costs
 from trainsys.schedule.explain import refused, waiting
+from trainsys.schedule.gates import gates_of
 from trainsys.schedule.numbered import CODE, EDGE, LOCAL, number
 from trainsys.schedule.outcome import Event, Simulation
 from trainsys.schedule.schedule import Schedule, ScheduleError
@@ -17,7 +18,7 @@ __all__ = ["Event", "Simulation", "simulate"]
 _F, _B, _I = (CODE[kind] for kind in (Kind.F, Kind.B, Kind.I))
 _SEND_F, _RECV_F, _SEND_B = CODE[Kind.SEND_F], CODE[Kind.RECV_F], CODE[Kind.SEND_B]
 _OFFLOAD, _RELOAD = CODE[Kind.OFFLOAD], CODE[Kind.RELOAD]
-_COMPUTE = max(CODE[kind] for kind in COMPUTE)  # the last of them: they come first
+_COMPUTE = max(CODE[kind] for kind in COMPUTE - VOCABULARY)  # the last of them: they come first
 _FOLLOWS = [{Kind.F: 0, Kind.W: 2}.get(kind, 1) for kind in CODE]  # 0: nothing, 1: F, 2: the input gradient
 _KEEPS = [{Kind.F: 1, Kind.B: -1, Kind.W: -1}.get(kind, 0) for kind in CODE]  # activations
 
@@ -28,7 +29,8 @@ def simulate(schedule: Schedule, costs: Costs) -> Simulation:
     Compute starts when its lane is free and its inputs have arrived. SEND and RECV do not block their lane; a
     transfer starts when both have been called, as with gloo and NCCL, and transfers of one direction between two lanes
     queue behind each other. So do a lane's copies to the host, and those back, without blocking it; what a RELOAD
-    brings back is waited for by the first of R, B and I behind it. Time and space are linear in the number of actions.
+    brings back is waited for by the first of R, B and I behind it. What one lane sends to all, or all to one, for E, S,
+    T and G leaves, or arrives, in turn. Time and space are linear in the number of actions.
 
     Raises:
         ScheduleError: if an action is not on its lane or comes before what it needs there, or if lanes wait for each
@@ -67,7 +69,14 @@ class _Run:
         self.done = bytearray(len(self.ways.lane_of))  # as in _FOLLOWS
         self.waiting: dict[int, int] = {}  # message -> lane
         self.runnable = list(reversed(lanes))
-        self.several = LOCAL in self.ways.source
+        self.gates = gates_of(schedule, self.ways)
+        self.several = LOCAL in self.ways.source or self.gates is not None
+        if self.gates is not None:
+            self.arrived += [-1.0] * (self.gates.count - len(self.arrived))
+            self.missing = dict(self.gates.missing)
+            self.coming: dict[int, list[tuple[float, float]]] = {}  # message -> ends of what it needs, and the way here
+            for message in self.missing:
+                self.arrived[message] = -1.0
 
     def finish(self) -> Simulation:
         while self.runnable:
@@ -96,6 +105,13 @@ class _Run:
             kind, work = kinds[place], works[place]
             start = now + action_s
             if kind > _COMPUTE:
+                if kind > _RELOAD:
+                    end = self.run_pass(lane, place, start)
+                    if end < 0:
+                        self.at[lane], self.now[lane], self.busy[lane] = place, now, busy
+                        return
+                    now, busy = end, busy + end - self.starts[first + place]
+                    continue
                 now = start
                 (self.copy if kind >= _OFFLOAD else self.call)(lane, place, now)
                 continue
@@ -135,6 +151,49 @@ class _Run:
             self.arrived[2 * self.ways.after[work]] = now
         elif kind in (_B, _I) and self.ways.source[work] == LOCAL:
             self.arrived[2 * self.ways.before[work] + 1] = now
+        if self.gates is not None:
+            self.feed(kind, work, now)
+
+    def run_pass(self, lane: int, place: int, start: float) -> float:
+        """E, S, T or G from `start` on, or when what it waits for is there; its end, or -1 while it is not."""
+        kinds, works = self.lanes[lane]
+        kind, work, gates = kinds[place], works[place], self.gates
+        if gates is None or work not in gates.firsts:
+            raise ScheduleError(refused(self.schedule, lane, place))
+        message = gates.needs(kind, work)
+        at = 0.0 if message < 0 else self.arrived[message]
+        if at < 0:
+            self.waiting[message] = lane
+            return -1.0
+        stage, mb = divmod(work, self.schedule.routes.num_microbatches)
+        start = max(start, at)
+        end = start + self.seconds[kind][stage] * (1.0 if self.scale is None else self.scale[mb])
+        index = self.first[lane] + place
+        self.starts[index], self.ends[index] = start, end
+        self.feed(kind, work, end)
+        return end
+
+    def feed(self, kind: int, work: int, now: float) -> None:
+        """Count the end of an action for what waits for it; what one lane sends to others leaves in turn."""
+        gates = self.gates
+        assert gates is not None
+        here, sent = self.ways.lane_of[work], now
+        for message in gates.feeds(kind, work):
+            lane = gates.receiver(message)
+            hop = 0.0 if lane == here else self.hop(here, lane)
+            fan = gates.missing[message] == 1
+            sent += hop if fan else 0.0
+            coming = self.coming.setdefault(message, [])
+            coming.append((sent, 0.0) if fan and hop else (now, hop))
+            self.missing[message] -= 1
+            if not self.missing[message]:
+                self.arrived[message] = _all_here(self.coming.pop(message), gates.shared(message))
+                if message in self.waiting:
+                    self.runnable.append(self.waiting.pop(message))
+
+    def hop(self, source: int, destination: int) -> float:
+        send_s = self.costs.send_s
+        return send_s(source, destination) if callable(send_s) else send_s
 
     def call(self, lane: int, place: int, now: float) -> None:
         """A SEND or RECV; the second of the pair starts the transfer."""
@@ -177,3 +236,11 @@ class _Run:
         (self.away if kind == _OFFLOAD else self.back)[work] = end
         index = self.first[lane] + place
         self.starts[index], self.ends[index] = start, end
+
+
+def _all_here(ends: list[tuple[float, float]], in_turn: bool) -> float:
+    """When all has arrived that left at `ends` and is so long on its way; `in_turn`: one after the other."""
+    now = 0.0
+    for end, hop in sorted(ends):
+        now = max(now, end) + hop if in_turn else max(now, end + hop)
+    return now

@@ -14,6 +14,10 @@ _CHROME = {  # names of the trace viewer's own palette
     Kind.I: "rail_response",
     Kind.W: "bad",
     Kind.R: "thread_state_runnable",
+    Kind.E: "rail_load",
+    Kind.S: "rail_animation",
+    Kind.T: "terrible",
+    Kind.G: "rail_idle",
 }
 
 

@@ -9,11 +9,13 @@ whether lanes wait for each other; that does not depend on what actions cost.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from trainsys.schedule.actions import Action, Kind
+from trainsys.schedule.actions import VOCABULARY, Action, Kind
 from trainsys.schedule.explain import refused, unfinished, waiting
-from trainsys.schedule.numbered import ACROSS, CODE, EDGE, LOCAL, Numbered, number
+from trainsys.schedule.gates import WAITING, Gates, gates_of
+from trainsys.schedule.numbered import ACROSS, CODE, EDGE, LOCAL, Numbered, Ways, number
 from trainsys.schedule.schedule import Schedule, ScheduleError
 
 BIT = {kind: 1 << code for kind, code in CODE.items()}
@@ -21,6 +23,7 @@ AWAY = 1 << len(CODE)  # between OFFLOAD and RELOAD
 NEVER = AWAY << 1  # needed by what must not stand here
 
 _F, _I, _W = BIT[Kind.F], BIT[Kind.I], BIT[Kind.W]
+_PASSES = BIT[Kind.E] | BIT[Kind.S] | BIT[Kind.T] | BIT[Kind.G]
 _OPTIONAL = BIT[Kind.R] | BIT[Kind.OFFLOAD] | BIT[Kind.RELOAD]
 
 
@@ -55,8 +58,15 @@ def _rules(source: int, target: int) -> tuple[Rule, ...]:
         Kind.RECV_B: Rule(after, BIT[Kind.RECV_B], BIT[Kind.RECV_B]),
         Kind.OFFLOAD: Rule(_F, offload | again | _I, offload | AWAY),
         Kind.RELOAD: Rule(AWAY, reload, reload | AWAY),
+        **dict.fromkeys((Kind.E, Kind.S, Kind.T, Kind.G), Rule(NEVER, 0, 0)),
     }
     return tuple(rules[kind] for kind in CODE)
+
+
+def _with_passes(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """`rules` for the work of a lane's first stage, where every lane has a part of the vocabulary."""
+    own = {kind: Rule(BIT[Kind.S] if kind is Kind.T else 0, BIT[kind], BIT[kind]) for kind in VOCABULARY}
+    return tuple(own.get(kind, rules[code]) for kind, code in CODE.items())
 
 
 def _whole(source: int, target: int) -> int:
@@ -69,6 +79,7 @@ def _whole(source: int, target: int) -> int:
 
 _SIDES = (EDGE, ACROSS, LOCAL)
 RULES = [[_rules(source, target) for target in _SIDES] for source in _SIDES]
+RULES_WITH_PASSES = [[_with_passes(rules) for rules in row] for row in RULES]
 WHOLE = [[_whole(source, target) for target in _SIDES] for source in _SIDES]
 
 
@@ -79,20 +90,27 @@ def verify(schedule: Schedule) -> None:
     B, or one F, I and W, in this order, so that each activation is used and freed; R comes once at most, between F and
     its backward; what OFFLOAD takes away after F, one RELOAD brings back before it is used; every tensor that crosses
     lanes has one SEND after its producer and one RECV before its consumer, and no other SEND or RECV exists; one that
-    stays is made before it is used; lanes never wait for each other in a cycle. Time is linear in the actions.
+    stays is made before it is used; lanes never wait for each other in a cycle. With
+    the vocabulary on all lanes each has an E, S, T and G per microbatch, waited for as messages are. Time is linear in
+    the actions.
 
     Raises:
         ScheduleError: naming the lane and the action, or the cycle.
     """
     numbered = number(schedule)
-    _check_orders(schedule, numbered)
-    _check_waits(schedule, numbered)
+    gates = gates_of(schedule, numbered.ways)
+    _check_orders(schedule, numbered, gates)
+    _check_waits(schedule, numbered, gates)
 
 
-def _check_orders(schedule: Schedule, numbered: Numbered) -> None:
+def _check_orders(schedule: Schedule, numbered: Numbered, gates: Gates | None) -> None:
     """Each lane by itself: what is there may be there, and nothing is missing."""
     ways = numbered.ways
     rules = [RULES[source][target] for source, target in zip(ways.source, ways.target, strict=True)]
+    wholes = [WHOLE[source][target] for source, target in zip(ways.source, ways.target, strict=True)]
+    for work in gates.firsts if gates else ():
+        rules[work] = RULES_WITH_PASSES[ways.source[work]][ways.target[work]]
+        wholes[work] |= _PASSES
     seen = [0] * len(rules)
     for lane, (kinds, works) in enumerate(numbered.lanes):
         for place, (kind, work) in enumerate(zip(kinds, works, strict=True)):
@@ -107,7 +125,7 @@ def _check_orders(schedule: Schedule, numbered: Numbered) -> None:
                 seen[ways.before[work]] |= BIT[Kind.RECV_B]
     for work, bits in enumerate(seen):
         if ways.lane_of[work] >= 0:
-            absent = WHOLE[ways.source[work]][ways.target[work]] & ~bits
+            absent = wholes[work] & ~bits
             if absent:
                 raise ScheduleError(unfinished(schedule, work, [kind for kind in Kind if absent & BIT[kind]]))
 
@@ -116,31 +134,34 @@ _FORWARD, _SEND_F, _SEND_B = CODE[Kind.F], CODE[Kind.SEND_F], CODE[Kind.SEND_B]
 _BACKWARD = (CODE[Kind.B], CODE[Kind.I])
 
 
-def _check_waits(schedule: Schedule, numbered: Numbered) -> None:
+def _check_waits(schedule: Schedule, numbered: Numbered, gates: Gates | None) -> None:
     """Run the lanes until nobody can go on."""
     lanes = range(schedule.num_lanes)
-    left = [iter(_messages(numbered, lane)) for lane in lanes]
-    sent = bytearray(2 * len(numbered.ways.lane_of))
+    left = [iter(_messages(numbered.ways, *numbered.lanes[lane])) for lane in lanes]
+    missing: list[int] | bytearray = bytearray(b"\1") * (2 * len(numbered.ways.lane_of))  # actions, per message
+    if gates is not None:
+        left = [iter(_messages_with(gates, *numbered.lanes[lane])) for lane in lanes]
+        missing = [gates.missing.get(message, 1) for message in range(gates.count)]
     waits: dict[int, int] = {}  # message -> lane
     runnable = list(reversed(lanes))
     while runnable:
         lane = runnable.pop()
         for message in left[lane]:
             if message < 0:
-                sent[~message] = 1
-                if ~message in waits:
+                missing[~message] -= 1
+                if not missing[~message] and ~message in waits:
                     runnable.append(waits.pop(~message))
-            elif not sent[message]:
+            elif missing[message]:
                 waits[message] = lane
                 break
     if waits:
-        raise ScheduleError(waiting(schedule, {lane: _consumer(schedule, lane, m) for m, lane in waits.items()}))
+        raise ScheduleError(waiting(schedule, {lane: _consumer(schedule, lane, m, gates) for m, lane in waits.items()}))
 
 
-def _messages(numbered: Numbered, lane: int) -> list[int]:
+def _messages(ways: Ways, kinds: Iterable[int], works: Iterable[int]) -> list[int]:
     """What a lane waits for and, inverted, what it sends: twice the receiving work, and 1 more for a gradient."""
-    ways, messages = numbered.ways, list[int]()
-    for kind, work in zip(*numbered.lanes[lane], strict=True):
+    messages = list[int]()
+    for kind, work in zip(kinds, works, strict=True):
         if kind == _FORWARD:
             if ways.source[work] == ACROSS:
                 messages.append(2 * work)
@@ -154,8 +175,22 @@ def _messages(numbered: Numbered, lane: int) -> list[int]:
     return messages
 
 
-def _consumer(schedule: Schedule, lane: int, message: int) -> Action:
+def _messages_with(gates: Gates, kinds: Iterable[int], works: Iterable[int]) -> Iterator[int]:
+    """The same with those of the vocabulary's passes."""
+    for kind, work in zip(kinds, works, strict=True):
+        need = gates.needs(kind, work)
+        if need >= 0:
+            yield need
+        yield from _messages(gates.ways, (kind,), (work,))
+        yield from (~message for message in gates.feeds(kind, work))
+
+
+def _consumer(schedule: Schedule, lane: int, message: int, gates: Gates | None) -> Action:
     """The action of `lane` that waits for `message`."""
+    if gates is not None and message >= gates.base:
+        work, which = divmod(message - gates.base, 3)
+        stage, mb = divmod(work, schedule.routes.num_microbatches)
+        return Action(stage, WAITING[which], mb)
     stage, mb = divmod(message // 2, schedule.routes.num_microbatches)
     kinds = (Kind.B, Kind.I) if message % 2 else (Kind.F,)
     return next(a for a in schedule.lanes[lane] if a.kind in kinds and (a.stage, a.microbatch) == (stage, mb))

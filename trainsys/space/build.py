@@ -11,6 +11,7 @@ from trainsys.space.runs import is_folded, runs_of
 from trainsys.space.seats import default_seats, reseat
 from trainsys.space.stage import Stage, Team
 from trainsys.space.tensor import EMBED
+from trainsys.space.vocabulary import Span, stage_vocabulary
 
 ORDER = ("tp", "cp", "pp", "dp")  # fastest first: replicas of a stage lie far apart
 
@@ -31,8 +32,9 @@ def stage_spans(layers: Sequence[int], vp: int = 1, folded: bool = False) -> lis
 
 
 def build_layout(
-    parallel: ParallelConfig, layers: Sequence[int], ranks: Sequence[int], chunk: int, node_of: Callable[[int], int]
-) -> Layout:
+    parallel: ParallelConfig, layers: Sequence[int], ranks: Sequence[int], chunk: int, node_of: Callable[[int], int],
+    vocab_parts: int = 1,
+) -> Layout:  # fmt: skip
     """Place a mesh on `ranks`, axis after axis in the order that ``parallel.order`` names.
 
     Args:
@@ -42,6 +44,7 @@ def build_layout(
         ranks: at least the ranks the mesh needs, node-major.
         chunk: elements per piece.
         node_of: node of a rank, for choosing mirrors.
+        vocab_parts: of the model, which all stages share out unless ``parallel.vocabulary`` leaves them at the ends.
 
     Raises:
         ValueError: when there are too few ranks, or too few replicas for ep, or ``devices`` are not of the mesh.
@@ -54,16 +57,23 @@ def build_layout(
         ranks = [ranks[i] for i in parallel.devices]
     teams = _placed(parallel, replicas, ranks)
     stages = tuple(
-        Stage(own, tuple(t), default_seats(len(t)), expert_seats([i % parallel.ep for i in range(len(t))], parallel.ep))
-        for own, t in zip(spans, teams, strict=True)
+        Stage(
+            own,
+            tuple(t),
+            default_seats(len(t)),
+            expert_seats([i % parallel.ep for i in range(len(t))], parallel.ep),
+            words,
+        )
+        for own, t, words in zip(spans, teams, _vocabulary(parallel, layers, vocab_parts), strict=True)
     )
     used = [r for t in teams for m in t for r in m]
     return Layout(stages, parallel.tp, parallel.zero, chunk, mirrors(used, node_of), parallel.cp)
 
 
 def succeed(
-    old: Layout, parallel: ParallelConfig, layers: Sequence[int], alive: Sequence[int], node_of: Callable[[int], int]
-) -> Layout:
+    old: Layout, parallel: ParallelConfig, layers: Sequence[int], alive: Sequence[int], node_of: Callable[[int], int],
+    vocab_parts: int = 1,
+) -> Layout:  # fmt: skip
     """The layout after a change of membership, with as many teams as possible left where they are.
 
     A team stays at its stage when all of its ranks are alive, tp is unchanged and the stage still wants it; the other
@@ -76,7 +86,9 @@ def succeed(
     spans = stage_spans(layers, parallel.vp, is_folded(parallel))
     wanted = [n * parallel.cp for n in _replicas(parallel, len(spans))]
     _check_enough(sum(wanted) * parallel.tp, alive)
-    same_blocks = [s.spans for s in old.stages] == spans and parallel.tp == old.tp
+    vocabulary = _vocabulary(parallel, layers, vocab_parts)
+    blocks = [own + words for own, words in zip(spans, vocabulary, strict=True)]
+    same_blocks = [s.intervals for s in old.stages] == blocks and parallel.tp == old.tp
     alive_set = set(alive)
     kept: list[dict[int, Team]] = [{} for _ in spans]  # old number in the stage -> team
     for s in range(min(len(spans), old.pp) if parallel.tp == old.tp else 0):
@@ -95,7 +107,7 @@ def succeed(
         else:
             seats = default_seats(len(teams))
             experts = expert_seats([i % parallel.ep for i in range(len(teams))], parallel.ep)
-        stages.append(Stage(own, tuple(teams), seats, experts))
+        stages.append(Stage(own, tuple(teams), seats, experts, vocabulary[s]))
     ranks = [r for stage in stages for team in stage.teams for r in team]
     return Layout(tuple(stages), parallel.tp, parallel.zero, old.chunk, mirrors(ranks, node_of), parallel.cp)
 
@@ -157,6 +169,14 @@ def mirrors(ranks: Sequence[int], node_of: Callable[[int], int]) -> tuple[tuple[
         away = 1 if nodes[i % n] != nodes[i - 1] else away + 1
         pairs.append((ring[i - 1], ring[(i - 1 + away) % n if away < n else i % n]))
     return tuple(sorted(pairs))
+
+
+def _vocabulary(parallel: ParallelConfig, layers: Sequence[int], vocab_parts: int) -> list[tuple[Span, ...]]:
+    """The parts of the vocabulary of each stage."""
+    pp = len(layers) // parallel.vp
+    if parallel.vocabulary == "ends":
+        return [()] * pp
+    return [stage_vocabulary(sum(layers), vocab_parts, pp, stage) for stage in range(pp)]
 
 
 def _replicas(parallel: ParallelConfig, stages: int) -> tuple[int, ...]:

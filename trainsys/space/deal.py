@@ -101,7 +101,7 @@ class Deals:
         """The tensors of a team of a stage, in order; with None for a class, of all teams together."""
         by_block, experts, ep = self.space.by_block, self.space.num_experts, self._ep
         numbers: set[int] = set()
-        for first, stop in self.layout.stages[stage].spans:
+        for first, stop in self.layout.stages[stage].intervals:
             for block in range(first, stop):
                 numbers.update(by_block.get((block, None), ()))
                 count, own = experts.get(block, 0), range(experts.get(block, 0))

@@ -77,7 +77,9 @@ class Layout:
     @cached_property
     def _stage_of(self) -> dict[int, int]:
         """Block -> the stage that computes it."""
-        return {b: s for s, stage in enumerate(self.stages) for first, stop in stage.spans for b in range(first, stop)}
+        return {
+            b: s for s, stage in enumerate(self.stages) for first, stop in stage.intervals for b in range(first, stop)
+        }
 
     @cached_property
     def runs(self) -> tuple[tuple[int, tuple[int, int]], ...]:

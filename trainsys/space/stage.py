@@ -20,20 +20,27 @@ class Stage:
         teams: in replica order.
         seats: which team owns which piece, see space/seats.py.
         expert_seats: the same for the experts of each class, among the teams of that class; empty: one class.
+        vocabulary: intervals of blocks with its parts of the vocabulary (space/vocabulary.py), which are no layers.
     """
 
     spans: tuple[tuple[int, int], ...]
     teams: tuple[Team, ...]
     seats: tuple[int, ...]
     expert_seats: tuple[tuple[int, ...], ...] = ()
+    vocabulary: tuple[tuple[int, int], ...] = ()
 
     @property
     def ep(self) -> int:
         return max(1, len(self.expert_seats))
 
+    @property
+    def intervals(self) -> tuple[tuple[int, int], ...]:
+        """Of all its blocks."""
+        return self.spans + self.vocabulary
+
     def has(self, block: int) -> bool:
         """Whether the stage computes `block`."""
-        return any(first <= block < stop for first, stop in self.spans)
+        return any(first <= block < stop for first, stop in self.intervals)
 
     def holds(self, tensor: LogicalTensor) -> bool:
         """Whether some of its teams hold `tensor`."""

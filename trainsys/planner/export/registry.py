@@ -25,6 +25,11 @@ def export(target: str, config: RunConfig) -> str:
     """
     if target not in EXPORTS:
         raise ValueError(f"--export {target} is unknown; use {', '.join(EXPORTS)}")
+    if config.parallel.vocabulary != "ends":
+        raise ValueError(
+            f"--export {target}: it keeps the vocabulary at both ends of the pipeline, not on all stages; add "
+            "parallel.vocabulary=ends and model.vocab_parts=1"
+        )
     return EXPORTS[target](config)
 
 

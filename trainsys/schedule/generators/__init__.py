@@ -25,6 +25,7 @@ from trainsys.schedule.problem import Problem
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.verify import verify
+from trainsys.schedule.vocabulary import on_all_lanes
 
 Generator = Callable[[Problem], Schedule]  # of compute actions alone
 
@@ -52,7 +53,8 @@ def generate(name: str, problem: Problem) -> Schedule:
     if is_file(name):
         schedule = capped(partial(from_file, name))(problem)
     elif name in GENERATORS:
-        schedule = insert_comms(GENERATORS[name](problem))
+        make = GENERATORS[name]
+        schedule = insert_comms(make(problem) if problem.vocabulary == "ends" else on_all_lanes(make, problem))
     else:
         raise ValueError(f"parallel.schedule={name} is unknown; choose one of {', '.join(GENERATORS)} or FILE.csv")
     verify(schedule)

@@ -21,18 +21,19 @@ _W = 4  # a leg of its own, in the first pass
 Slots = list[list[int]]  # of one lane: by leg, the slot of each microbatch
 
 
-def repeated(column: Column, block: Sequence[Sequence[int]]) -> Rows:
+def repeated(column: Column, block: Sequence[Sequence[int]], turn: int = 0) -> Rows:
     """What each lane does.
 
     Args:
         block: by lane, the slots of legs 0 to 3 of microbatch 0.
+        turn: slots between the end of F and the begin of I where the V turns.
     """
     shorter = 4 * column.depth + 8
     if column.microbatches > shorter:
-        rows = [_extended(row, column.microbatches - shorter) for row in _rows(column.depth, shorter, block)]
+        rows = [_extended(row, column.microbatches - shorter) for row in _rows(column.depth, shorter, block, turn)]
         if all(rows):
             return rows
-    return _rows(column.depth, column.microbatches, block)
+    return _rows(column.depth, column.microbatches, block, turn)
 
 
 def _extended(row: Sequence[Action], more: int) -> list[Action]:
@@ -49,10 +50,10 @@ def _extended(row: Sequence[Action], more: int) -> list[Action]:
     return []
 
 
-def _rows(depth: int, m: int, block: Sequence[Sequence[int]]) -> list[list[Action]]:
+def _rows(depth: int, m: int, block: Sequence[Sequence[int]], turn: int) -> list[list[Action]]:
     lanes = [[list(range(first, first + PERIOD * m, PERIOD)) for first in legs] for legs in block]
-    lanes = _moved([[*legs, _w_slots(legs, False)[0]] for legs in lanes])
-    lanes = _moved([legs[:_W] for legs in lanes])
+    lanes = _moved([[*legs, _w_slots(legs, False)[0]] for legs in lanes], turn)
+    lanes = _moved([legs[:_W] for legs in lanes], turn)
     return [_row(legs[:_W], lane, depth) for lane, legs in enumerate(lanes)]
 
 
@@ -86,7 +87,7 @@ def _w_slots(legs: Slots, apart: bool) -> Slots:
     return found
 
 
-def _moved(lanes: list[Slots]) -> list[Slots]:
+def _moved(lanes: list[Slots], turn: int) -> list[Slots]:
     """Ops outside of the steady phase as early as they can be, then everything as early as its order allows.
 
     The steady phase is from the first I up the V on lane 0 to its last new forward. With W among the legs what comes
@@ -103,30 +104,30 @@ def _moved(lanes: list[Slots]) -> list[Slots]:
     backwards: Slots = [[] for _ in lanes]  # slots of I, ascending, as far as they are decided
     for slot, lane, leg, mb in ops:
         if (with_w and (slot, lane, leg) < steady) or (slot, lane, leg) > after:
-            earliest = 1 + _needed(lanes, lane, leg, mb)
+            earliest = 1 + _needed(lanes, lane, leg, mb, turn)
             if leg == _W:
                 earliest = max(earliest, 1 + backwards[lane][mb])
             slot = memories[lane].move(slot, earliest, most)
             lanes[lane][leg][mb] = slot
         if leg in (2, 3):
             insort(backwards[lane], slot)
-    return _squeezed(lanes if with_w else [[*legs, _w_slots(legs, False)[0]] for legs in lanes])
+    return _squeezed(lanes if with_w else [[*legs, _w_slots(legs, False)[0]] for legs in lanes], turn)
 
 
-def _needed(lanes: list[Slots], lane: int, leg: int, mb: int) -> int:
+def _needed(lanes: list[Slots], lane: int, leg: int, mb: int, turn: int) -> int:
     """The slot of the last op that this one needs; -1 if it needs none."""
     before = lane - 1 if leg in (0, 2) else lane + 1
     slots = [-1]
     if leg < _W and 0 <= before < len(lanes):
         slots.append(lanes[before][leg][mb])
     if 0 < leg < _W:
-        slots.append(lanes[lane][leg - 1][mb])
+        slots.append(lanes[lane][leg - 1][mb] + (turn if leg == 2 and lane == 0 else 0))
     if mb:
         slots.append(lanes[lane][leg][mb - 1])
     return max(slots)
 
 
-def _squeezed(lanes: list[Slots]) -> list[Slots]:
+def _squeezed(lanes: list[Slots], turn: int) -> list[Slots]:
     """Every op in the first slot that its inputs and the order on its lane allow."""
     ops = sorted(
         (slot, lane, leg, mb) for lane, legs in enumerate(lanes) for leg, slots in enumerate(legs)
@@ -135,7 +136,7 @@ def _squeezed(lanes: list[Slots]) -> list[Slots]:
     squeezed = [[[0] * len(slots) for slots in legs] for legs in lanes]
     free = [0 for _ in lanes]
     for _, lane, leg, mb in ops:
-        slot = max(free[lane], 1 + _needed(squeezed, lane, leg, mb))
+        slot = max(free[lane], 1 + _needed(squeezed, lane, leg, mb, turn))
         squeezed[lane][leg][mb] = slot
         free[lane] = slot + 1
     return squeezed

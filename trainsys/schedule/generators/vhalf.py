@@ -4,10 +4,14 @@ at half of its bubble where F, I and W take equally long.
 
 from __future__ import annotations
 
-from trainsys.schedule.generators.blocks import repeated
+from collections.abc import Sequence
+
+from trainsys.schedule.generators.blocks import PERIOD, repeated
 from trainsys.schedule.generators.columns import check_v, schedule_columns
-from trainsys.schedule.problem import Problem
+from trainsys.schedule.problem import BARRIERS, Problem
 from trainsys.schedule.schedule import Schedule
+
+_BARRIER = 2  # slots for all lanes to come to their S or T, and do it
 
 
 def generate(problem: Problem) -> Schedule:
@@ -17,12 +21,22 @@ def generate(problem: Problem) -> Schedule:
         ValueError: if the layers do not lie in a V of two runs per lane.
     """
     check_v("vhalf", problem)
-    depth = problem.depth
-    wait = 3 if depth % 2 == 0 else 0  # so that no two legs meet in a slot
-    block = [
+    depth, barriers = problem.depth, BARRIERS[problem.vocabulary]
+    turn = _BARRIER * barriers
+    block = next(block for wait in range(turn, turn + PERIOD) if _apart(block := _block(depth, wait)))
+    return schedule_columns(
+        "vhalf", problem, lambda column: repeated(column, block, turn), keeps=(depth + 2) // 2 + barriers, folded=True
+    )
+
+
+def _block(depth: int, wait: int) -> list[tuple[int, int, int, int]]:
+    """By lane, when F goes down the V and up, and I down and up; between the turns so many slots."""
+    return [
         (2 * lane, 3 * depth - 2 - lane, 3 * depth - 1 + wait + 2 * lane, 6 * depth - 2 + wait - lane)
         for lane in range(depth)
     ]
-    return schedule_columns(
-        "vhalf", problem, lambda column: repeated(column, block), keeps=(depth + 2) // 2, folded=True
-    )
+
+
+def _apart(block: Sequence[Sequence[int]]) -> bool:
+    """No two legs of a lane meet in a slot."""
+    return all(len({slot % PERIOD for slot in legs}) == len(legs) for legs in block)
