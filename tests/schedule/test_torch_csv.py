@@ -99,6 +99,7 @@ def test_pairs_idle_cells_and_the_engines_own_actions_are_read() -> None:
         ("", "x.csv is empty; write one row of actions per rank"),
         ("0F0,0Q0\n", "x.csv, row 1, column 2, cell '0Q0': '0Q0' is not an action"),
         ("0F0,0B0\n1F0,,1R0,1B0\n", "x.csv, row 2, column 3, cell '1R0': torch has no R; set parallel.recompute"),
+        ("0F0,0S0,0B0\n", "x.csv, row 1, column 2, cell '0S0': torch has no S; set parallel.vocabulary instead"),
         ("0F0,(0F1;0B0)BOTH\n", r"row 1, column 2, cell '(0F1;0B0)BOTH': write (<action>;<action>)OVERLAP_F_B"),
         ("0F0,0B0\n\n1F0,1B0\n", "x.csv, row 2: no action; every rank has a stage"),
         ("0F0,0B0\n0F1,0B1\n", "x.csv, row 2, column 1, cell '0F1': stage 0 is on row 1; one rank runs all"),

@@ -10,7 +10,7 @@ import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from trainsys.schedule.actions import COMPUTE, COUNTERPART, Action, Kind
+from trainsys.schedule.actions import COMPUTE, COUNTERPART, VOCABULARY, Action, Kind
 from trainsys.schedule.comms import insert_comms
 from trainsys.schedule.routes import Routes
 from trainsys.schedule.schedule import Schedule
@@ -23,6 +23,7 @@ _KNOB = {
     Kind.R: "parallel.recompute=none or full",
     Kind.OFFLOAD: "parallel.offload=none or activations",
     Kind.RELOAD: "parallel.offload=none or activations",
+    **dict.fromkeys(VOCABULARY, "parallel.vocabulary=ends"),
 }
 _ENGINE = ("UNSHARD", "RESHARD", "REDUCE_GRAD")
 _PAIR = "OVERLAP_F_B"
