@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from trainsys.schedule.collector import no_collections
 from trainsys.schedule.comms import insert_comms
 from trainsys.schedule.from_file import from_file, is_file, lies_in_v
 from trainsys.schedule.generators import (
@@ -50,14 +51,15 @@ def generate(name: str, problem: Problem) -> Schedule:
     Raises:
         ValueError: for an unknown name, listing the known ones, or a problem that the schedule cannot solve.
     """
-    if is_file(name):
-        schedule = capped(partial(from_file, name))(problem)
-    elif name in GENERATORS:
-        make = GENERATORS[name]
-        schedule = insert_comms(make(problem) if problem.vocabulary == "ends" else on_all_lanes(make, problem))
-    else:
-        raise ValueError(f"parallel.schedule={name} is unknown; choose one of {', '.join(GENERATORS)} or FILE.csv")
-    verify(schedule)
+    with no_collections():
+        if is_file(name):
+            schedule = capped(partial(from_file, name))(problem)
+        elif name in GENERATORS:
+            make = GENERATORS[name]
+            schedule = insert_comms(make(problem) if problem.vocabulary == "ends" else on_all_lanes(make, problem))
+        else:
+            raise ValueError(f"parallel.schedule={name} is unknown; choose one of {', '.join(GENERATORS)} or FILE.csv")
+        verify(schedule)
     return schedule
 
 
