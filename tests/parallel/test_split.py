@@ -135,6 +135,15 @@ def test_a_weight_used_twice_has_the_sum() -> None:
     assert torch.equal(x.grad, expected_x)  # type: ignore[arg-type]
 
 
+def test_an_expert_without_tokens_has_a_gradient_of_zeros() -> None:
+    one, deferred = nn.Linear(4, 3, bias=False), Deferred()
+    split_backward(one, deferred)
+    x = torch.zeros(0, 4, requires_grad=True)
+    one(x).sum().backward()
+    grads = Halves({"weight": None}, deferred.take()).finish({"weight": one.weight})
+    assert torch.equal(grads["weight"], torch.zeros(3, 4)) and x.grad is not None and x.grad.shape == (0, 4)
+
+
 @pytest.mark.parametrize("halves", [False, True])
 def test_a_parameter_without_a_gradient_stops_the_step(halves: bool) -> None:
     run = Collected("llama", halves)

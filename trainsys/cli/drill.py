@@ -48,6 +48,8 @@ def run(argv: list[str]) -> int:
         console.print(f"  {name:<14}  {what}", markup=False)
     if args.json:
         print(json.dumps(done.result))
+    if done.result["unplanned"]:
+        print(f"trainsys: lost though nobody killed them: {', '.join(done.result['unplanned'])}", file=sys.stderr)
     if done.result["not_struck"]:
         print(f"trainsys: never struck: {', '.join(done.result['not_struck'])}", file=sys.stderr)
     elif not done.passed:

@@ -37,9 +37,10 @@ class Drill:
 
     @property
     def passed(self) -> bool:
-        """Nothing lost or repeated, every planned fault struck, and every step's loss the same to the bit."""
+        """Nothing lost or repeated, the planned faults struck and no others, every loss the same to the bit."""
         r = self.result
-        clean = not (r["steps_lost"] or r["samples_lost"] or r["samples_repeated"] or r["not_struck"])
+        faults = r["not_struck"] or r["unplanned"]
+        clean = not (r["steps_lost"] or r["samples_lost"] or r["samples_repeated"] or faults)
         return clean and (self.config.train.emulate or (r["bit_equal_loss"] and r["bit_equal_grad_norm"]))
 
 
@@ -146,6 +147,7 @@ def _result(
         "faults": [fault.as_dict() for fault in disturbed.faults],
         "joins": [{"step": step, "rank": rank} for step, rank in disturbed.joins],
         "not_struck": _not_struck(events, disturbed),
+        "unplanned": _unplanned(events, disturbed, undisturbed),
         "predicted_step_s": predicted_s,
         "measured_step_s": median(undisturbed.step_s),
         "emulated": config.train.emulate,
@@ -190,20 +192,31 @@ def samples_lost_repeated(samples: Sequence[Sequence[int]], total: int) -> tuple
 def _not_struck(events: Sequence[FaultEvent], disturbed: Recorder) -> list[str]:
     """Planned faults that left no trace, in their own notation.
 
-    A join counts when the rank was there for a change of layout, be it as a spare that the new layout leaves idle.
+    A join counts when the rank was there for a change of layout, be it as a spare that the new layout leaves idle, or
+    when a step was done while it stood by.
     """
     struck = {(f.kind, f.rank, f.phase) for f in disturbed.faults}
     missing = [str(e) for e in events if e.kind != "join" and (e.kind, e.rank, e.phase) not in struck]
     joins = [e for e in events if e.kind == "join"]
-    return missing + [str(e) for e in joins[_arrivals(disturbed.run_dir) :]]
+    return missing + [str(e) for e in joins[_arrivals(disturbed.run_dir, disturbed.config.train.steps) :]]
 
 
-def _arrivals(run_dir: Path) -> int:
-    """Ranks that joined after the first layout stood, and for which the layout was changed or that died trying."""
-    lines = [json.loads(line)["event"] for line in (run_dir / "history.jsonl").read_text().splitlines()]
-    first = lines.index("changed")
-    last = max(i for i, event in enumerate(lines) if event in ("changed", "lost"))
-    return lines[first:last].count("joined")
+def _arrivals(run_dir: Path, steps: int) -> int:
+    """Ranks that joined after the first layout stood and before the last change, loss or step."""
+    lines = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
+    events = [line["event"] for line in lines]
+    first = events.index("changed")
+    last = max(i for i, event in enumerate(events) if event in ("changed", "lost"))
+    later = [i for i, event in enumerate(events) if event == "joined" and i > first]
+    return sum(i < last or lines[i]["step"] < steps - 1 for i in later)
+
+
+def _unplanned(events: Sequence[FaultEvent], disturbed: Recorder, undisturbed: Recorder) -> list[str]:
+    """Ranks that were lost though nobody killed them: something is wrong with the run itself."""
+    planned = Counter((e.kind, e.rank, e.phase) for e in events if e.kind != "join")
+    mine = [f for f in disturbed.faults if not planned[f.kind, f.rank, f.phase]]
+    told = [f"rank {f.rank} at step {f.step}" for f in mine]
+    return told + [f"rank {f.rank} at step {f.step} of the undisturbed run" for f in undisturbed.faults]
 
 
 def _say(console: Screen | None, sentence: str) -> None:

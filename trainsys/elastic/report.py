@@ -77,6 +77,8 @@ def summary(drill: Drill) -> list[str]:
         lines.append(tell_comparison(Comparison(**r["comparison"])))
     if r["not_struck"]:
         lines.append(f"Planned but never struck: {', '.join(r['not_struck'])}.")
+    if r["unplanned"]:
+        lines.append(f"Lost though nobody killed them: {', '.join(r['unplanned'])}.")
     return lines
 
 

@@ -99,7 +99,7 @@ class _SplitLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         if ctx.needs_input_grad[1]:
             ctx.deferred.waiting.append((ctx.weight, x.detach(), grad.detach()))
-        grad_x = grad.flatten(0, -2).mm(weight).view(*grad.shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        grad_x = grad.flatten(0, -2).mm(weight).view(x.shape) if ctx.needs_input_grad[0] else None
         grad_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         return grad_x, None, grad_bias, None
 
