@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from trainsys.cli.main import main
 from trainsys.config import load
-from trainsys.elastic.drill import drill
+from trainsys.elastic.drill import _unplanned, drill
+from trainsys.elastic.faults import parse_faults
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "configs/run/tiny.yaml")
@@ -33,6 +36,7 @@ def test_a_killed_rank_costs_nothing_but_time(tmp_path: Path) -> None:
     assert (result["steps"], result["steps_lost"], result["samples_lost"], result["samples_repeated"]) == (16, 0, 0, 0)
     assert result["bit_equal_loss"]
     assert result["bit_equal_grad_norm"]
+    assert result["unplanned"] == []
     assert result["max_abs_loss_diff"] == 0.0
     (fault,) = result["faults"]
     assert (fault["kind"], fault["rank"], fault["phase"], fault["step"]) == ("kill", 2, "backward", 4)
@@ -82,6 +86,20 @@ def test_a_fault_that_never_struck_fails_the_drill(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+def test_a_rank_that_nobody_killed_fails_the_drill() -> None:
+    """Not to be taken for a fault: the run itself breaks, and breaks the undisturbed one too."""
+    planned = parse_faults("kill@4:2:backward,join@6", 4, 16)
+    lost = [SimpleNamespace(kind="kill", rank=2, phase="backward", step=4)]
+    broken = SimpleNamespace(kind="exit", rank=1, phase="", step=0)
+
+    def run(faults: list[Any]) -> Any:
+        return SimpleNamespace(faults=faults)
+
+    assert _unplanned(planned, run(lost), run([])) == []
+    both = _unplanned(planned, run([broken, *lost]), run([broken]))
+    assert both == ["rank 1 at step 0", "rank 1 at step 0 of the undisturbed run"]
+
+
 def test_a_drill_does_not_overwrite_a_training_run(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(ValueError, match="holds a training run"):

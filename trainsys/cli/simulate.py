@@ -70,6 +70,8 @@ def run(argv: list[str]) -> int:
 
     result = timeline(config)
     exports = torch_files(result.schedule, Path(args.export_csv)) if args.export_csv else []
+    if args.export_csv:
+        check_folder(Path(args.export_csv), "--export-csv")
     check_folder(out, "--out" if args.out else "run_dir")
     write_all(exports)
     _write(config, result, out)

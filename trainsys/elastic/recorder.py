@@ -117,7 +117,11 @@ class Recorder:
     def changed(self, change: Change) -> None:
         assert change.after is not None
         self._last = time.monotonic()
+        before = next((c.parallel for c in reversed(self.changes) if c.parallel is not None), None)
         self.changes.append(change)
+        if before is not None and change.parallel is not None and before.schedule != change.parallel.schedule:
+            name, now = before.schedule, change.parallel.schedule
+            self.say(f"parallel.schedule={name} does not suit {change.after}: {now} from here on")
         self._working = set(change.after.ranks)
         fresh = [r for r in self._standing_by if r in self._working]
         self._standing_by = [r for r in self._standing_by if r not in self._working]

@@ -54,12 +54,15 @@ def schedule_names(text: str) -> list[str]:
     Raises:
         ValueError: for one that is not known.
     """
-    if text == ALL:
-        return list(GENERATORS)
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+    if ALL in names:
+        return [*GENERATORS, *(name for name in names if is_file(name))]
     unknown = [name for name in names if name not in GENERATORS and not is_file(name)]
-    if unknown:
-        raise ValueError(f"schedule={unknown[0]} is unknown; set schedule={ALL}, or one of {', '.join(GENERATORS)}")
+    if unknown or not names:
+        raise ValueError(
+            f"schedule={''.join(unknown[:1])} is unknown; set schedule={ALL}, or some of "
+            f"{', '.join(GENERATORS)}, FILE.csv"
+        )
     return names
 
 

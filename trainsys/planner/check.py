@@ -76,7 +76,7 @@ def check_vocabulary(config: RunConfig) -> None:
             f"parallel.vocabulary={parallel.vocabulary} runs under parallel.zero=0 and 1, not {parallel.zero}; set "
             "parallel.zero=1"
         )
-    if parallel.schedule.endswith(".csv"):
+    if is_file(parallel.schedule):
         raise ValueError(
             f"parallel.schedule={parallel.schedule} has no passes for parallel.vocabulary={parallel.vocabulary}; set "
             "parallel.vocabulary=ends, or parallel.schedule=1f1b"

@@ -31,19 +31,20 @@ def from_file(path: str, problem: Problem) -> Schedule:
         ValueError: the file cannot be read, or is for other stages, microbatches or another placement than `problem`.
     """
     one, depth, routes = _read(path), problem.depth, problem.routes
+    file = f"parallel.schedule={path}"
     if one.num_lanes != depth:
         raise ValueError(
-            f"{path} has {_many(one.num_lanes, 'rank')} but parallel.pp={depth}; set parallel.pp={one.num_lanes}"
+            f"{file} has {_many(one.num_lanes, 'rank')} but parallel.pp={depth}; set parallel.pp={one.num_lanes}"
         )
     vp = one.routes.num_stages // one.num_lanes
     if vp != problem.vp:
-        raise ValueError(f"{path} has {_many(vp, 'stage')} per rank but parallel.vp={problem.vp}; set parallel.vp={vp}")
+        raise ValueError(f"{file} has {_many(vp, 'stage')} per rank but parallel.vp={problem.vp}; set parallel.vp={vp}")
     if not _lies(one, problem.folded):
         has, knob = ("a loop", "loop") if problem.folded else ("a V", "v")
-        raise ValueError(f"{path} has its stages in {has}; set parallel.placement={knob}")
+        raise ValueError(f"{file} has its stages in {has}; set parallel.placement={knob}")
     if len(set(routes.table)) > 1:
         raise ValueError(
-            f"{path} is for stages with equally many replicas but they have {list(routes.replicas[:depth])}; "
+            f"{file} is for stages with equally many replicas but they have {list(routes.replicas[:depth])}; "
             "leave parallel.stage_replicas empty"
         )
     own = [routes.microbatches(0, replica) for replica in range(routes.replicas[0])]
@@ -52,7 +53,7 @@ def from_file(path: str, problem: Problem) -> Schedule:
         if len(mine) != count:
             among = f" of parallel.dp={len(own)}" if len(own) > 1 else ""
             raise ValueError(
-                f"{path} has {_many(count, 'microbatch')} but a replica{among} has {len(mine)}; set "
+                f"{file} has {_many(count, 'microbatch')} but a replica{among} has {len(mine)}; set "
                 f"batch.global_size={count * len(own)} · batch.microbatch_size"
             )
     lanes = {
@@ -71,7 +72,10 @@ def _read(path: str) -> Schedule:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ValueError(f"parallel.schedule={path} cannot be read: {why}; set another file or name") from None
-    return import_csv(text, path)
+    try:
+        return import_csv(text, path)
+    except ValueError as error:
+        raise ValueError(f"parallel.schedule={error}") from None
 
 
 def _lies(one: Schedule, folded: bool) -> bool:

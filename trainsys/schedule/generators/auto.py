@@ -1,5 +1,7 @@
 """The schedule with the shortest simulated step of all that suit a problem and its cap, for the costs given.
 
+`planner.step_schedule` gives it FLOPs alone, on which all ranks agree: neither links nor lengths.
+
 Candidates are the registered schedules and what the order of events gives under several priorities. One column stands
 for all that are equal, and two shorter steps for a long one. All are compared on a clock without links, and the best
 few in the simulation.
