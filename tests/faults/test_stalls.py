@@ -41,8 +41,8 @@ def stalled_data(*args: Any) -> None:
     """Body of a rank whose data stops coming at step 3."""
     batch = worker.Worker._batch
 
-    def late(self: worker.Worker, engine: Any) -> Any:
-        return sleep_for_ever() if self.step == 3 else batch(self, engine)
+    def late(self: worker.Worker, engine: Any, step: int) -> Any:
+        return sleep_for_ever() if step == 3 else batch(self, engine, step)
 
     worker.Worker._batch = late  # type: ignore[method-assign]
     ORIGINAL(*args)
