@@ -8,7 +8,6 @@ from typing import Any
 from benchmarks._clock import median_s, span
 from benchmarks._skip_swarm import replicas, swarm
 from trainsys.comm.communicator import Communicator
-from trainsys.parallel.emulated import EmulatedStage
 from trainsys.parallel.executor import Executor
 from trainsys.parallel.timed_links import TimedLinks
 from trainsys.planner.skip.places import choose_places
@@ -19,6 +18,7 @@ from trainsys.schedule.costs import Costs
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.simulate import simulate
 from trainsys.testing import RankPool
+from trainsys.testing.emulated import EmulatedStage
 
 REPEAT = 3
 

@@ -43,7 +43,6 @@ from trainsys.config import (
     RunConfig,
 )
 from trainsys.models.geometry import num_params, resolve, split_layers, tensors
-from trainsys.parallel.emulated_device import EmulatedDevice
 from trainsys.parallel.engine import Engine, routes_of, wanted_groups
 from trainsys.parallel.stage import Batch
 from trainsys.parallel.state import initial_state
@@ -54,6 +53,7 @@ from trainsys.planner.predict import predict
 from trainsys.planner.stages import notation
 from trainsys.space.build import build_layout
 from trainsys.space.tensor import Space
+from trainsys.testing.emulated_device import EmulatedDevice
 from trainsys.testing.lab import Lab, missing
 
 CLUSTER = ClusterConfig(

@@ -19,7 +19,6 @@ from trainsys.cli.arguments import Parser
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.tree import Tree
 from trainsys.config import BatchConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig
-from trainsys.parallel.emulated import EmulatedStage, EmulatedVocabulary
 from trainsys.parallel.executor import Executor
 from trainsys.parallel.vocabulary_lane import VocabularyLane
 from trainsys.planner.memory import stage_memory
@@ -28,6 +27,7 @@ from trainsys.planner.stages import Stages
 from trainsys.planner.step_schedule import relative_costs, schedule_of
 from trainsys.schedule import Costs, Schedule, simulate
 from trainsys.testing import RankPool
+from trainsys.testing.emulated import EmulatedStage, EmulatedVocabulary
 
 RANKS = 4
 SHAPE = (1, 16, 16)  # of the emulated messages

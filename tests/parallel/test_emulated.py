@@ -13,10 +13,10 @@ from benchmarks._clock import Span, span
 from benchmarks._schedules_run import cases, repeated
 from benchmarks.schedules import row
 from trainsys.comm.communicator import Communicator
-from trainsys.parallel.emulated import EmulatedStage
 from trainsys.parallel.executor import Executor
 from trainsys.schedule import Costs, Routes, Schedule, build, simulate
 from trainsys.testing import RankPool
+from trainsys.testing.emulated import EmulatedStage
 
 P, M, T = 4, 8, 0.040
 VP = {"interleaved": 2}

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainsys.parallel.emulated_device import EmulatedDevice
+from trainsys.testing.emulated_device import EmulatedDevice
 
 
 def test_products_take_their_time_forward_and_backward() -> None:

@@ -49,12 +49,7 @@ class Emulation:
         costs = planned.costs
         table = costs.table(planned.schedule.routes.num_stages)
         seconds = {kind: [factor * s for s in row] for kind, row in table.items()}
-        hop = costs.send_s
-
-        def send_s(src: int, dst: int) -> float:
-            return factor * (hop(src, dst) if callable(hop) else hop)
-
-        return cls(planned.schedule, seconds, costs.scale, send_s)
+        return cls(planned.schedule, seconds, costs.scale, lambda src, dst: factor * costs.hop_s(src, dst))
 
     def runner(self, stage: int) -> Callable[..., StageRunner]:
         """What makes the runner of `stage`, from the arguments of a `StageRunner`."""

@@ -34,9 +34,9 @@ class Alternative:
 
     @property
     def label(self) -> str:
-        """``zbv vp2``."""
-        vp = self.config.parallel.vp
-        return f"{self.name} vp{vp}" if vp > 1 else self.name
+        """``zbv vp2``; ``auto:zb2p`` says what was chosen."""
+        vp, name = self.config.parallel.vp, self.timeline.schedule.name
+        return f"{name} vp{vp}" if vp > 1 else name
 
     def as_dict(self) -> dict[str, Any]:
         """What a program needs to know of it beside its timeline."""

@@ -11,7 +11,7 @@ from typing import Any
 from trainsys.planner.parts import step_parts
 from trainsys.planner.plan import Plan
 
-_STEP = ("#4c78a8", "#f58518", "#eeca3b", "#ff9da6", "#e45756", "#b279a2", "#bab0ac", "#72b7b2")
+_STEP = ("#4c78a8", "#f58518", "#eeca3b", "#ff9da6", "#e45756", "#b279a2", "#bab0ac", "#72b7b2", "#54a24b")
 _MEMORY = ("#1b7837", "#5aae61", "#a6dba0", "#d9f0d3", "#9970ab", "#c2a5cf", "#8c510a", "#dfc27d", "#999999")
 
 

@@ -27,22 +27,18 @@ def schedule_of(config: RunConfig, stages: Stages) -> Schedule:
         ValueError: the schedule does not suit the layout, the microbatches or ``parallel.activations``.
     """
     parallel = config.parallel
-    costs = relative_costs(
-        config.model, stages, config.batch.seq_len, parallel.recompute == "full", parallel.vocabulary
-    )
-    keeps = (parallel.recompute == "stage", parallel.offload == "scheduled")
-    given = (costs.f_s, costs.b_s, costs.i_s, costs.w_s, costs.s_s, costs.t_s)
-    rows = tuple(tuple(row or ()) for row in given)
-    return _generated(
-        parallel.schedule, routes_of(config, stages), stages.vp, stages.folded, rows, parallel.activations, keeps,
-        parallel.vocabulary,
-    )  # fmt: skip
+    full = parallel.recompute == "full"
+    costs = relative_costs(config.model, stages, config.batch.seq_len, full, parallel.vocabulary)
+    routes = routes_of(config, stages)
+    problem = Problem(routes, stages.vp, stages.folded, costs, parallel.activations, parallel.vocabulary)
+    return _generated(parallel.schedule, problem, parallel.recompute == "stage", parallel.offload == "scheduled")
 
 
 def relative_costs(
     model: ModelConfig, stages: Stages, seq_len: int, recompute: bool, vocabulary: str = "ends"
 ) -> Costs:
-    """What the actions cost as far as FLOPs tell, in units of the mean F of a stage: the same numbers on every rank.
+    """What the actions cost as far as FLOPs tell, in units of the mean F of a stage: the same numbers on every rank,
+    in tuples, so that they can be a key.
 
     I repeats the forward's products; those of attention, which have two inputs, twice. W repeats those with weights
     (Qi et al. 2023, arXiv:2401.10241, §2). Computing layers again adds their F to I. With one barrier S makes logits
@@ -58,13 +54,13 @@ def relative_costs(
         i_s.append(2 * forward - weights + (layers if recompute else 0.0))
         w_s.append(weights)
     unit = sum(f_s) / stages.count
-    f_s, i_s, w_s = ([s / unit for s in row] for row in (f_s, i_s, w_s))
-    b_s = [i + w for i, w in zip(i_s, w_s, strict=True)]
+    f, i, w = (tuple(s / unit for s in row) for row in (f_s, i_s, w_s))
+    b = tuple(map(sum, zip(i, w, strict=True)))
     if vocabulary == "ends":
-        return Costs(f_s, b_s, i_s=i_s, w_s=w_s)
+        return Costs(f, b, i_s=i, w_s=w)
     parts = [sum(forward_flops(model, b, 0, stages.tp) for b in stages.parts_with(run)) for run in range(len(f_s))]
-    s_s, t_s = split_passes([part / unit for part in parts], vocabulary)
-    return Costs(f_s, b_s, i_s=i_s, w_s=w_s, s_s=s_s, t_s=t_s)
+    s_s, t_s = map(tuple, split_passes([part / unit for part in parts], vocabulary))
+    return Costs(f, b, i_s=i, w_s=w, s_s=s_s, t_s=t_s)
 
 
 def split_passes(forward: Sequence[float], vocabulary: str) -> tuple[list[float], list[float]]:
@@ -92,19 +88,13 @@ def scales(config: RunConfig) -> list[float] | None:
 
 
 @lru_cache(maxsize=8)
-def _generated(
-    name: str, routes: Routes, vp: int, folded: bool, rows: tuple[Row, ...], cap: float, keeps: tuple[bool, bool],
-    vocabulary: str,
-) -> Schedule:  # fmt: skip
-    f_s, b_s, i_s, w_s, s_s, t_s = rows
-    costs = Costs(f_s, b_s, i_s=i_s, w_s=w_s, s_s=s_s, t_s=t_s)
-    schedule = generate(name, Problem(routes, vp, folded, costs, cap, vocabulary))
-    early = range(routes.num_stages - 1)  # the last stage's backward follows its forward: nothing could be saved
-    recompute, offload = keeps
+def _generated(name: str, problem: Problem, recompute: bool, offload: bool) -> Schedule:
+    schedule = generate(name, problem)
+    early = range(problem.routes.num_stages - 1)  # the last stage's backward follows its forward: nothing is saved
     if recompute:
         schedule = with_recompute(schedule, early)
     if offload:
         schedule = with_offload(schedule, early, _AHEAD)
-    if any(keeps):
+    if recompute or offload:
         verify(schedule)
     return schedule

@@ -37,6 +37,12 @@ class Costs:
     s_s: Sequence[float] | None = None
     t_s: Sequence[float] | None = None
 
+    def hop_s(self, source: int, destination: int) -> float:
+        """Seconds of a message between two lanes; none within one."""
+        if source == destination:
+            return 0.0
+        return self.send_s(source, destination) if callable(self.send_s) else self.send_s
+
     def table(self, num_stages: int) -> dict[Kind, Sequence[float]]:
         """Seconds by kind and stage. Raises ValueError if a list does not have one number per stage."""
         half = [b / 2 for b in self.b_s]

@@ -180,7 +180,7 @@ class _Run:
         here, sent = self.ways.lane_of[work], now
         for message in gates.feeds(kind, work):
             lane = gates.receiver(message)
-            hop = 0.0 if lane == here else self.hop(here, lane)
+            hop = self.costs.hop_s(here, lane)
             fan = gates.missing[message] == 1
             sent += hop if fan else 0.0
             coming = self.coming.setdefault(message, [])
@@ -190,10 +190,6 @@ class _Run:
                 self.arrived[message] = _all_here(self.coming.pop(message), gates.shared(message))
                 if message in self.waiting:
                     self.runnable.append(self.waiting.pop(message))
-
-    def hop(self, source: int, destination: int) -> float:
-        send_s = self.costs.send_s
-        return send_s(source, destination) if callable(send_s) else send_s
 
     def call(self, lane: int, place: int, now: float) -> None:
         """A SEND or RECV; the second of the pair starts the transfer."""
@@ -217,8 +213,7 @@ class _Run:
         if kind in (_SEND_F, _SEND_B):
             link, sent = (lane, other), index
         if link not in self.link_s:
-            send_s = self.costs.send_s
-            self.link_s[link], self.link_free[link] = send_s(*link) if callable(send_s) else send_s, 0.0
+            self.link_s[link], self.link_free[link] = self.costs.hop_s(*link), 0.0
         start = max(now, earlier, self.link_free[link])
         end = start + self.link_s[link]
         self.starts[sent], self.ends[sent] = start, end

@@ -172,19 +172,17 @@ class _Placing:
         elif kind in (Kind.B, Kind.I) and stage > 0:
             self.arrive(2 * (work - self.m) + 1, end, at)
         for message in self.gates.feeds(CODE[kind], work):
-            self.last_s[message] = max(end + self.hop(at, self.gates.receiver(message)), self.last_s.get(message, 0.0))
+            self.last_s[message] = max(
+                end + self.costs.hop_s(at, self.gates.receiver(message)), self.last_s.get(message, 0.0)
+            )
             self.missing[message] -= 1
             if not self.missing[message]:
                 self.enter(message, self.last_s.pop(message))
 
     def arrive(self, message: int, end: float, source: int) -> None:
-        self.enter(message, end + self.hop(source, self.gates.receiver(message)))
+        self.enter(message, end + self.costs.hop_s(source, self.gates.receiver(message)))
 
     def enter(self, message: int, when: float) -> None:
         """From `when` on `message` is there."""
         self.arrived[message] = when
         heapq.heappush(self.events, (when, self.gates.receiver(message), message))
-
-    def hop(self, source: int, destination: int) -> float:
-        send_s = self.costs.send_s
-        return 0.0 if source == destination else send_s(source, destination) if callable(send_s) else send_s

@@ -61,7 +61,7 @@ class Column:
 
     def hop(self, source: int, destination: int) -> float:
         """Seconds of a message between two lanes of the column."""
-        return 0.0 if source == destination else self.hop_s(self.lanes[source], self.lanes[destination])
+        return self.hop_s(self.lanes[source], self.lanes[destination])
 
 
 Rows = Sequence[Sequence[Action]]  # what each lane of a column does
@@ -127,12 +127,11 @@ def trimmed(rows: Rows, microbatches: int) -> Rows:
 
 def column_of(problem: Problem, lanes: tuple[int, ...], microbatches: int) -> Column:
     """The column of `problem` on those `lanes`."""
-    costs, send_s = problem.seconds, problem.seconds.send_s
+    costs = problem.seconds
     table = costs.table(problem.routes.num_stages)
     f_s, i_s, w_s, b_s = ([s + costs.action_s for s in table[kind]] for kind in (Kind.F, Kind.I, Kind.W, Kind.B))
-    hop_s = send_s if callable(send_s) else lambda source, destination: send_s
     return Column(
-        microbatches, problem.depth, problem.vp, problem.folded, f_s, i_s, w_s, b_s, lanes, hop_s, problem.cap
+        microbatches, problem.depth, problem.vp, problem.folded, f_s, i_s, w_s, b_s, lanes, costs.hop_s, problem.cap
     )
 
 

@@ -109,7 +109,7 @@ class _Run:
         self.f_s, self.i_s, self.w_s = (
             [s + costs.action_s for s in table[kind]] for kind in (Kind.F, Kind.I, Kind.W)
         )  # fmt: skip
-        self.send_s = costs.send_s
+        self.hop_s = costs.hop_s
         self.lane_of = [problem.placement[s, r] for s, row in enumerate(routes.table) for r in row]
         self.lanes = [_Lane(limit) for limit in limits]
         self.place = [0] * self.m
@@ -185,7 +185,7 @@ class _Run:
         lane.started[place] += 1
         if stage + 1 < self.stages:
             following = work + self.m
-            heapq.heappush(self.events, (end + self.hop(at, self.lane_of[following]), following))
+            heapq.heappush(self.events, (end + self.hop_s(at, self.lane_of[following]), following))
         else:
             self.announce(at, work, end)
 
@@ -195,7 +195,7 @@ class _Run:
         self.lanes[at].w.append(work)
         if stage > 0:
             before = work - self.m
-            self.announce(self.lane_of[before], before, end + self.hop(at, self.lane_of[before]))
+            self.announce(self.lane_of[before], before, end + self.hop_s(at, self.lane_of[before]))
 
     def start_w(self, at: int, work: int, now: float) -> None:
         lane, (stage, mb) = self.lanes[at], divmod(work, self.m)
@@ -219,8 +219,3 @@ class _Run:
         """I of `work` will be ready on lane `at`."""
         heapq.heappush(self.lanes[at].coming, ready_s)
         heapq.heappush(self.events, (ready_s, self.works + work))
-
-    def hop(self, source: int, destination: int) -> float:
-        if source == destination:
-            return 0.0
-        return self.send_s(source, destination) if callable(self.send_s) else self.send_s
