@@ -6,6 +6,7 @@ import dataclasses
 from collections import deque
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,6 +114,27 @@ def test_spikes_and_infinities(ranks: RankPool) -> None:
             assert theirs["mistaken"] == 0 and theirs["computed"] == 10
             assert ours["mistaken"] == 2 and ours["computed"] == 12
         assert [d[3] for d in ahead[0]["decisions"]] == [step == 3 for step in range(10)]
+
+
+def test_in_a_new_epoch_all_ranks_wait_alike() -> None:
+    """One that has just come knows no norm; if the others guessed, and wrongly, they would compute again without it."""
+    config = run_config()
+    optim, control = dataclasses.replace(config.optim, clip=50.0, post_validation=True), Verdicts(late=False)
+    config = dataclasses.replace(config, optim=optim)
+    seen: list[Update] = []
+    engine: Any = SimpleNamespace(foresee=seen.append)
+    ahead = Ahead(config, control, lambda verdict: None)  # type: ignore[arg-type]
+
+    def step(number: int) -> bool:
+        control.inbox.append(Verdict(Decision(number, 1.0, 1.0, 1e-3, 1.0)))
+        went_on = ahead.propose(number, engine)
+        ahead.close()
+        return went_on
+
+    assert [step(0), step(1), step(2)] == [False, True, True]
+    ahead.enter()
+    assert [step(3), step(4)] == [False, True]
+    assert [update.step for update in seen] == [1, 2, 4]
 
 
 def test_what_is_foreseen_is_what_comes() -> None:

@@ -32,8 +32,12 @@ class Ahead:
 
     def __init__(self, config: RunConfig, control: ControlClient, on_verdict: Callable[[Verdict], None]) -> None:
         self._config, self._control, self._on_verdict = config, control, on_verdict
-        self._norm = float("nan")  # of the last step that counts
         self.mistaken = 0
+        self.enter()
+
+    def enter(self) -> None:
+        """A new epoch. All ranks must guess alike, and one that has just come knows of no step."""
+        self._norm = float("nan")  # of the last step that counts
         self.forget()
 
     def forget(self) -> None:

@@ -125,7 +125,7 @@ class Worker:
         """Build the destination, and switch when the manager commits."""
         started = time.monotonic()
         at, self.injector.step, self.control.epoch = self.injector.at, order.step, order.epoch
-        self.ahead.forget()
+        self.ahead.enter()
         self.engine = None  # its parameters and gradients are never needed again: room for the state to come
         at("plan")
         config = self._config(order)
