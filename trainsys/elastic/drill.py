@@ -160,19 +160,16 @@ def compare(config: RunConfig, disturbed: Recorder, undisturbed: Recorder) -> di
     steps = config.train.steps
     both = [(ours[s], theirs[s]) for s in range(steps) if s in ours and s in theirs]
     lost, repeated = samples_lost_repeated(disturbed.samples, steps * config.batch.global_size)
+    equal = {
+        "bit_equal_loss": len(both) == steps and all(a.loss.hex() == b.loss.hex() for a, b in both),
+        "bit_equal_grad_norm": len(both) == steps and all(a.grad_norm.hex() == b.grad_norm.hex() for a, b in both),
+        "max_abs_loss_diff": max((abs(a.loss - b.loss) for a, b in both), default=0.0),
+    }
     return {
         "steps_lost": sum(n - 1 for n in Counter(d.step for d in disturbed.decisions).values()) + steps - len(ours),
         "samples_lost": lost,
         "samples_repeated": repeated,
-        "bit_equal_loss": None
-        if config.train.emulate
-        else len(both) == steps and all(a.loss.hex() == b.loss.hex() for a, b in both),
-        "bit_equal_grad_norm": None
-        if config.train.emulate
-        else len(both) == steps and all(a.grad_norm.hex() == b.grad_norm.hex() for a, b in both),
-        "max_abs_loss_diff": None
-        if config.train.emulate
-        else max((abs(a.loss - b.loss) for a, b in both), default=0.0),
+        **({key: None for key in equal} if config.train.emulate else equal),
     }
 
 

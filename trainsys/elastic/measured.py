@@ -37,7 +37,7 @@ def write_timelines(config: RunConfig, recorder: Recorder, picture: bool = False
 
 
 def tell_comparison(comparison: Comparison) -> str:
-    """``Forward and backward of step 39: predicted 0.21 s, measured 0.25 s (-16%); actions end 7.1% of a step off.``"""
+    """``Forward and backward of step 39: predicted 0.21 s, measured 0.25 s (-16.0%); timeline error 7.1% (…).``"""
     return (
         f"Forward and backward of step {comparison.step}: predicted {comparison.predicted_s:.3g} s, measured "
         f"{comparison.measured_s:.3g} s ({comparison.step_error:+.1%}); timeline error {comparison.timeline_error:.1%} "
