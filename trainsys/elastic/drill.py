@@ -169,7 +169,7 @@ def compare(config: RunConfig, disturbed: Recorder, undisturbed: Recorder) -> di
         "steps_lost": sum(n - 1 for n in Counter(d.step for d in disturbed.decisions).values()) + steps - len(ours),
         "samples_lost": lost,
         "samples_repeated": repeated,
-        **({key: None for key in equal} if config.train.emulate else equal),
+        **(dict.fromkeys(equal) if config.train.emulate else equal),
     }
 
 
