@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from trainsys.comm.datapath import Datapath
@@ -63,7 +63,6 @@ class Place:
         return self.journeys[asked]
 
 
-@lru_cache(maxsize=256)
 def datapath(name: str, wires: Wires, slices: int) -> Datapath:
     """The registered datapath, checked before it is used. Raises ValueError for what it cannot serve."""
     from trainsys.comm.datapath_check import check
@@ -94,29 +93,11 @@ class Plan:
 
 
 def united(positions: tuple[Positions, ...]) -> Positions:
-    """The positions of several teams in order, as few runs as possible."""
-    every = sorted((run for own in positions for run in own if run), key=lambda run: run.start)
+    """The positions of several teams, neighbouring runs as one; in this order they lie where heads are shared."""
     joined: list[range] = []
-    for run in every:
+    for run in sorted((run for own in positions for run in own if run), key=lambda run: run.start):
         if joined and joined[-1].step == run.step == 1 and joined[-1].stop == run.start:
             joined[-1] = range(joined[-1].start, run.stop)
         else:
             joined.append(run)
-    if any(run.step != 1 for run in joined):
-        return _dense(sorted(i for run in joined for i in run))
     return tuple(joined)
-
-
-def _dense(numbers: list[int]) -> Positions:
-    """Rising numbers as ranges, of one step each."""
-    found: list[range] = []
-    for i in numbers:
-        last = found[-1] if found else range(0)
-        if last and len(last) == 1 and (len(found) < 2 or i - last.start == 1 or True):
-            step = i - last.start
-            found[-1] = range(last.start, i + 1, step)
-        elif last and i - last[-1] == last.step:
-            found[-1] = range(last.start, i + 1, last.step)
-        else:
-            found.append(range(i, i + 1))
-    return tuple(found)
