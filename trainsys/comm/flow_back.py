@@ -32,19 +32,21 @@ class Reduce:
         members: global ranks by member number.
         routed: from `route_back`.
         gives: of each chunk that this member contributes to: which runs.
-        like: of the dtype in which is summed, and the device.
-        wire: dtype of the messages.
+        kept: dtype in which is summed.
         combine: of two partial results.
+        blank: one to which nobody has contributed yet, of some runs of a chunk; None: zeros.
+        wire: dtype of the messages; None: `kept`.
         channel: as of `Gather`.
     """
 
     def __init__(
-        self, group: Group, members: Sequence[int], routed: Routed, gives: Mapping[int, Span], offsets: Offsets, like: Tensor,
-        wire: torch.dtype, combine: Combine = add, channel: int = 1, fill: float = 0.0,
+        self, group: Group, members: Sequence[int], routed: Routed, gives: Mapping[int, Span], offsets: Offsets,
+        kept: torch.dtype, combine: Combine = add, blank: Callable[[int, Span], Tensor] | None = None,
+        wire: torch.dtype | None = None, device: torch.device | str = "cpu", channel: int = 1,
     ) -> None:  # fmt: skip
         self._group, self._members, self._routed, self._offsets = group, members, routed, offsets
-        self._me, self._tag, self._wire, self._combine = members.index(group.rank), TAG | channel << 24, wire, combine
-        self._like, self._gives, self._fill = like, gives, fill
+        self._me, self._tag, self._combine, self._gives = members.index(group.rank), TAG | channel << 24, combine, gives
+        self._blank_of, self._kept, self._wire, self._device = blank or self._zeros, kept, wire or kept, device
         self._sends, self._arrivals = routed.sends[self._me], routed.arrivals[self._me]
         self._span = {leg.chunk: (leg.first, leg.last) for legs in self._sends for leg in legs}
         self._partial: dict[int, Tensor] = {}
@@ -74,8 +76,11 @@ class Reduce:
         return self._span.get(chunk, (0, len(self._offsets(chunk)) - 1))
 
     def _blank(self, chunk: int) -> Tensor:
-        offsets, (first, last) = self._offsets(chunk), self._whole(chunk)
-        return self._like.new_full((offsets[last] - offsets[first],), self._fill)
+        return self._blank_of(chunk, self._whole(chunk))
+
+    def _zeros(self, chunk: int, runs: Span) -> Tensor:
+        offsets = self._offsets(chunk)
+        return torch.zeros(offsets[runs[1]] - offsets[runs[0]], dtype=self._kept, device=self._device)
 
     def _carry(self) -> Iterator[None]:
         posted = [[self._receive(leg) for leg in legs] for legs in self._arrivals[: AHEAD + 1]]
@@ -99,7 +104,7 @@ class Reduce:
 
     def _receive(self, leg: Leg) -> tuple[Work, Tensor]:
         offsets = self._offsets(leg.chunk)
-        come = self._like.new_empty(offsets[leg.last] - offsets[leg.first], dtype=self._wire)
+        come = torch.empty(offsets[leg.last] - offsets[leg.first], dtype=self._wire, device=self._device)
         return self._group.irecv(come, self._members[leg.src], self._tag | leg.chunk), come
 
     def _send(self, leg: Leg) -> Work:

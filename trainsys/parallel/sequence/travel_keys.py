@@ -9,59 +9,14 @@ arXiv:2310.01889, for any datapath). Nothing of other teams is kept in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from trainsys.comm.flow import Arrival, Gather
-from trainsys.comm.flow_back import Reduce
-from trainsys.comm.group import Group
-from trainsys.parallel.sequence.journey import Journey
-from trainsys.parallel.sequence.layouts import Positions
+from trainsys.comm.flow_back import Reduce, add
 from trainsys.parallel.sequence.merge import Gradients, Partial, Segment
-from trainsys.parallel.sequence.packing import ends, from_heads, indices, pack, segments, to_heads
-
-
-@dataclass(frozen=True, eq=False)
-class Trip:
-    """A journey of one attention, and who makes it.
-
-    Attributes:
-        group: contains every member.
-        members: global ranks in the order of the journey's layout.
-        scale: of the scores.
-        wire: dtype in which gradients travel; None: that in which they are added up.
-        at_once: attend when all has arrived, in one go.
-    """
-
-    group: Group
-    members: tuple[int, ...]
-    journey: Journey
-    scale: float
-    wire: torch.dtype | None = None
-    at_once: bool = False
-
-    @cached_property
-    def me(self) -> int:
-        return self.members.index(self.group.rank)
-
-    @property
-    def positions(self) -> Positions:
-        return self.journey.layout[self.me]
-
-    @cached_property
-    def parts(self) -> list[list[tuple[int, int]]]:
-        """Of each of this member's chunks, the local rows of its runs."""
-        slices = self.journey.out.slices
-        own = self.journey.chunks[self.me * slices : (self.me + 1) * slices]
-        return [indices(self.positions, part) for part in own]
-
-    def chunk(self, part: int) -> int:
-        return self.me * self.journey.out.slices + part
+from trainsys.parallel.sequence.packing import ends, pack, segments
+from trainsys.parallel.sequence.trip import Trip, own_segments
 
 
 class Keys:
@@ -80,13 +35,7 @@ class Keys:
         return self._ends[chunk]
 
     def own(self) -> list[Segment]:
-        """This member's, run by run."""
-        found, base = [], 0
-        for run in self.trip.positions:
-            rows = slice(base, base + len(run))
-            found.append(Segment(run, self.k[:, rows], self.v[:, rows]))
-            base += len(run)
-        return found
+        return own_segments(self.trip, self.k, self.v)
 
     def leave(self) -> Gather:
         """Begin to travel."""
@@ -94,113 +43,72 @@ class Keys:
         chunks = [pack((self.k, self.v), spans) for spans in trip.parts]
         return Gather(trip.group, trip.members, trip.journey.there, chunks, self.offsets)
 
-    def arrived(self, arrival: Arrival) -> list[Segment]:
+    def wanted(self, arrival: Arrival) -> Arrival:
+        """Of what has arrived, the runs that this member's queries see; the rest came for those after it."""
+        first, last = self.trip.journey.wants(self.trip.me, arrival.chunk)
+        if first == last:
+            return Arrival(arrival.chunk, 0, 0, arrival.data[:0])
+        offsets = self.offsets(arrival.chunk)
+        begin = offsets[arrival.first]
+        return Arrival(arrival.chunk, first, last, arrival.data[offsets[first] - begin : offsets[last] - begin])
+
+    def segments(self, arrival: Arrival) -> list[Segment]:
         runs = self.trip.journey.chunks[arrival.chunk][arrival.first : arrival.last]
         return segments(arrival.data, runs, self.heads, self.size, self.value_size)
 
 
-class _Attention(torch.autograd.Function):
-    """[B, S, heads, D], [B, S, kv_heads, D], [B, S, kv_heads, E] -> [B, S, heads, E]."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, trip: Trip) -> Tensor:
-        kv_heads = k.shape[2]
-        keys = Keys(trip, to_heads(k, kv_heads).squeeze(1), to_heads(v, kv_heads).squeeze(1))
-        partial = Partial(to_heads(q, kv_heads), v.shape[-1], trip.positions, trip.journey.mask, trip.scale)
-        attend(trip, keys, partial.show)
-        out = partial.out.to(q.dtype)
-        ctx.trip, ctx.kv_heads = trip, kv_heads
-        ctx.save_for_backward(partial.q, keys.k, keys.v, out, partial.lse)
-        return from_heads(out, q.shape[0])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, out, lse = ctx.saved_tensors
-        trip, batch = ctx.trip, grad.shape[0]
-        found = Gradients(
-            to_heads(grad, ctx.kv_heads), q, out, lse, trip.positions, trip.journey.mask, trip.scale
-        )  # fmt: skip
-        of_k, of_v = gradients_of_keys(trip, Keys(trip, k, v), found)
-        of_q = from_heads(found.of_q.to(q.dtype), batch)
-        return of_q, *(from_heads(t.to(k.dtype).unsqueeze(1), batch) for t in (of_k, of_v)), None
-
-
-def attend(trip: Trip, keys: Keys, show: Callable[[list[Segment]], None]) -> None:
-    """Show all keys, the own ones first; the rest as it arrives, step by step."""
+def forward(trip: Trip, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """q [N, G, S, D], k [N, S, D], v [N, S, E] -> out [N, G, S, E] and lse [N, G, S], in the type that merges."""
+    keys = Keys(trip, k, v)
+    partial = Partial(q, v.shape[-1], trip.positions, trip.journey.mask, trip.scale)
     if len(trip.members) == 1:
-        show(keys.own())
-        return
+        partial.show(keys.own())
+        return partial.out, partial.lse
     gather = keys.leave()
+    late = keys.own() if trip.at_once else []
     if not trip.at_once:
-        show(keys.own())
-    late = [] if not trip.at_once else keys.own()
+        partial.show(keys.own())
     for step in gather.arrivals():
-        come = [segment for arrival in step for segment in keys.arrived(arrival)]
+        come = [segment for arrival in step for segment in keys.segments(keys.wanted(arrival))]
         if trip.at_once:
             late += come
         else:
-            show(come)
-    if late:
-        show(sorted(late, key=lambda segment: segment.positions.start))
+            partial.show(come)
+    if trip.at_once:
+        partial.show(sorted(late, key=lambda segment: segment.positions.start))
     gather.finish()
+    return partial.out, partial.lse
 
 
-def gradients_of_keys(trip: Trip, keys: Keys, found: Gradients) -> tuple[Tensor, Tensor]:
-    """Of this member's keys [N, S, D] and values [N, S, E], from all queries; those of the queries are in `found`."""
-    kept = found.of_q.dtype
-    of_k, of_v = torch.zeros_like(keys.k, dtype=kept), torch.zeros_like(keys.v, dtype=kept)
-    own = Keys(trip, of_k, of_v)
+def backward(
+    trip: Trip, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q [N, G, S, D], k [N, S, D] and v [N, S, E], summed in the type of `lse`."""
+    kept, journey, keys = lse.dtype, trip.journey, Keys(trip, k, v)
+    found = Gradients(grad, q, out, lse, trip.positions, journey.mask, trip.scale)
+    own = Keys(trip, torch.zeros_like(k, dtype=kept), torch.zeros_like(v, dtype=kept))
     if len(trip.members) == 1:
         found.show(keys.own(), own.own())
-        return of_k, of_v
-    gather, journey = keys.leave(), trip.journey
-    reduce = Reduce(
-        trip.group, trip.members, journey.back, journey.gives(trip.me), keys.offsets, found.of_q, trip.wire or kept
-    )
+        return found.of_q, own.k, own.v
+    gather = keys.leave()
+    reduce = Reduce(trip.group, trip.members, journey.back, journey.gives(trip.me), keys.offsets, kept, add, wire=trip.wire)
     found.show(keys.own(), own.own())
     for part, spans in enumerate(trip.parts):
-        reduce.feed(trip.chunk(part), pack((of_k, of_v), spans))
+        reduce.feed(trip.chunk(part), pack((own.k, own.v), spans))
     for step in gather.arrivals():
-        wanted = [_wanted(journey, trip.me, arrival, keys) for arrival in step]
+        wanted = [keys.wanted(arrival) for arrival in step]
         grads = [Arrival(a.chunk, a.first, a.last, torch.zeros_like(a.data, dtype=kept)) for a in wanted]
         found.show(
-            [segment for arrival in wanted for segment in keys.arrived(arrival)],
-            [segment for arrival in grads for segment in keys.arrived(arrival)],
+            [segment for arrival in wanted for segment in keys.segments(arrival)],
+            [segment for arrival in grads for segment in keys.segments(arrival)],
         )
         for arrival in grads:
             if arrival.first < arrival.last:
                 reduce.feed(arrival.chunk, arrival.data)
     gather.finish()
-    sums = reduce.result()
-    for part, spans in enumerate(trip.parts):
-        chunk = trip.chunk(part)
-        for (first, last), segment in zip(spans, keys.arrived(_whole(chunk, journey, sums[chunk])), strict=True):
-            of_k[:, first:last], of_v[:, first:last] = segment.k, segment.v
-    return of_k, of_v
-
-
-def _wanted(journey: Journey, me: int, arrival: Arrival, keys: Keys) -> Arrival:
-    """Of what has arrived, the runs that this member uses; the rest came for those after it."""
-    first, last = journey.wants(me, arrival.chunk)
-    offsets = keys.offsets(arrival.chunk)
-    if first == last:
-        return Arrival(arrival.chunk, 0, 0, arrival.data[:0])
-    begin = offsets[arrival.first]
-    return Arrival(arrival.chunk, first, last, arrival.data[offsets[first] - begin : offsets[last] - begin])
-
-
-def _whole(chunk: int, journey: Journey, data: Tensor) -> Arrival:
-    return Arrival(chunk, 0, len(journey.chunks[chunk]), data)
-
-
-def travel_keys(q: Tensor, k: Tensor, v: Tensor, trip: Trip) -> Tensor:
-    """Attention of this member's queries to everybody's keys.
-
-    Args:
-        q: [B, S, heads, D]; k: [B, S, kv_heads, D]; v: [B, S, kv_heads, E], of this member's positions.
-
-    Returns:
-        [B, S, heads, E].
-    """
-    out: Tensor = _Attention.apply(q, k, v, trip)  # type: ignore[no-untyped-call]
-    return out
+    for chunk, data in reduce.result().items():
+        spans = trip.parts[chunk - trip.chunk(0)]
+        runs = keys.segments(Arrival(chunk, 0, len(spans), data))
+        for (first, last), segment in zip(spans, runs, strict=True):
+            own.k[:, first:last], own.v[:, first:last] = segment.k, segment.v
+    return found.of_q, own.k, own.v
