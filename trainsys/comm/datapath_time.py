@@ -37,7 +37,9 @@ def seconds(path: Datapath, wires: Wires, nbytes_per_member: float, alpha_s: flo
     arrived: dict[tuple[int, int], list[int]] = {}
     messages = []
     for i, (_, chunk, src, dst) in enumerate(path.sends.tolist()):
-        messages.append(Message(int(pairs.of[i]), nbytes_per_member / path.slices, tuple(arrived.get((chunk, src), ()))))
+        messages.append(
+            Message(int(pairs.of[i]), nbytes_per_member / path.slices, tuple(arrived.get((chunk, src), ())))
+        )
         arrived.setdefault((chunk, dst), []).append(i)
     return max(play(messages, pairs.routes, wires.links, alpha_s), default=0.0)
 

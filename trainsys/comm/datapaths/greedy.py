@@ -82,6 +82,7 @@ class _Greedy:
         self.name, self.lanes, self.dice = wires.name, lanes, np.random.default_rng(seed)
         self.have = np.repeat(np.eye(n, dtype=bool), slices, axis=1)  # [n, chunks]: has arrived
         self.need = ~self.have  # nor is it on its way
+        self.could = np.zeros(self.have.shape, dtype=np.uint8)
         self.noise = self.dice.integers(1, 16, (n, 2 * n * slices), dtype=np.uint8)
         self.lane_free = np.zeros(len(lanes.src))
         self.wire_free = np.zeros(1 + max((wire for way in lanes.wires for wire, _ in way), default=-1))
@@ -94,14 +95,19 @@ class _Greedy:
         lanes = self.lanes
         ends = np.searchsorted(lanes.dst, np.arange(len(self.have) + 1))
         cost = lanes.busy_s + lanes.late_s
-        lists = [
-            [i for i in range(ends[d], ends[d + 1]) if cost[i] * SLOWER < cost[lane]] for lane, d in enumerate(lanes.dst)
-        ]
+        beside = [range(ends[d], ends[d + 1]) for d in lanes.dst]
+        lists = [[i for i in others if cost[i] * SLOWER < cost[lane]] for lane, others in enumerate(beside)]
         self.faster = np.full((len(lists), max(map(len, lists), default=0)), -1)
         for lane, found in enumerate(lists):
             self.faster[lane, : len(found)] = found
         self.slow = np.array([bool(found) for found in lists], dtype=bool)
-        self.faster_rate = np.array([sum(1 / lanes.busy_s[i] for i in found) for found in lists])
+        if not len(self.wire_free):
+            lists = [[i for i in others if i != lane] for lane, others in enumerate(beside)]
+        self.rivals = np.full((len(lists), max(map(len, lists), default=0)), -1)
+        for lane, found in enumerate(lists):
+            self.rivals[lane, : len(found)] = found
+        self.stale = np.zeros(len(lists), dtype=bool)
+        self.left = self.need.sum(1)
 
     def run(self) -> NDArray[np.int32]:
         now, step = 0.0, 0
@@ -119,30 +125,39 @@ class _Greedy:
 
     def _land(self, now: float) -> None:
         still = []
+        landed = np.zeros(len(self.have), dtype=bool)
         for arrival, member, chunk in self.flying:
             there = arrival <= now * (1 + SAME)
             self.have[member[there], chunk[there]] = True
+            landed[member[there]] = True
             if not there.all():
                 still.append((arrival[~there], member[~there], chunk[~there]))
         self.flying = still
+        self.stale &= ~landed[self.lanes.src]
 
     def _start(self, now: float, step: int) -> bool:
         """Give idle lanes chunks; slow ones get what faster ones could bring too in a second round."""
         lanes, started = self.lanes, False
-        self.could = np.zeros(self.have.shape, dtype=np.uint8)  # how many neighbours have it
-        for group in self._by_end():
-            self.could[lanes.dst[group]] += self.have[lanes.src[group]]
+        idle = (self.lane_free <= now * (1 + SAME)) & ~self.stale & (self.left[lanes.dst] > 0)
+        self._count(np.isin(np.arange(len(self.have)), lanes.dst[idle]))
         for second in (False, True):
             if second and not self.slow.any():
                 break
             for k in self.dice.permutation(len(lanes.groups)):
                 group = lanes.groups[k]
-                group = group[self.lane_free[group] <= now * (1 + SAME)]
-                if second:
-                    group = group[self.slow[group]]
+                group = group[idle[group] & self.slow[group]] if second else group[idle[group]]
                 if len(group) and self._wires_free(group, now):
                     started |= self._match(group, now, step, second)
+            idle &= self.lane_free <= now * (1 + SAME)
         return started
+
+    def _count(self, ends: Bools) -> None:
+        """How many neighbours could bring each chunk to each of `ends`."""
+        lanes = self.lanes
+        self.could[ends] = 0
+        for group in self._by_end():
+            group = group[ends[lanes.dst[group]]]
+            self.could[lanes.dst[group]] += self.have[lanes.src[group]]
 
     def _by_end(self) -> tuple[Ints, ...]:
         if not len(self.wire_free):
@@ -166,8 +181,8 @@ class _Greedy:
         if len(slow):
             others = self._brought_by_faster(group[slow])
             if second:
-                queue_s = (others & self.need[dst[slow]]).sum(1) / self.faster_rate[group[slow]]
-                can[slow] &= (queue_s >= (lanes.busy_s + lanes.late_s)[group[slow]])[:, None]
+                queue = (others & self.need[dst[slow]]).sum(1)
+                can[slow] &= (queue > self._sooner(group[slow], now))[:, None]
             else:
                 can[slow] &= ~others
         offset = int(self.dice.integers(0, self.have.shape[1]))
@@ -176,10 +191,12 @@ class _Greedy:
         score *= can
         pick = score.argmax(1)
         taken = score[np.arange(len(group)), pick] > 0
+        self.stale[group] = ~taken & (second | ~self.slow[group])
         if not taken.any():
             return False
         group, src, dst, pick = group[taken], src[taken], dst[taken], pick[taken]
         self.need[dst, pick] = False
+        self.left[dst] -= 1
         self.lane_free[group] = now + lanes.busy_s[group]
         for lane in group.tolist() if len(self.wire_free) else ():
             for wire, busy in lanes.wires[lane]:
@@ -187,6 +204,15 @@ class _Greedy:
         self.flying.append((self.lane_free[group] + lanes.late_s[group], dst, pick))
         self.rows.append(np.stack([np.full(len(group), step), pick, src, dst], 1).astype(np.int32))
         return True
+
+    def _sooner(self, group: Ints, now: float) -> Ints:
+        """How many chunks other lanes could bring before each lane of `group` brought one that starts now."""
+        lanes, rivals = self.lanes, self.rivals[group]
+        until = now + (lanes.busy_s + lanes.late_s)[group]
+        begin = np.maximum(self.lane_free[rivals], now) + lanes.late_s[rivals]
+        count = np.floor((until[:, None] - begin) / lanes.busy_s[rivals] + SAME)
+        sooner: Ints = np.where(rivals >= 0, np.maximum(count, 0), 0).sum(1).astype(np.int64)
+        return sooner
 
     def _brought_by_faster(self, group: Ints) -> Bools:
         """[len(group), chunks]: some faster lane to the same end comes from who has it, or soon will."""
