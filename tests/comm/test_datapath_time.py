@@ -12,6 +12,7 @@ from trainsys.comm import datapath_time as time
 from trainsys.comm.datapath import Datapath, Send
 from trainsys.comm.datapath_bound import bound_s
 from trainsys.comm.datapaths import DATAPATHS
+from trainsys.comm.flows import Message, play
 from trainsys.comm.topology import Link
 from trainsys.comm.wires import Wires, mesh, star, two_level
 
@@ -118,3 +119,21 @@ def test_a_pair_without_a_way_is_named() -> None:
         time.seconds(path, cut, MB)
     with pytest.raises(ValueError, match="direct needs a way"):
         DATAPATHS["direct"](cut, 0)
+
+
+@pytest.mark.parametrize("slices", [4, 12])
+@pytest.mark.parametrize("turned", [False, True])
+def test_both_ways_of_timing_agree_where_nothing_is_shared(slices: int, turned: bool) -> None:
+    wires = mesh(4, 0.025, latency_s=1e-3)
+    path = DATAPATHS["k_ring"](wires, slices)
+    path = path.backwards() if turned else path
+    crowded = replace(wires, links={**wires.links, (4, 5): Link(1.0, 0.0)})
+    rows = path.sends.tolist()
+    arrived: dict[tuple[int, int], list[int]] = {}
+    messages = []
+    pairs = sorted(wires.routes)
+    for i, (_, chunk, src, dst) in enumerate(rows):
+        messages.append(Message(pairs.index((src, dst)), MB / slices, tuple(arrived.get((chunk, src), ()))))
+        arrived.setdefault((chunk, dst), []).append(i)
+    by_events = max(play(messages, [wires.routes[pair] for pair in pairs], crowded.links, 2e-4))
+    assert time.seconds(path, wires, MB, alpha_s=2e-4) == pytest.approx(by_events)
