@@ -43,7 +43,9 @@ def inputs(case: Case) -> list[torch.Tensor]:
     (heads, kv_heads), (size, value_size) = case.heads, case.sizes
     random = torch.Generator().manual_seed(1)
     shapes = ((heads, size), (kv_heads, size), (kv_heads, value_size), (heads, value_size))
-    return [torch.randn(2, case.seq_len, *shape, generator=random, dtype=torch.float64).to(case.dtype) for shape in shapes]
+    return [
+        torch.randn(2, case.seq_len, *shape, generator=random, dtype=torch.float64).to(case.dtype) for shape in shapes
+    ]
 
 
 def dense(case: Case) -> list[torch.Tensor]:

@@ -14,7 +14,14 @@ from trainsys.parallel.sequence.mask import Mask
 from trainsys.parallel.sequence.methods import METHODS
 from trainsys.testing import RankPool
 
-MASKS = [Mask(), Mask(False), Mask(True, 7), Mask(True, 0, (10, 11, 25)), Mask(True, 5, (12, 30)), Mask(False, 0, (10, 30))]
+MASKS = [
+    Mask(),
+    Mask(False),
+    Mask(True, 7),
+    Mask(True, 0, (10, 11, 25)),
+    Mask(True, 5, (12, 30)),
+    Mask(False, 0, (10, 30)),
+]
 HEADS = [((4, 2), (8, 8)), ((5, 1), (8, 16)), ((6, 6), (16, 8))]
 
 

@@ -1,13 +1,12 @@
 """Attention among the cp teams by a chosen method: plans made once for each shape, then run.
 
-    B = microbatch, S_i = positions of this member, D, E = head sizes of keys and of values
+B = microbatch, S_i = positions of this member, D, E = head sizes of keys and of values
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from trainsys.parallel.sequence.agree import agree

@@ -1,6 +1,6 @@
 """Attention over a cut sequence as one node of autograd: a forward and a backward, in each of which something travels.
 
-    B = microbatch, S = local positions, D, E = head sizes of keys and of values
+B = microbatch, S = local positions, D, E = head sizes of keys and of values
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def in_canonical_order(plan: Plan, place: Place) -> Plan:
     journeys = []
     for journey in (plan.forward, plan.backward):
         home = canonical_home(journey.out.size, journey.out.slices)
-        journeys.append(Journey(journey.layout, journey.mask, journey.out, home))
+        journeys.append(Journey(journey.layout, journey.mask, journey.out, home, whole=True))
     return replace(plan, forward=journeys[0], backward=journeys[1], at_once=False, exact_wire=True)
 
 

@@ -1,6 +1,6 @@
 """Attention where all positions are here, of some heads, computed as if they were spread over the teams: the same bits.
 
-    N = microbatch · kv_heads, G = query heads per key head, S = all positions, D, E = head sizes
+N = microbatch · kv_heads, G = query heads per key head, S = all positions, D, E = head sizes
 """
 
 from __future__ import annotations

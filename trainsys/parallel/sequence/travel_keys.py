@@ -98,7 +98,9 @@ def backward(
         found.show(keys.own(), own.own())
         return found.of_q, own.k, own.v
     gather = keys.leave()
-    reduce = Reduce(trip.group, trip.members, journey.back, journey.gives(trip.me), keys.offsets, kept, add, wire=trip.wire)
+    reduce = Reduce(
+        trip.group, trip.members, journey.back, journey.gives(trip.me), keys.offsets, kept, add, wire=trip.wire
+    )
     found.show(keys.own(), own.own())
     for part, spans in enumerate(trip.parts):
         reduce.feed(trip.chunk(part), pack((own.k, own.v), spans))
