@@ -12,7 +12,7 @@ from trainsys.comm import datapath_time as time
 from trainsys.comm.datapath import Datapath, Send
 from trainsys.comm.datapath_bound import bound_s
 from trainsys.comm.datapaths import DATAPATHS
-from trainsys.comm.flows import Message, play
+from trainsys.comm.fluid import Message, play
 from trainsys.comm.topology import Link
 from trainsys.comm.wires import Wires, mesh, star, two_level
 
@@ -34,6 +34,13 @@ def test_who_shares_a_wire_gets_a_fair_share() -> None:
     assert time.seconds(path, wires, MB, alpha_s=0) == pytest.approx(2.0)
     slow = replace(wires, links={**wires.links, (0, 3): Link(0.00025, 0.0)})
     assert time.seconds(path, slow, MB, alpha_s=0) == pytest.approx(4.0)  # the other one gets what is left
+
+
+def test_a_crowded_wire_gives_less() -> None:
+    wires = star(4, 0.001)
+    direct, ring = DATAPATHS["direct"](wires, 0), DATAPATHS["ring"](wires, 0)
+    assert time.seconds(direct, wires, MB, 0, crowd=0.75) == pytest.approx(4.0)
+    assert time.seconds(ring, wires, MB, 0, crowd=0.75) == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize(
