@@ -58,7 +58,9 @@ class Place:
         asked = (out, home, slices, queries)
         if asked not in self.journeys:
             path = datapath(out, self.wires, slices)
-            back = homeward(path) if home == out else datapath(home, self.wires, path.slices)
+            back = homeward(path) if home == out else path
+            if back is path:  # fans out: home on the way that is best from there to here
+                back = datapath(home, self.wires.turned(), path.slices)
             self.journeys[asked] = Journey(self.layout, self.mask, path, back, queries)
         return self.journeys[asked]
 

@@ -1,7 +1,7 @@
 """How long a plan of attention takes: its messages on the wires and its kernels' calls, played as they will run.
 
 The legs and calls priced are those that run. A member is a wire of its own that carries seconds of computation, in order;
-messages share the real wires (`comm/flows.py`). Both halves are priced apart, for in training the backward decides. Plain
+messages share the real wires (`comm/fluid.py`). Both halves are priced apart, for in training the backward decides. Plain
 arithmetic: no torch.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainsys.comm.flows import Message, play
+from trainsys.comm.fluid import Message, play
 from trainsys.comm.routed import Leg, Routed
 from trainsys.comm.topology import Link
 from trainsys.comm.wires import Edge
