@@ -14,10 +14,10 @@ from trainsys.comm.fluid import Message, play
 from trainsys.comm.routed import Leg, Routed
 from trainsys.comm.topology import Link
 from trainsys.comm.wires import Edge
-from trainsys.parallel.sequence.journey import Journey
-from trainsys.parallel.sequence.layouts import Positions
-from trainsys.parallel.sequence.mask import Mask, calls
-from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.sequence.journey import Journey
+from trainsys.sequence.layouts import Positions
+from trainsys.sequence.mask import Mask, calls
+from trainsys.sequence.place import Place, Plan
 
 _CAUSAL = 0.6  # of a full square's time: half the pairs, and what a kernel does on tiles that the diagonal cuts
 _BACKWARD = 2.5  # products of a backward over those of a forward: five to two (Dao et al. 2022, arXiv:2205.14135)
@@ -205,7 +205,7 @@ class _Half:
         widths.append(place.heads / u * place.value_dim)
         total = 0.0
         for width in widths:
-            routes, messages = [], []
+            routes, messages = list[tuple[Edge, ...]](), list[Message]()
             for first in range(0, place.size, u):
                 for a in range(first, first + u):
                     here = sum(map(len, place.layout[a])) * self.shape.batch * self.shape.element

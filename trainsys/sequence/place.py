@@ -9,9 +9,9 @@ from typing import Any
 from trainsys.comm.datapath import Datapath
 from trainsys.comm.datapath_home import canonical_home, homeward
 from trainsys.comm.wires import Wires
-from trainsys.parallel.sequence.journey import Journey
-from trainsys.parallel.sequence.layouts import Layout, Positions
-from trainsys.parallel.sequence.mask import Mask
+from trainsys.sequence.journey import Journey
+from trainsys.sequence.layouts import Layout, Positions
+from trainsys.sequence.mask import Mask
 
 
 @dataclass(frozen=True, eq=False)

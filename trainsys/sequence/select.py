@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainsys.parallel.sequence.methods import METHODS
-from trainsys.parallel.sequence.place import Place, Plan, in_canonical_order
-from trainsys.parallel.sequence.price import Price, Rates, Shape, price
+from trainsys.sequence.methods import METHODS
+from trainsys.sequence.place import Place, Plan, in_canonical_order
+from trainsys.sequence.price import Price, Rates, Shape, price
 
 
 @dataclass(frozen=True)
