@@ -1,8 +1,8 @@
 """Chunks of the gated delta rule: a value replaces what lies under its key, and all fades by a gate per token.
 
-Yang et al. 2024 (Gated DeltaNet, arXiv:2412.06464), §3: S_t = g_t (I - b_t k_tᵀ k_t) S_{t-1} + b_t k_tᵀ v_t, here with the
-state as [dk, dv]. Within a chunk that begins with S_0 the replacements u_t are found at once (the WY form): with
-D_ts = g_{s+1} ⋯ g_t and γ_t = g_1 ⋯ g_t,
+Yang et al. 2024 (Gated DeltaNet, arXiv:2412.06464), §3: S_t = g_t (I - b_t k_tᵀ k_t) S_{t-1} + b_t k_tᵀ v_t, here
+with the state as [dk, dv]. Within a chunk that begins with S_0 the replacements u_t are found at once (the WY form):
+with D_ts = g_{s+1} ⋯ g_t and γ_t = g_1 ⋯ g_t,
 
     u_t + Σ_{s<t} b_t D_ts (k_t · k_s) u_s = b_t v_t - b_t γ_t k_t S_0        a unit triangular system, U = V' - K' S_0
     S_C = (γ_C I - K̃ᵀ K') S_0 + K̃ᵀ V'                                     K̃_s = D_Cs k_s

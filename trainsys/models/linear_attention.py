@@ -24,9 +24,7 @@ from torch import Tensor
 
 from trainsys.models.delta_chunks import DeltaChunks
 from trainsys.models.gated_chunks import GatedChunks
-
-CHUNK = 64  # positions; a chunk costs its square, and a sequence has a state per chunk
-DIAGONAL_CHUNK = 16  # gates per feature cannot be taken out of the products within a chunk
+from trainsys.models.linear_llama_geometry import CHUNK, DIAGONAL_CHUNK
 
 
 class Inputs(NamedTuple):
@@ -140,7 +138,8 @@ class Part:
         inner, reads = reading
         out = inner + (reads.flatten(3, 4) @ entries).unflatten(3, inner.shape[3:5])
         out = out.movedim(1, 3).flatten(1, 2)[:, : self.length]  # [B, S, H, G, dv]
-        return out.flatten(2).to(self.like.dtype)
+        answers: Tensor = out.flatten(2).to(self.like.dtype)
+        return answers
 
 
 class Reading(NamedTuple):
@@ -185,7 +184,8 @@ def to_chunks(x: Tensor, size: int) -> Tensor:
     """[B, S, H, ...] -> [B, H, N, size, ...], at least one; positions beyond S are zero."""
     extra = max(size, -(-x.shape[1] // size) * size) - x.shape[1]
     padded = F.pad(x, [0, 0] * (x.dim() - 2) + [0, extra])
-    return padded.unflatten(1, (-1, size)).movedim(3, 1)
+    chunks: Tensor = padded.unflatten(1, (-1, size)).movedim(3, 1)
+    return chunks
 
 
 def _chain(updates: Tensor, transitions: Tensor) -> tuple[Tensor, Tensor]:

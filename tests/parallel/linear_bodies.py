@@ -1,0 +1,122 @@
+"""Rank bodies for linear attention over cut sequences: each rank's part, compared with the whole computed beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.models.test_linear_attention import DK, B, H, inputs
+from trainsys.comm.communicator import Communicator
+from trainsys.comm.group import Group
+from trainsys.config import LinkConfig
+from trainsys.models.linear_attention import Inputs, linear_attention
+from trainsys.parallel.sequence.linear import SCANS
+from trainsys.parallel.sequence.linear.all_scan import in_blocks
+from trainsys.parallel.sequence.linear.convert import Layout, convert
+from trainsys.parallel.sequence.linear.halo import halo
+from trainsys.parallel.sequence.linear.mix import mix
+from trainsys.parallel.sequence.linear.scan import Scan
+
+
+@dataclass(frozen=True)
+class Team:
+    group: Group
+    members: tuple[int, ...]
+
+    @property
+    def index(self) -> int:
+        return self.members.index(self.group.rank)
+
+    @property
+    def size(self) -> int:
+        return len(self.members)
+
+
+def connect(rank: int, world_size: int, store: Any) -> tuple[Communicator, Team]:
+    comm, members = Communicator(store, rank, timeout_s=20.0), tuple(range(world_size))
+    comm.reconfigure(0, [members])
+    return comm, Team(comm.group(members), members[::-1])  # cp indices need not be in the order of ranks
+
+
+def off(a: Tensor | None, b: Tensor) -> float:
+    assert a is not None
+    assert a.shape == b.shape
+    a, b = a.detach(), b.detach()
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) if a.numel() else 0.0
+
+
+def scans(
+    rank: int, world_size: int, store: Any, cases: Sequence[tuple[str, str, tuple[int, ...], bool]]
+) -> list[tuple[float, str]]:
+    """Of each (method, kind, lengths by cp index, packed) the largest error of values and gradients, and their bits."""
+    comm, team = connect(rank, world_size, store)
+    found = []
+    for name, kind, lengths, packed in cases:
+        method = in_blocks(int(name)) if name.isdecimal() else SCANS[name](LinkConfig(latency_s=1e-9))
+        first, last = list(pairwise([0, *accumulate(lengths)]))[team.index]
+        whole = inputs(kind, sum(lengths), packed)
+        own = Inputs(*(None if t is None else t[:, first:last].detach().requires_grad_() for t in whole[:5]))  # type: ignore[arg-type]
+        own = own._replace(starts=None if whole.starts is None else whole.starts[:, first:last])
+        want, got = linear_attention(whole)[0], mix(own, Scan(team, method))
+        weight = torch.randn(want.shape, dtype=want.dtype, generator=torch.Generator().manual_seed(5))
+        leaves = [t for t in whole[:5] if t is not None]
+        gradients = torch.autograd.grad((want * weight).sum(), leaves)
+        mine = torch.autograd.grad((got * weight[:, first:last]).sum(), [t for t in own[:5] if t is not None])
+        errors = [off(got, want[:, first:last])]
+        errors += [off(a, b[:, first:last]) for a, b in zip(mine, gradients, strict=True)]
+        bits = b"".join(t.detach().contiguous().numpy().tobytes() for t in (got, *mine))
+        found.append((max(errors), bits.hex()))
+    comm.close()
+    return found
+
+
+def positions(seq_len: int) -> Tensor:
+    return torch.randn(B, seq_len, H, DK, dtype=torch.float64, generator=torch.Generator().manual_seed(seq_len))
+
+
+def of(whole: Tensor, ranges: Sequence[range]) -> Tensor:
+    return torch.cat([whole[:, r.start : r.stop] for r in ranges] or [whole[:, :0]], dim=1)
+
+
+def layouts(rank: int, world_size: int, store: Any, pairs: Sequence[tuple[int, Layout, Layout]]) -> list[float]:
+    """Largest error of (sequence length, from, to): rows, and gradients, which are added where several have a row."""
+    comm, team = connect(rank, world_size, store)
+    found = []
+    for seq_len, a, b in pairs:
+        whole, weight = positions(seq_len), positions(seq_len) ** 2
+        x = of(whole, a[team.index]).requires_grad_()
+        got = convert(x, team, a, b)
+        (got * of(weight, b[team.index]) * (1 + team.index)).sum().backward()
+        shares = torch.zeros(seq_len, dtype=torch.float64)
+        for index, ranges in enumerate(b):
+            for r in ranges:
+                shares[r.start : r.stop] += 1 + index
+        want = of(weight * shares[:, None, None], a[team.index])
+        found.append(max(off(got, of(whole, b[team.index])), off(x.grad, want)))
+    comm.close()
+    return found
+
+
+def halos(rank: int, world_size: int, store: Any, cases: Sequence[tuple[tuple[int, ...], int]]) -> list[float]:
+    """Largest error of (lengths by cp index, width): the positions before, and gradients."""
+    comm, team = connect(rank, world_size, store)
+    found = []
+    for lengths, width in cases:
+        layout = tuple((range(a, b),) for a, b in pairwise([0, *accumulate(lengths)]))
+        whole = positions(sum(lengths)).requires_grad_()
+        padded = torch.nn.functional.pad(whole, (0, 0, 0, 0, width, 0))
+        want = [padded[:, own.start : own.start + width] for (own,) in layout]
+        sum((w**2).sum() * (1 + i) for i, w in enumerate(want)).backward()  # type: ignore[union-attr]
+        (own,) = layout[team.index]
+        x = whole[:, own.start : own.stop].detach().requires_grad_()
+        got = halo(x, team, layout, width)
+        ((got**2).sum() * (1 + team.index)).backward()
+        assert whole.grad is not None
+        found.append(max(off(got, want[team.index]), off(x.grad, whole.grad[:, own.start : own.stop])))
+    comm.close()
+    return found
