@@ -13,10 +13,13 @@ from torch import Tensor
 from tests.models.test_linear_attention import DK, B, H, inputs
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.group import Group
-from trainsys.config import LinkConfig
-from trainsys.models.linear_attention import Inputs, linear_attention
+from trainsys.config import LinkConfig, ModelConfig
+from trainsys.models.linear_attention import Inputs, Part, linear_attention
+from trainsys.models.registry import build
 from trainsys.parallel.sequence.linear import SCANS
+from trainsys.parallel.sequence.linear import mix as mixing
 from trainsys.parallel.sequence.linear.all_scan import in_blocks
+from trainsys.parallel.sequence.linear.apply import apply_linear
 from trainsys.parallel.sequence.linear.convert import Layout, convert
 from trainsys.parallel.sequence.linear.halo import halo
 from trainsys.parallel.sequence.linear.mix import mix
@@ -120,3 +123,70 @@ def halos(rank: int, world_size: int, store: Any, cases: Sequence[tuple[tuple[in
         found.append(max(off(got, want[team.index]), off(x.grad, whole.grad[:, own.start : own.stop])))
     comm.close()
     return found
+
+
+def model(rank: int, world_size: int, store: Any, around: Layout, method: str) -> dict[str, float]:
+    """Largest errors of one rank's logits in layout `around`, and of the gradients added up over ranks."""
+    comm, team = connect(rank, world_size, store)
+    seq_len = sum(len(r) for ranges in around for r in ranges)
+    errors = {}
+    for decay, inside_tp in (("diagonal", False), ("delta", True)):
+        config = ModelConfig("linear_llama", 24, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, decay=decay)  # type: ignore[arg-type]
+        torch.manual_seed(3)
+        whole, here = build(config, range(-1, 3)).double(), build(config, range(-1, 3)).double()
+        here.load_state_dict(whole.state_dict())
+        apply_linear(here, team, seq_len, around, SCANS[method](LinkConfig()), inside_tp)
+        tokens = torch.randint(24, (B, seq_len), generator=torch.Generator().manual_seed(1))
+        want, got = whole(tokens), here(of(tokens, around[team.index]))
+        weight = torch.randn(want.shape, dtype=want.dtype, generator=torch.Generator().manual_seed(2))
+        (want * weight).sum().backward()
+        (got * of(weight, around[team.index])).sum().backward()
+        errors[f"{decay} logits"] = off(got, of(want, around[team.index]))
+        for (name, theirs), ours in zip(whole.named_parameters(), here.parameters(), strict=True):
+            assert theirs.grad is not None and ours.grad is not None, name
+            team.group.all_reduce(ours.grad)
+            errors[f"{decay} {name}"] = off(ours.grad, theirs.grad)
+    comm.close()
+    return errors
+
+
+class _Recorded(Scan):
+    """A scan of one rank, which notes when it is asked for what."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+
+    def start(self, state: Tensor, transition: Tensor, back: bool) -> None:
+        self.events.append("start")
+        self.result = torch.zeros_like(state)
+
+    def wait(self) -> Tensor:
+        self.events.append("wait")
+        return self.result
+
+
+class _Noted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, events: list[str]) -> Tensor:
+        ctx.events = events
+        events.append("alone")
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        ctx.events.append("alone")
+        return grad, None
+
+
+def order_of_events() -> list[str]:
+    """What happens in which order in a forward and a backward; "alone" is the reading of a rank's own chunks."""
+    events: list[str] = []
+    read = Part.read
+    try:
+        Part.read = lambda self, q: read(self, _Noted.apply(q, events))  # type: ignore[method-assign]
+        out = mixing.mix(inputs("delta", 9), _Recorded(events))
+        events.append("backward")
+        out.sum().backward()
+    finally:
+        Part.read = read  # type: ignore[method-assign]
+    return events

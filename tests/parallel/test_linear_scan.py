@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from tests.parallel import linear_bodies
-from trainsys.comm.scan_time import all_scan_s, best_blocks
+from trainsys.comm.scan_time import all_scan_s, best_blocks, choose
+from trainsys.comm.wires import mesh, star
 from trainsys.parallel.sequence.linear import SCANS
 from trainsys.parallel.sequence.linear.convert import Layout, contiguous, moves
-from trainsys.parallel.sequence.split import parts
 from trainsys.testing import RankPool
 
 KINDS = ("none", "scalar", "diagonal", "delta")
@@ -30,7 +32,10 @@ def test_every_method_is_exact(ranks: RankPool, world_size: int) -> None:
 
 
 def zigzag(seq_len: int, size: int) -> Layout:
-    return tuple(parts(seq_len, size, index) for index in range(size))
+    """Of 2 · size chunks each member has one from the front and one from the back."""
+    ends = [i * seq_len // (2 * size) for i in range(2 * size + 1)]
+    chunks = [range(a, b) for a, b in pairwise(ends)]
+    return tuple((chunks[i], chunks[-1 - i]) for i in range(size))
 
 
 def test_layouts_of_positions(ranks: RankPool) -> None:
@@ -66,3 +71,33 @@ def test_the_best_number_of_blocks() -> None:
     assert abs(best - least) <= 1
     assert best_blocks(2, state_bytes, gbps, latency_s, 99) == 1
     assert best_blocks(size, state_bytes, gbps, latency_s, 7) == 7
+
+
+def test_the_wires_choose_the_method() -> None:
+    """On a mesh each pair has a link, and states go there at once; on a star they share ports."""
+    size, transition = 4 << 20, 16 << 10
+    direct, chain = (
+        choose(mesh(4, 0.0075, 2e-4), size, transition, 4096),
+        choose(star(4, 0.0075, 2e-4), size, transition, 4096),
+    )
+    assert (direct.method, chain.method) == ("lasp2_direct", "all_scan")
+    assert direct.seconds == pytest.approx(2e-4 + (size + transition) / 7.5e6)
+    assert 20 < chain.blocks < 100
+    assert size / 7.5e6 < chain.seconds < 1.1 * size / 7.5e6
+    assert choose(mesh(2, 1.0, 1e-4), size, size, 64).method == "all_scan", "less traffic where it is no slower"
+
+
+@pytest.mark.parametrize("method", ["all_scan", "lasp2_direct"])
+def test_a_model_among_other_layouts(ranks: RankPool, method: str) -> None:
+    """A whole model, whose ends have early and late positions: logits, and gradients once they are added up."""
+    results = ranks.run(linear_bodies.model, 3, zigzag(13, 3), method)
+    for errors in results:
+        assert max(errors.values()) < 1e-11, errors
+
+
+def test_alone_work_is_done_while_a_state_is_under_way() -> None:
+    """Between start and end of a scan, forward and backward, lies what needs no other rank."""
+    events = linear_bodies.order_of_events()
+    forward, backward = events[: events.index("backward")], events[events.index("backward") + 1 :]
+    assert forward == ["start", "alone", "wait"]
+    assert backward == ["start", "alone", "wait"]

@@ -1,13 +1,19 @@
-"""Seconds of handing a state along a line of ranks: what each method costs, and into how many blocks to cut it.
+"""Seconds of handing a state along a line of ranks: what each method costs on given wires, and which is best.
 
-Each rank wants what the ones before it make of an empty state. Imports no torch.
+Each rank wants what the ones before it make of an empty state, and in the backward what the ones after it do. Imports
+no torch.
 
     P = ranks, S = bytes of a state, α = seconds of a message, B = bytes per second of a link
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from math import sqrt
+
+from trainsys.comm.wires import Edge, Wires
 
 
 def all_scan_s(size: int, state_bytes: float, gbps: float, latency_s: float, blocks: int) -> float:
@@ -32,7 +38,52 @@ def bound_s(size: int, state_bytes: float, gbps: float) -> float:
 
 def best_blocks(size: int, state_bytes: float, gbps: float, latency_s: float, most: int) -> int:
     """K = √((P - 2) · S / (α · B)), at which `all_scan_s` is least, within 1 and `most`."""
-    if size < 3 or latency_s <= 0:
-        return 1 if size < 3 else most
+    if size < 3:
+        return 1
+    if latency_s <= 0:
+        return max(1, most)
     best = sqrt((size - 2) * state_bytes / (latency_s * gbps * 1e9))
     return max(1, min(most, round(best)))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method of `parallel.sequence.linear` and what it takes. `blocks`: of All-Scan, else 1."""
+
+    method: str
+    blocks: int
+    seconds: float
+
+
+def choose(wires: Wires, state_bytes: float, transition_bytes: float, most_blocks: int) -> Choice:
+    """All-Scan, or everybody's state to all later ranks at once, whichever is sooner there among all `wires` connect.
+
+    The latter has each state where it is wanted in one step, and wins where ranks have links enough; transitions go
+    with it. Forward and backward go opposite ways, the slower counts. On a tie the one with less traffic.
+
+    Args:
+        most_blocks: into which a state can be cut.
+    """
+    size = wires.num_ranks
+    if size < 2:
+        return Choice("all_scan", 1, 0.0)
+    line = [(rank, rank + 1) for rank in range(size - 1)]
+    alpha = max(wires.link(*pair).latency_s for way in (line, _turned(line)) for pair in way)
+    gbps = state_bytes / max(_busiest_s(wires, way, state_bytes) for way in (line, _turned(line))) / 1e9
+    blocks = best_blocks(size, state_bytes, gbps, alpha, most_blocks)
+    chain = Choice("all_scan", blocks, all_scan_s(size, state_bytes, gbps, alpha, blocks))
+    pairs = [(a, b) for a in range(size) for b in range(a + 1, size)]
+    ways, each = (pairs, _turned(pairs)), state_bytes + transition_bytes
+    alpha = max(wires.link(*pair).latency_s for way in ways for pair in way)
+    direct = Choice("lasp2_direct", 1, alpha + max(_busiest_s(wires, way, each) for way in ways))
+    return min(chain, direct, key=lambda choice: choice.seconds)
+
+
+def _turned(pairs: Iterable[Edge]) -> list[Edge]:
+    return [(b, a) for a, b in pairs]
+
+
+def _busiest_s(wires: Wires, pairs: Iterable[Edge], size: float) -> float:
+    """Seconds that the busiest edge takes for a message of `size` bytes between each of `pairs`."""
+    messages = Counter(edge for pair in pairs for edge in wires.routes[pair])
+    return max(count * size / (wires.links[edge].gbps * 1e9) for edge, count in messages.items())

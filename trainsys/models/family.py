@@ -31,6 +31,8 @@ class Family:
         fill: a config with the family's own derived fields filled in; idempotent.
         experts: whether its feed-forward is a mixture of experts.
         like: layer -> the first layer that has the same tensors but for their names.
+        mixing_bytes: (config, bytes per activation, bytes that a softmax keeps) -> bytes per token that a layer's
+            attention keeps between its first matrices and its last, in the mean over the layers.
         mixing_flops: (config, layer, seq_len, tp) -> FLOPs per token, on one tp rank, of what a layer does between its
             matrices; none of a sequence of length 0.
     """
@@ -45,6 +47,7 @@ class Family:
     fill: Callable[[ModelConfig], ModelConfig] = lambda config: config
     experts: bool = False
     like: Callable[[ModelConfig, int], int] = lambda config, layer: 0
+    mixing_bytes: Callable[[ModelConfig, int, float], float] = lambda config, size, softmax: softmax
     mixing_flops: Callable[[ModelConfig, int, int, int], float] = softmax_flops
 
 

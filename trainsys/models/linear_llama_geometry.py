@@ -72,11 +72,33 @@ def _mixing_flops(config: ModelConfig, layer: int, seq_len: int, tp: int) -> flo
     return per_query * config.num_heads / tp + per_state * max(1.0, config.num_kv_heads / tp)
 
 
+def _mixing_bytes(config: ModelConfig, size: int, softmax: float) -> float:
+    """What autograd keeps of a linear layer, as `models/linear_llama.py` computes; the whole numbers are counted (fitted).
+
+    Around the chunks, of queries and of keys and values: the projections, what the activation function takes, and the
+    normalised output. Within them in float32: copies of queries, keys and values, scores and what is left of one
+    position at another (C elements per position and head), and of each chunk its states (d elements per position).
+    """
+    size32, d, q, kv = max(4, size), head_dim(config), q_dim(config), kv_dim(config)
+    chunk = DIAGONAL_CHUNK if config.decay == "diagonal" else CHUNK
+    square, states = chunk / d, d / chunk
+    around = size * ((1 + (config.conv_width > 0)) * (q + 2 * kv) + 2 * q)
+    within = {
+        "none": q * (3 + square) + kv * (4 + square + states),
+        "scalar": q * (4 + 2 * square) + kv * (5 + square + 2 * states),
+        "diagonal": q * (4 + square) + kv * (9 + 2 * chunk + 2 * states),
+        "delta": q * (5 + 2 * square) + kv * (10 + 4 * square + 3 * states),
+    }[config.decay]
+    softmaxes = sum(is_softmax(config, layer) for layer in range(config.num_layers)) / config.num_layers
+    return softmaxes * softmax + (1 - softmaxes) * (around + size32 * within)
+
+
 LINEAR_LLAMA = dataclasses.replace(
     LLAMA,
     module="trainsys.models.linear_llama:LinearLlama",
     check=_check,
     layer=_layer,
     like=_like,
+    mixing_bytes=_mixing_bytes,
     mixing_flops=_mixing_flops,
 )

@@ -63,7 +63,8 @@ class _Parts:
     def worst_stages(self) -> list[int]:
         """Those that can need most memory: both ends, and of equal ones between them the first, which keeps most."""
         layers, last = self.stages.layers, self.stages.count - 1
-        first = {(layers[stage], self.limits[stage]): stage for stage in range(last - 1, 0, -1)}
+        held = stage_sizes(self.config.model, self.stages, zero=0).held  # layers need not be alike
+        first = {(layers[stage], held[stage], self.limits[stage]): stage for stage in range(last - 1, 0, -1)}
         return sorted({0, last, *first.values()})
 
     def peaks(self) -> tuple[Array, Array]:
