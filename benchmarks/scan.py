@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,11 +84,15 @@ def body(
     for _ in range(repeats):
         for name in names:
             method, got = _method(name), list[Tensor]()
-            taken = span(group, lambda method=method, got=got: got.append(method(line, state, transition)))
+            taken = span(group, partial(_into, got, method, line, state, transition))
             spans, error = found[name]
             found[name] = ([*spans, taken], max(error, float((got[0] - want).abs().max())))
     comm.close()
     return found
+
+
+def _into(found: list[Tensor], method: Method, line: Line, state: Tensor, transition: Tensor) -> None:
+    found.append(method(line, state, transition))
 
 
 def _method(name: str) -> Method:
@@ -147,7 +152,7 @@ def _predicted(name: str, topology: str, size: int, rate: float, alpha: float) -
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of each topology how many times faster the chosen method is, its time over the bound's, and over the fastest's."""
+    """Of each topology what is chosen: how many times faster it is, its time over the bound's and the fastest's."""
     found: dict[str, Any] = {}
     for topology in dict.fromkeys(row["topology"] for row in rows):
         here = {row["method"]: row for row in rows if row["topology"] == topology}

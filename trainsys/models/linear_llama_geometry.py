@@ -73,7 +73,7 @@ def _mixing_flops(config: ModelConfig, layer: int, seq_len: int, tp: int) -> flo
 
 
 def _mixing_bytes(config: ModelConfig, size: int, softmax: float) -> float:
-    """What autograd keeps of a linear layer, as `models/linear_llama.py` computes; the whole numbers are counted (fitted).
+    """What autograd keeps of a linear layer as `models/linear_llama.py` computes; the whole numbers are fitted.
 
     Around the chunks, of queries and of keys and values: the projections, what the activation function takes, and the
     normalised output. Within them in float32: copies of queries, keys and values, scores and what is left of one
