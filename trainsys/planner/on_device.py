@@ -64,7 +64,7 @@ def stage_modules(config: RunConfig, stages: Stages, device: Device, stage: int)
 
 
 def mixing(config: RunConfig) -> float:
-    """What attention takes in the mean over the layers, over what a causal softmax would, which skips half its products.
+    """What attention takes in the mean over the layers, over a causal softmax, which skips half its products.
 
     1 of a softmax; linear attention is taken to run at the rate of the same kernel.
     """
