@@ -13,14 +13,18 @@ from torch import Tensor
 from tests.models.test_linear_attention import DK, B, H, inputs
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.group import Group
-from trainsys.config import LinkConfig, ModelConfig
+from trainsys.comm.wires import star
+from trainsys.config import ModelConfig
 from trainsys.models.linear_attention import Inputs, Part, linear_attention
 from trainsys.models.registry import build
+from trainsys.parallel.sequence.attend import CpAttention
+from trainsys.parallel.sequence.context import ContextParallel, apply_context_parallel
+from trainsys.parallel.sequence.layouts import Layout
 from trainsys.parallel.sequence.linear import SCANS
 from trainsys.parallel.sequence.linear import mix as mixing
 from trainsys.parallel.sequence.linear.all_scan import in_blocks
 from trainsys.parallel.sequence.linear.apply import apply_linear
-from trainsys.parallel.sequence.linear.convert import Layout, convert
+from trainsys.parallel.sequence.linear.convert import convert
 from trainsys.parallel.sequence.linear.halo import halo
 from trainsys.parallel.sequence.linear.mix import mix
 from trainsys.parallel.sequence.linear.scan import Scan
@@ -60,7 +64,7 @@ def scans(
     comm, team = connect(rank, world_size, store)
     found = []
     for name, kind, lengths, packed in cases:
-        method = in_blocks(int(name)) if name.isdecimal() else SCANS[name](LinkConfig(latency_s=1e-9))
+        method = in_blocks(int(name)) if name.isdecimal() else SCANS[name](star(world_size, 1e-4))
         first, last = list(pairwise([0, *accumulate(lengths)]))[team.index]
         whole = inputs(kind, sum(lengths), packed)
         own = Inputs(*(None if t is None else t[:, first:last].detach().requires_grad_() for t in whole[:5]))  # type: ignore[arg-type]
@@ -83,7 +87,7 @@ def positions(seq_len: int) -> Tensor:
 
 
 def of(whole: Tensor, ranges: Sequence[range]) -> Tensor:
-    return torch.cat([whole[:, r.start : r.stop] for r in ranges] or [whole[:, :0]], dim=1)
+    return whole[:, [position for r in ranges for position in r]]
 
 
 def layouts(rank: int, world_size: int, store: Any, pairs: Sequence[tuple[int, Layout, Layout]]) -> list[float]:
@@ -98,7 +102,7 @@ def layouts(rank: int, world_size: int, store: Any, pairs: Sequence[tuple[int, L
         shares = torch.zeros(seq_len, dtype=torch.float64)
         for index, ranges in enumerate(b):
             for r in ranges:
-                shares[r.start : r.stop] += 1 + index
+                shares[list(r)] += 1 + index
         want = of(weight * shares[:, None, None], a[team.index])
         found.append(max(off(got, of(whole, b[team.index])), off(x.grad, want)))
     comm.close()
@@ -125,23 +129,26 @@ def halos(rank: int, world_size: int, store: Any, cases: Sequence[tuple[tuple[in
     return found
 
 
-def model(rank: int, world_size: int, store: Any, around: Layout, method: str) -> dict[str, float]:
-    """Largest errors of one rank's logits in layout `around`, and of the gradients added up over ranks."""
+def model(rank: int, world_size: int, store: Any, layout: str, method: str) -> dict[str, float]:
+    """Largest errors of one rank's logits, of 13 positions in that layout, and of the gradients added up over ranks."""
     comm, team = connect(rank, world_size, store)
-    seq_len = sum(len(r) for ranges in around for r in ranges)
+    cp = ContextParallel(team.group, team.members, 13, torch.device("cpu"), layout)
     errors = {}
     for decay, inside_tp in (("diagonal", False), ("delta", True)):
-        config = ModelConfig("linear_llama", 24, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, decay=decay)  # type: ignore[arg-type]
+        config = ModelConfig(
+            "linear_llama", 24, dim=16, num_layers=4, num_heads=4, num_kv_heads=2, decay=decay, softmax_every=3,  # type: ignore[arg-type]
+        )  # fmt: skip
         torch.manual_seed(3)
-        whole, here = build(config, range(-1, 3)).double(), build(config, range(-1, 3)).double()
+        whole, here = build(config, range(-1, 5)).double(), build(config, range(-1, 5)).double()
         here.load_state_dict(whole.state_dict())
-        apply_linear(here, team, seq_len, around, SCANS[method](LinkConfig()), inside_tp)
-        tokens = torch.randint(24, (B, seq_len), generator=torch.Generator().manual_seed(1))
-        want, got = whole(tokens), here(of(tokens, around[team.index]))
+        apply_context_parallel(here, cp, None, lambda name: CpAttention(cp, cp.method, canonical=cp.canonical))
+        apply_linear(here, cp, cp.seq_len, cp.layout, SCANS[method](cp.wires), inside_tp)
+        tokens = torch.randint(24, (B, cp.seq_len), generator=torch.Generator().manual_seed(1))
+        want, got = whole(tokens), here(cp.cut(tokens))
         weight = torch.randn(want.shape, dtype=want.dtype, generator=torch.Generator().manual_seed(2))
         (want * weight).sum().backward()
-        (got * of(weight, around[team.index])).sum().backward()
-        errors[f"{decay} logits"] = off(got, of(want, around[team.index]))
+        (got * cp.cut(weight)).sum().backward()
+        errors[f"{decay} logits"] = off(got, cp.cut(want))
         for (name, theirs), ours in zip(whole.named_parameters(), here.parameters(), strict=True):
             assert theirs.grad is not None and ours.grad is not None, name
             team.group.all_reduce(ours.grad)

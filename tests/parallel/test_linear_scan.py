@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 
 from tests.parallel import linear_bodies
 from trainsys.comm.scan_time import all_scan_s, best_blocks, choose
 from trainsys.comm.wires import mesh, star
+from trainsys.parallel.sequence.layouts import Layout, contiguous, striped, zigzag
 from trainsys.parallel.sequence.linear import SCANS
-from trainsys.parallel.sequence.linear.convert import Layout, contiguous, moves
+from trainsys.parallel.sequence.linear.convert import moves
 from trainsys.testing import RankPool
 
 KINDS = ("none", "scalar", "diagonal", "delta")
@@ -31,13 +30,6 @@ def test_every_method_is_exact(ranks: RankPool, world_size: int) -> None:
                 assert result[i][1] == result[same][1], f"{cases[i]} differs in bits from {cases[same]}"
 
 
-def zigzag(seq_len: int, size: int) -> Layout:
-    """Of 2 · size chunks each member has one from the front and one from the back."""
-    ends = [i * seq_len // (2 * size) for i in range(2 * size + 1)]
-    chunks = [range(a, b) for a, b in pairwise(ends)]
-    return tuple((chunks[i], chunks[-1 - i]) for i in range(size))
-
-
 def test_layouts_of_positions(ranks: RankPool) -> None:
     odd: Layout = ((range(3, 9), range(1)), (), (range(9, 13), range(1, 3)))
     twice: Layout = ((range(13),), (range(2, 5), range(9, 11)), ())
@@ -46,6 +38,8 @@ def test_layouts_of_positions(ranks: RankPool) -> None:
         (13, contiguous(13, 3), odd),
         (13, odd, twice),
         (2, contiguous(2, 3), zigzag(2, 3)),
+        (17, striped(17, 3), zigzag(17, 3)),
+        (17, ((range(1, 17, 4),), (range(0, 17, 2),), (range(3, 17, 4),)), striped(17, 3)),
     ]
     for errors in ranks.run(linear_bodies.layouts, 3, pairs):
         assert max(errors) < 1e-15
@@ -87,11 +81,12 @@ def test_the_wires_choose_the_method() -> None:
     assert choose(mesh(2, 1.0, 1e-4), size, size, 64).method == "all_scan", "less traffic where it is no slower"
 
 
-@pytest.mark.parametrize("method", ["all_scan", "lasp2_direct"])
-def test_a_model_among_other_layouts(ranks: RankPool, method: str) -> None:
-    """A whole model, whose ends have early and late positions: logits, and gradients once they are added up."""
-    results = ranks.run(linear_bodies.model, 3, zigzag(13, 3), method)
-    for errors in results:
+@pytest.mark.parametrize(
+    ("layout", "method"), [("zigzag", "auto"), ("striped", "lasp2_direct"), ("contiguous", "all_scan")]
+)
+def test_a_hybrid_model(ranks: RankPool, layout: str, method: str) -> None:
+    """Linear layers and a softmax one, each among the positions that suit it: logits, and gradients once added up."""
+    for errors in ranks.run(linear_bodies.model, 3, layout, method):
         assert max(errors.values()) < 1e-11, errors
 
 

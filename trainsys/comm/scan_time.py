@@ -15,6 +15,8 @@ from math import sqrt
 
 from trainsys.comm.wires import Edge, Wires
 
+MESSAGE_S = 1e-4  # what a message takes at least, of software; measured between processes of one machine
+
 
 def all_scan_s(size: int, state_bytes: float, gbps: float, latency_s: float, blocks: int) -> float:
     """ZeCO's pipeline (arXiv:2507.01004, §3): (P - 2 + K) steps of one of K blocks; LASP's chain is K = 1.
@@ -55,11 +57,8 @@ class Choice:
     seconds: float
 
 
-def choose(wires: Wires, state_bytes: float, transition_bytes: float, most_blocks: int) -> Choice:
-    """All-Scan, or everybody's state to all later ranks at once, whichever is sooner there among all `wires` connect.
-
-    The latter has each state where it is wanted in one step, and wins where ranks have links enough; transitions go
-    with it. Forward and backward go opposite ways, the slower counts. On a tie the one with less traffic.
+def chain(wires: Wires, state_bytes: float, most_blocks: int) -> Choice:
+    """All-Scan among all that `wires` connect, in the best number of blocks, the slower way of forward and backward.
 
     Args:
         most_blocks: into which a state can be cut.
@@ -67,20 +66,36 @@ def choose(wires: Wires, state_bytes: float, transition_bytes: float, most_block
     size = wires.num_ranks
     if size < 2:
         return Choice("all_scan", 1, 0.0)
-    line = [(rank, rank + 1) for rank in range(size - 1)]
-    alpha = max(wires.link(*pair).latency_s for way in (line, _turned(line)) for pair in way)
-    gbps = state_bytes / max(_busiest_s(wires, way, state_bytes) for way in (line, _turned(line))) / 1e9
+    ways = _both([(rank, rank + 1) for rank in range(size - 1)])
+    gbps = state_bytes / max(_busiest_s(wires, way, state_bytes) for way in ways) / 1e9
+    alpha = _message_s(wires, ways)
     blocks = best_blocks(size, state_bytes, gbps, alpha, most_blocks)
-    chain = Choice("all_scan", blocks, all_scan_s(size, state_bytes, gbps, alpha, blocks))
-    pairs = [(a, b) for a in range(size) for b in range(a + 1, size)]
-    ways, each = (pairs, _turned(pairs)), state_bytes + transition_bytes
-    alpha = max(wires.link(*pair).latency_s for way in ways for pair in way)
-    direct = Choice("lasp2_direct", 1, alpha + max(_busiest_s(wires, way, each) for way in ways))
-    return min(chain, direct, key=lambda choice: choice.seconds)
+    return Choice("all_scan", blocks, all_scan_s(size, state_bytes, gbps, alpha, blocks))
 
 
-def _turned(pairs: Iterable[Edge]) -> list[Edge]:
-    return [(b, a) for a, b in pairs]
+def direct(wires: Wires, state_bytes: float, transition_bytes: float) -> Choice:
+    """Everybody's state and transition to all later ranks at once, the slower way of forward and backward."""
+    size = wires.num_ranks
+    if size < 2:
+        return Choice("lasp2_direct", 1, 0.0)
+    ways = _both([(a, b) for a in range(size) for b in range(a + 1, size)])
+    busiest_s = max(_busiest_s(wires, way, state_bytes + transition_bytes) for way in ways)
+    return Choice("lasp2_direct", 1, _message_s(wires, ways) + busiest_s)
+
+
+def choose(wires: Wires, state_bytes: float, transition_bytes: float, most_blocks: int) -> Choice:
+    """The sooner of `chain` and `direct`, which has each state where it is wanted in one step and wins where ranks have
+    links enough. On a tie the one with less traffic."""
+    both = (chain(wires, state_bytes, most_blocks), direct(wires, state_bytes, transition_bytes))
+    return min(both, key=lambda choice: choice.seconds)
+
+
+def _both(pairs: list[Edge]) -> tuple[list[Edge], list[Edge]]:
+    return pairs, [(b, a) for a, b in pairs]
+
+
+def _message_s(wires: Wires, ways: Iterable[list[Edge]]) -> float:
+    return max(MESSAGE_S, *(wires.link(*pair).latency_s for way in ways for pair in way))
 
 
 def _busiest_s(wires: Wires, pairs: Iterable[Edge], size: float) -> float:

@@ -7,14 +7,13 @@ a block is some of the columns of every head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from trainsys.comm.scan_time import best_blocks
-from trainsys.config import LinkConfig
+from trainsys.comm.scan_time import chain
+from trainsys.comm.wires import Wires
 from trainsys.models.linear_attention import carry
 from trainsys.parallel.sequence.linear.scan import Line, Method
 
@@ -61,18 +60,15 @@ def in_blocks(blocks: int) -> Method:
     return partial(all_scan, blocks=blocks)
 
 
-def for_link(link: LinkConfig) -> Method:
-    """All-Scan with as many blocks as suit a link (`scan_time.best_blocks`)."""
+def for_wires(wires: Wires) -> Method:
+    """All-Scan with as many blocks as suit the wires among the ranks (`scan_time.chain`)."""
 
     def method(line: Line, state: Tensor, transition: Tensor) -> Tensor:
-        return all_scan(line, state, transition, _count(line, state, transition, link))
+        return all_scan(line, state, transition, chain(wires, state.nbytes, most_blocks(state, transition)).blocks)
 
     return method
 
 
-def _count(line: Line, state: Tensor, transition: Tensor, link: LinkConfig) -> int:
-    most = state.shape[-1] if transition.shape[-1] > 1 else state[..., 0].numel()
-    return best_blocks(len(line.ranks), state.nbytes, link.gbps, link.latency_s, most)
-
-
-MakeMethod = Callable[[LinkConfig], Method]
+def most_blocks(state: Tensor, transition: Tensor) -> int:
+    """Into how many blocks a state can be cut."""
+    return state.shape[-1] if transition.shape[-1] > 1 else state[..., 0].numel()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from trainsys.models.decoder import Decoder
 from trainsys.models.linear_llama import LinearAttention
-from trainsys.parallel.sequence.linear.convert import Layout, contiguous, convert
+from trainsys.parallel.sequence.layouts import Layout, contiguous
+from trainsys.parallel.sequence.linear.convert import convert
 from trainsys.parallel.sequence.linear.halo import halo
 from trainsys.parallel.sequence.linear.mix import mix
 from trainsys.parallel.sequence.linear.scan import Method, Scan, Team
@@ -24,7 +25,7 @@ def apply_linear(model: Decoder, team: Team, seq_len: int, around: Layout, metho
     Args:
         seq_len: positions of a whole sequence.
         around: which positions the ranks have outside of runs of linear layers.
-        method: of scanning, such as ``SCANS["all_scan"](link)``.
+        method: of scanning, such as ``SCANS["auto"](wires)``.
         inside_tp: convert within attention, where a tp rank has all rows of its cp part; for sequence parallelism,
             under which it has a slice of them between the regions. Applied after `apply_tensor_parallel`.
     """

@@ -1,15 +1,14 @@
 """From one layout of positions to another, in one exchange: softmax wants every cp rank to have early and late
 positions, linear attention wants neighbours.
 
-A layout says which positions each member has, as ranges in the order of its rows. Positions may be cut unevenly, and a
-member may have none. The new layout may leave positions out, or give them to several, whose gradients are then added
-in the order of cp indices.
+A member's rows lie in the order of its runs. Positions may be cut unevenly, and a member may have none. The new layout
+may leave positions out, or give them to several, whose gradients are then added in the order of cp indices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+from functools import lru_cache
+from math import lcm
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,46 +16,56 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainsys.comm.exchange import exchange
+from trainsys.parallel.sequence.layouts import Layout, Positions
 from trainsys.parallel.sequence.linear.scan import TAG, Team
 
-Layout = tuple[tuple[range, ...], ...]  # of each member, by cp index
 _TAG = TAG | 1 << 18
 
 
 class Strip(NamedTuple):
-    """Positions that go from a run of rows to a run of rows."""
+    """Evenly spaced rows of one member that are evenly spaced rows of another."""
 
     here: slice
     there: slice
+    length: int
 
 
-def contiguous(seq_len: int, size: int) -> Layout:
-    """Nearly equal parts in the order of positions."""
-    return tuple((range(i * seq_len // size, (i + 1) * seq_len // size),) for i in range(size))
+def rows(positions: Positions) -> int:
+    """How many a member has."""
+    return sum(map(len, positions))
 
 
-def rows(ranges: Sequence[range]) -> int:
-    """How many positions a member has."""
-    return sum(map(len, ranges))
-
-
-def strips(a: Sequence[range], b: Sequence[range]) -> list[Strip]:
+@lru_cache(maxsize=1 << 12)
+def strips(a: Positions, b: Positions) -> tuple[Strip, ...]:
     """What of a member's rows under one layout are a member's rows under another, in the order of the latter."""
-    found = []
-    starts_a, starts_b = ([0, *accumulate(map(len, ranges))] for ranges in (a, b))
-    for to, row_b in zip(b, starts_b, strict=False):
-        for own, row_a in zip(a, starts_a, strict=False):
-            first, last = max(own.start, to.start), min(own.stop, to.stop)
-            if first < last:
-                here, there = row_a + first - own.start, row_b + first - to.start
-                found.append(Strip(slice(here, here + last - first), slice(there, there + last - first)))
-    return found
+    found, row_b = [], 0
+    for to in b:
+        row_a = 0
+        for own in a:
+            both = _common(own, to)
+            if both:
+                here, there = (
+                    slice(row + run.index(both[0]), row + run.index(both[-1]) + 1, both.step // run.step)
+                    for row, run in ((row_a, own), (row_b, to))
+                )
+                found.append(Strip(here, there, len(both)))
+            row_a += len(own)
+        row_b += len(to)
+    return tuple(found)
+
+
+def _common(a: range, b: range) -> range:
+    """The numbers of two rising ranges that are in both."""
+    step = lcm(a.step, b.step)
+    inside = range(a.start + -(-max(0, b.start - a.start) // a.step) * a.step, min(a.stop, b.stop), a.step)
+    first = next((number for number in inside[: step // a.step] if number in b), None)
+    return range(0) if first is None else range(first, inside.stop, step)
 
 
 def moves(a: Layout, b: Layout, bytes_per_row: int) -> list[list[int]]:
     """Bytes from each member to each other; what stays where it is does not count."""
     return [
-        [bytes_per_row * sum(s.here.stop - s.here.start for s in strips(own, to)) * (i != j) for j, to in enumerate(b)]
+        [bytes_per_row * sum(strip.length for strip in strips(own, to)) * (i != j) for j, to in enumerate(b)]
         for i, own in enumerate(a)
     ]
 
@@ -100,11 +109,11 @@ def _move(x: Tensor, team: Team, a: Layout, b: Layout) -> Tensor:
     out = x.new_zeros((x.shape[0], rows(b[me]), *x.shape[2:]), dtype=wide)
     for arrived, found in zip(coming, into, strict=True):
         if found is not None:
-            lengths = [strip.there.stop - strip.there.start for strip in arrived]
-            for strip, value in zip(arrived, found.split(lengths, dim=1), strict=True):
+            values = found.split([strip.length for strip in arrived], dim=1)
+            for strip, value in zip(arrived, values, strict=True):
                 out[:, strip.there] += value
     return out.to(x.dtype)
 
 
-def _empty(x: Tensor, part: list[Strip]) -> Tensor:
-    return x.new_empty((x.shape[0], sum(s.there.stop - s.there.start for s in part), *x.shape[2:]))
+def _empty(x: Tensor, part: tuple[Strip, ...]) -> Tensor:
+    return x.new_empty((x.shape[0], sum(strip.length for strip in part), *x.shape[2:]))

@@ -5,16 +5,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainsys.parallel.sequence.linear.convert import Layout, convert
+from trainsys.parallel.sequence.layouts import Layout
+from trainsys.parallel.sequence.linear.convert import convert
 from trainsys.parallel.sequence.linear.scan import Team
 
 
 def halos(layout: Layout, width: int) -> Layout:
-    """Of each member the up to `width` positions before its own, where each has one range of positions."""
-    found = []
-    for (own,) in layout:
-        found.append((range(max(0, own.start - width), own.start),))
-    return tuple(found)
+    """Of each member the up to `width` positions before its own, which are one run."""
+    return tuple((range(max(0, own.start - width), own.start),) for (own,) in layout)
 
 
 def halo(x: Tensor, team: Team, layout: Layout, width: int) -> Tensor:

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from trainsys.comm.group import Group
 
-TAG = 1 << 29 | 1 << 20  # apart from those of other messages on a group of the same ranks; blocks count upwards
+TAG = 1 << 29 | 12 << 24  # apart from those of other messages on a group of the same ranks; blocks count upwards
 
 
 class Team(Protocol):
