@@ -101,11 +101,11 @@ def test_a_torus_of_128_takes_well_under_a_second() -> None:
 
 
 def test_rows_of_the_bench() -> None:
-    rows = [measure(wires) for wires in cases(36)]
-    assert [row["wires"] for row in rows][:3] == ["torus 6x6", "torus 4x3x3", "grid 6x6"]
+    rows = [measure(wires) for wires in cases(64)]
+    assert [row["wires"] for row in rows][:3] == ["torus 8x8", "torus 4x4x4", "grid 8x8"]
     assert all(1.0 <= row["to_bound"] < 1.15 for row in rows)
     assert rows[0]["over_ring"] > 3
-    broken = replace(torus((6, 6), 1.0), links={(0, 1): Link(1.0, 0.0), (1, 0): Link(1.0, 0.0)})
+    broken = replace(torus((8, 8), 1.0), links={(0, 1): Link(1.0, 0.0), (1, 0): Link(1.0, 0.0)})
     assert ring_s(broken) is None
 
 

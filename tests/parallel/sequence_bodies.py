@@ -12,7 +12,7 @@ from trainsys.comm.group import Group
 from trainsys.comm.wires import Wires
 from trainsys.parallel.sequence.attend import CpAttention
 from trainsys.parallel.sequence.context import ContextParallel
-from trainsys.parallel.sequence.mask import Mask
+from trainsys.sequence.mask import Mask
 
 
 @dataclass(frozen=True)

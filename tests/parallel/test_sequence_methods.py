@@ -9,9 +9,9 @@ import torch
 
 from tests.parallel.sequence_bodies import Case, attend
 from trainsys.comm.wires import mesh, two_level
-from trainsys.parallel.sequence.layouts import LAYOUTS
-from trainsys.parallel.sequence.mask import Mask
-from trainsys.parallel.sequence.methods import METHODS
+from trainsys.sequence.layouts import LAYOUTS
+from trainsys.sequence.mask import Mask
+from trainsys.sequence.methods import METHODS
 from trainsys.testing import RankPool
 
 MASKS = [

@@ -30,7 +30,7 @@ class Lanes:
         busy_s: [L], how long a chunk keeps the pair.
         late_s: [L], how much later it arrives.
         wires: of each pair, the shared wires on its way: (number, seconds a chunk keeps it).
-        groups: sets of pairs that never share an end or a wire.
+        columns: sets of pairs with different ends, all in all.
     """
 
     src: Ints
@@ -38,7 +38,7 @@ class Lanes:
     busy_s: Floats
     late_s: Floats
     wires: tuple[tuple[tuple[int, float], ...], ...]
-    groups: tuple[Ints, ...]
+    columns: tuple[Ints, ...]
 
     @classmethod
     def of(cls, wires: Wires, nbytes: float, alpha_s: float) -> Lanes:
@@ -58,10 +58,8 @@ class Lanes:
         busy = np.array([alpha_s + nbytes / (link.gbps * 1e9) for link in links])
         late = np.array([link.latency_s for link in links])
         place = np.arange(len(dst)) - np.searchsorted(dst, dst)  # among the ways into its end
-        groups = [np.flatnonzero(place == k) for k in range(int(place.max(initial=-1)) + 1)]
-        if shared:
-            groups = [np.array([lane]) for lane in range(len(pairs))]
-        return cls(src, dst, busy, late, on_way, tuple(groups))
+        columns = tuple(np.flatnonzero(place == k) for k in range(int(place.max(initial=-1)) + 1))
+        return cls(src, dst, busy, late, on_way, columns)
 
 
 def synthesise(wires: Wires, slices: int, nbytes: float, alpha_s: float, seed: int = 0) -> NDArray[np.int32]:
@@ -82,32 +80,30 @@ class _Greedy:
         self.name, self.lanes, self.dice = wires.name, lanes, np.random.default_rng(seed)
         self.have = np.repeat(np.eye(n, dtype=bool), slices, axis=1)  # [n, chunks]: has arrived
         self.need = ~self.have  # nor is it on its way
-        self.could = np.zeros(self.have.shape, dtype=np.uint8)
+        self.could = np.zeros(self.have.shape, dtype=np.uint8)  # of a member's neighbours, how many have it
         self.noise = self.dice.integers(1, 16, (n, 2 * n * slices), dtype=np.uint8)
+        self.left = self.need.sum(1)  # of each member, how many
         self.lane_free = np.zeros(len(lanes.src))
         self.wire_free = np.zeros(1 + max((wire for way in lanes.wires for wire, _ in way), default=-1))
+        self.shared = len(self.wire_free) > 0
+        self.groups = tuple(np.arange(len(lanes.src))[:, None]) if self.shared else lanes.columns  # are matched at once
+        self.stale = np.zeros(len(lanes.src), dtype=bool)  # has found nothing, and its source got nothing new
         self.flying: list[tuple[Floats, Ints, Ints]] = []  # arrival, member, chunk
         self.rows: list[NDArray[np.int32]] = []
-        self._find_faster()
+        self._compare()
 
-    def _find_faster(self) -> None:
-        """Of each lane the lanes to the same end that are faster, padded with -1; and how many chunks/s they bring."""
+    def _compare(self) -> None:
+        """Find the lanes to the same end that are faster than each, and those that compete with it."""
         lanes = self.lanes
         ends = np.searchsorted(lanes.dst, np.arange(len(self.have) + 1))
-        cost = lanes.busy_s + lanes.late_s
         beside = [range(ends[d], ends[d + 1]) for d in lanes.dst]
-        lists = [[i for i in others if cost[i] * SLOWER < cost[lane]] for lane, others in enumerate(beside)]
-        self.faster = np.full((len(lists), max(map(len, lists), default=0)), -1)
-        for lane, found in enumerate(lists):
-            self.faster[lane, : len(found)] = found
-        self.slow = np.array([bool(found) for found in lists], dtype=bool)
-        if not len(self.wire_free):
-            lists = [[i for i in others if i != lane] for lane, others in enumerate(beside)]
-        self.rivals = np.full((len(lists), max(map(len, lists), default=0)), -1)
-        for lane, found in enumerate(lists):
-            self.rivals[lane, : len(found)] = found
-        self.stale = np.zeros(len(lists), dtype=bool)
-        self.left = self.need.sum(1)
+        cost = lanes.busy_s + lanes.late_s
+        faster = [[i for i in others if cost[i] * SLOWER < cost[lane]] for lane, others in enumerate(beside)]
+        self.slow = np.array([bool(found) for found in faster], dtype=bool)
+        self.faster = _padded(faster)
+        # over shared wires the others may not be able to
+        alone = [[i for i in others if i != lane] for lane, others in enumerate(beside)]
+        self.rivals = self.faster if self.shared else _padded(alone)
 
     def run(self) -> NDArray[np.int32]:
         now, step = 0.0, 0
@@ -143,8 +139,8 @@ class _Greedy:
         for second in (False, True):
             if second and not self.slow.any():
                 break
-            for k in self.dice.permutation(len(lanes.groups)):
-                group = lanes.groups[k]
+            for k in self.dice.permutation(len(self.groups)):
+                group = self.groups[k]
                 group = group[idle[group] & self.slow[group]] if second else group[idle[group]]
                 if len(group) and self._wires_free(group, now):
                     started |= self._match(group, now, step, second)
@@ -155,22 +151,14 @@ class _Greedy:
         """How many neighbours could bring each chunk to each of `ends`."""
         lanes = self.lanes
         self.could[ends] = 0
-        for group in self._by_end():
+        for group in lanes.columns:
             group = group[ends[lanes.dst[group]]]
             self.could[lanes.dst[group]] += self.have[lanes.src[group]]
 
-    def _by_end(self) -> tuple[Ints, ...]:
-        if not len(self.wire_free):
-            return self.lanes.groups
-        if not hasattr(self, "ends"):
-            place = np.arange(len(self.lanes.dst)) - np.searchsorted(self.lanes.dst, self.lanes.dst)
-            self.ends = tuple(np.flatnonzero(place == k) for k in range(int(place.max(initial=-1)) + 1))
-        return self.ends
-
     def _wires_free(self, group: Ints, now: float) -> bool:
-        if not len(self.wire_free):
-            return True
-        return all(self.wire_free[wire] <= now * (1 + SAME) for wire, _ in self.lanes.wires[group[0]])
+        return not self.shared or all(
+            self.wire_free[wire] <= now * (1 + SAME) for wire, _ in self.lanes.wires[group[0]]
+        )
 
     def _match(self, group: Ints, now: float, step: int, second: bool) -> bool:
         """Of each lane of `group` the best chunk, if any, starts now."""
@@ -198,7 +186,7 @@ class _Greedy:
         self.need[dst, pick] = False
         self.left[dst] -= 1
         self.lane_free[group] = now + lanes.busy_s[group]
-        for lane in group.tolist() if len(self.wire_free) else ():
+        for lane in group.tolist() if self.shared else ():
             for wire, busy in lanes.wires[lane]:
                 self.wire_free[wire] = now + busy
         self.flying.append((self.lane_free[group] + lanes.late_s[group], dst, pick))
@@ -220,3 +208,11 @@ class _Greedy:
         for column in self.faster[group].T:
             found |= ~self.need[self.lanes.src[column]] & (column >= 0)[:, None]
         return found
+
+
+def _padded(lists: list[list[int]]) -> Ints:
+    """[len(lists), longest], padded with -1."""
+    found = np.full((len(lists), max(map(len, lists), default=0)), -1)
+    for row, numbers in zip(found, lists, strict=True):
+        row[: len(numbers)] = numbers
+    return found

@@ -13,10 +13,10 @@ from trainsys.parallel.sequence.agree import agree
 from trainsys.parallel.sequence.attention import attention
 from trainsys.parallel.sequence.context import ContextParallel
 from trainsys.parallel.sequence.heads import Sharing, exchanged, returned
-from trainsys.parallel.sequence.layouts import Positions
-from trainsys.parallel.sequence.mask import Mask
-from trainsys.parallel.sequence.methods import METHODS
-from trainsys.parallel.sequence.place import Place, Plan, in_canonical_order
+from trainsys.sequence.layouts import Positions
+from trainsys.sequence.mask import Mask
+from trainsys.sequence.methods import METHODS
+from trainsys.sequence.place import Place, Plan, in_canonical_order
 from trainsys.parallel.sequence.trip import Trip
 
 

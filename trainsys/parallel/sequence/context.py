@@ -21,7 +21,7 @@ from trainsys.models.decoder import Decoder
 from trainsys.models.dropout import KeyedDropout
 from trainsys.models.moe import MoE
 from trainsys.models.rows import Rows
-from trainsys.parallel.sequence.layouts import LAYOUTS
+from trainsys.sequence.layouts import LAYOUTS
 from trainsys.parallel.tensor import TensorParallel
 from trainsys.space.layout import Layout
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
-from trainsys.parallel.sequence.layouts import Positions
-from trainsys.parallel.sequence.place import united
+from trainsys.sequence.layouts import Positions
+from trainsys.sequence.place import united
 
 _TAG = 1 << 29 | 15 << 24
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainsys.parallel.sequence.layouts import Positions
+from trainsys.sequence.layouts import Positions
 from trainsys.parallel.sequence.merge import Gradients, Partial, Segment
 from trainsys.parallel.sequence.trip import Trip
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from trainsys.comm.flow import Arrival, Gather
 from trainsys.comm.flow_back import Reduce, add
 from trainsys.comm.routed import Span
-from trainsys.parallel.sequence.layouts import Positions
+from trainsys.sequence.layouts import Positions
 from trainsys.parallel.sequence.merge import Gradients, Partial, merge
 from trainsys.parallel.sequence.packing import ends, pack, unpack
 from trainsys.parallel.sequence.trip import Trip, own_segments

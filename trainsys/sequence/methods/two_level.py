@@ -1,6 +1,6 @@
 """Keys cross to each other host once and are passed on inside (after LoongTrain, arXiv:2406.18485, and BurstAttention)."""
 
-from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.sequence.place import Place, Plan
 
 
 def plan(place: Place) -> Plan:

@@ -4,7 +4,7 @@ What travels back is queries, gradients and sums instead of keys and two gradien
 head has its own keys, more under grouped queries (break-even at heads / kv_heads = 4/3).
 """
 
-from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.sequence.place import Place, Plan
 
 
 def plan(place: Place) -> Plan:

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from trainsys.comm.datapath import Datapath
 from trainsys.comm.routed import Routed, Span, route, route_back
-from trainsys.parallel.sequence.layouts import Layout, Positions, sliced
-from trainsys.parallel.sequence.mask import Mask, sees
+from trainsys.sequence.layouts import Layout, Positions, sliced
+from trainsys.sequence.mask import Mask, sees
 
 
 @dataclass(frozen=True, eq=False)

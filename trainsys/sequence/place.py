@@ -9,9 +9,9 @@ from typing import Any
 from trainsys.comm.datapath import Datapath
 from trainsys.comm.datapath_home import canonical_home, homeward
 from trainsys.comm.wires import Wires
-from trainsys.parallel.sequence.journey import Journey
-from trainsys.parallel.sequence.layouts import Layout, Positions
-from trainsys.parallel.sequence.mask import Mask
+from trainsys.sequence.journey import Journey
+from trainsys.sequence.layouts import Layout, Positions
+from trainsys.sequence.mask import Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,9 @@ class Place:
         asked = (out, home, slices, queries)
         if asked not in self.journeys:
             path = datapath(out, self.wires, slices)
-            back = homeward(path) if home == out else datapath(home, self.wires, path.slices)
+            back = homeward(path) if home == out else path
+            if back is path:  # fans out: home on the way that is best from there to here
+                back = datapath(home, self.wires.turned(), path.slices)
             self.journeys[asked] = Journey(self.layout, self.mask, path, back, queries)
         return self.journeys[asked]
 

@@ -3,7 +3,7 @@
 Here also backward, with any length, any mask and any number of teams: where fewer rings exist (4, 6) fewer are used.
 """
 
-from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.sequence.place import Place, Plan
 
 
 def plan(place: Place) -> Plan:

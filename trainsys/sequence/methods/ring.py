@@ -3,7 +3,7 @@
 With the layouts ``zigzag`` and ``striped`` it is what carries these names, with equal work in every step.
 """
 
-from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.sequence.place import Place, Plan
 
 
 def plan(place: Place) -> Plan:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from trainsys.parallel.sequence.methods import (
+from trainsys.sequence.methods import (
     all_gather,
     burst,
     direct,
@@ -22,7 +22,7 @@ from trainsys.parallel.sequence.methods import (
     two_level,
     ulysses,
 )
-from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.sequence.place import Place, Plan
 
 METHODS: dict[str, Callable[[Place], Plan]] = {
     "ring": ring.plan,

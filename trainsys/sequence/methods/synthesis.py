@@ -1,6 +1,6 @@
 """Keys go over the datapath that is synthesised for these very wires (TACOS, arXiv:2304.05301)."""
 
-from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.sequence.place import Place, Plan
 
 
 def plan(place: Place) -> Plan:

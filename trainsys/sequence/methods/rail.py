@@ -1,6 +1,6 @@
 """TASP over several hosts (arXiv:2509.26541, §4): paths through each host joined to rings, along the rails of the adapters."""
 
-from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.sequence.place import Place, Plan
 
 
 def plan(place: Place) -> Plan:

@@ -1,6 +1,6 @@
 """As ``direct``, slice by slice: attention to a slice of everybody's keys goes on beside the next slice's travel."""
 
-from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.sequence.place import Place, Plan
 
 
 def plan(place: Place) -> Plan:

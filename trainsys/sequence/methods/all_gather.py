@@ -3,7 +3,7 @@
 Nothing is merged but what lies before and at the diagonal, so it rounds least.
 """
 
-from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.sequence.place import Place, Plan
 
 
 def plan(place: Place) -> Plan:

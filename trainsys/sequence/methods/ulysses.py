@@ -1,7 +1,7 @@
 """DeepSpeed-Ulysses (Jacobs et al. 2023, arXiv:2309.14509): heads are exchanged for positions, then each head is whole."""
 
-from trainsys.parallel.sequence.methods.hybrid import shared
-from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.sequence.methods.hybrid import shared
+from trainsys.sequence.place import Place, Plan
 
 
 def plan(place: Place) -> Plan:

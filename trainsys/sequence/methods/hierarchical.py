@@ -1,6 +1,6 @@
 """Keys are gathered inside a host, go round equal ranks of the hosts, and are shared inside again."""
 
-from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.sequence.place import Place, Plan
 
 
 def plan(place: Place) -> Plan:

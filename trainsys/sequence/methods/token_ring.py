@@ -3,7 +3,7 @@
 Under full attention two directions are used at once. The backward, which the paper leaves out, is that of ``ring``.
 """
 
-from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.sequence.place import Place, Plan
 
 
 def plan(place: Place) -> Plan:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trainsys.parallel.sequence.journey import Journey
-from trainsys.parallel.sequence.place import Place, Plan, datapath, united
+from trainsys.sequence.journey import Journey
+from trainsys.sequence.place import Place, Plan, datapath, united
 
 
 def plan(place: Place) -> Plan:

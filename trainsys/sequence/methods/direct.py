@@ -1,6 +1,6 @@
 """Everyone sends its keys to everyone at once, in one hop; gradients come home as directly."""
 
-from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.sequence.place import Place, Plan
 
 
 def plan(place: Place) -> Plan:
