@@ -19,7 +19,6 @@ from trainsys.models.linear_attention import Inputs, Part, linear_attention
 from trainsys.models.registry import build
 from trainsys.parallel.sequence.attend import CpAttention
 from trainsys.parallel.sequence.context import ContextParallel, apply_context_parallel
-from trainsys.parallel.sequence.layouts import Layout
 from trainsys.parallel.sequence.linear import SCANS
 from trainsys.parallel.sequence.linear import mix as mixing
 from trainsys.parallel.sequence.linear.all_scan import in_blocks
@@ -28,6 +27,7 @@ from trainsys.parallel.sequence.linear.convert import convert
 from trainsys.parallel.sequence.linear.halo import halo
 from trainsys.parallel.sequence.linear.mix import mix
 from trainsys.parallel.sequence.linear.scan import Scan
+from trainsys.sequence.layouts import Layout
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import pytest
 from tests.parallel import linear_bodies
 from trainsys.comm.scan_time import all_scan_s, best_blocks, choose
 from trainsys.comm.wires import mesh, star
-from trainsys.parallel.sequence.layouts import Layout, contiguous, striped, zigzag
 from trainsys.parallel.sequence.linear import SCANS
-from trainsys.parallel.sequence.linear.convert import moves
+from trainsys.sequence.layouts import Layout, contiguous, striped, zigzag
+from trainsys.sequence.moves import moves
 from trainsys.testing import RankPool
 
 KINDS = ("none", "scalar", "diagonal", "delta")

@@ -6,22 +6,29 @@ import dataclasses
 
 import pytest
 
-from trainsys.comm.topology import Topology
+from trainsys.comm.scan_time import choose
+from trainsys.comm.topology import Link, Topology
+from trainsys.comm.wires import star
 from trainsys.config import (
     BatchConfig,
     ClusterConfig,
     DeviceConfig,
+    LinkConfig,
     ModelConfig,
     ParallelConfig,
     RunConfig,
     TrainConfig,
 )
+from trainsys.models.geometry import resolve
+from trainsys.models.linear_llama_geometry import state_elements
 from trainsys.planner.bounds import outlook
 from trainsys.planner.device import rate
 from trainsys.planner.enumerate import blocks
 from trainsys.planner.on_device import mixing
 from trainsys.planner.predict import predict
 from trainsys.planner.ranking import with_layout
+from trainsys.planner.stages import Stages
+from trainsys.planner.states import linear_s, softmax_layers
 
 HYBRID = ModelConfig(
     "linear_llama", 512, 64, 6, num_heads=4, num_kv_heads=2, ffn_dim=192, max_seq_len=64, softmax_every=3, decay="delta"
@@ -57,3 +64,18 @@ def test_a_known_device_has_less_to_do() -> None:
     assert share[1] == pytest.approx((2 * share[0] + 1) / 3)
     steps = [predict(dataclasses.replace(config, model=m), ParallelConfig(dp=4)).step_s for m in (linear, softmax)]
     assert steps[0] < steps[1]
+
+
+def test_teams_exchange_states_and_not_sequences() -> None:
+    """Only the softmax layers' part grows with the sequence, but for rows that change places once per run of layers."""
+    cluster = dataclasses.replace(CLUSTER, intra_node=LinkConfig(1.0, 1e-4), inter_node=LinkConfig(1.0, 1e-4))
+    config = RunConfig(HYBRID, cluster, batch=BatchConfig(4, 1, 64), parallel=ParallelConfig(cp=4))
+    stages = Stages.of(HYBRID, config.parallel)
+    longer = dataclasses.replace(config, batch=BatchConfig(4, 1, 6400))
+    assert softmax_layers(config, stages, 0) == 2
+    link, (state, transition) = Link(1.0, 1e-4), state_elements(resolve(HYBRID))
+    rows = [linear_s(c, stages, 0, link) for c in (config, longer)]
+    scan = choose(star(4, 1.0, 1e-4), 4 * state, 4 * transition, 1 << 10).seconds
+    converted = (rows[1] - rows[0]) / 4  # two runs of linear layers, each before and after
+    assert converted == pytest.approx((1 - 1 / 4) * (6400 - 64) / 4 * 64 * 4 / 1e9, rel=0.4)
+    assert rows[0] == pytest.approx(4 * scan + 4 * 1e-4, rel=0.1)

@@ -27,6 +27,12 @@ def gates(config: ModelConfig) -> int:
     return {"none": 0, "diagonal": kv_dim(config)}.get(config.decay, config.num_kv_heads)
 
 
+def state_elements(config: ModelConfig) -> tuple[int, int]:
+    """Elements of a linear layer's state of one sequence, and of the transition of a part of it."""
+    d, heads = head_dim(config), config.num_kv_heads
+    return heads * d * d, heads * {"diagonal": d, "delta": d * d}.get(config.decay, 1)
+
+
 def _check(config: ModelConfig) -> None:
     LLAMA.check(config)
     for name in ("softmax_every", "conv_width"):

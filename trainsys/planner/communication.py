@@ -27,6 +27,7 @@ from trainsys.planner.groups import (
 from trainsys.planner.precision import Precision
 from trainsys.planner.sizes import StageSizes, shared_elements, team_tokens
 from trainsys.planner.stages import Stages
+from trainsys.planner.states import linear_s, softmax_layers
 
 
 def all_gather_s(num_bytes: float, size: int, link: Link | None) -> float:
@@ -84,7 +85,7 @@ def tensor_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
 
 
 def context_cost(config: RunConfig, stages: Stages, topology: Topology) -> TensorCost:
-    """Exposed seconds of gathering keys and values in one microbatch, per run of layers.
+    """Exposed seconds of gathering keys and values in one microbatch, per run of layers; of linear ones, states.
 
     Per layer an all-gather of both forward and a reduce-scatter of their gradients backward (Llama 3, arXiv:2407.21783,
     §3.3.2); recomputing a layer gathers again. Each tp rank has its own key/value heads, one at least.
@@ -95,9 +96,10 @@ def context_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tenso
     width = kv_dim(model) // min(stages.tp, model.num_kv_heads)
     size = 2 * tokens * width * Precision.of(config.train.dtype).activation
     again, forward, backward = config.parallel.recompute != "none", [], []
-    for run, layers in enumerate(stages.runs):
+    for run in range(len(stages.runs)):
         worst = _slowest(sequence_links(stages, topology, stages.host(run)), size)
-        once = layers * all_gather_s(size, stages.cp, worst)
+        once = softmax_layers(config, stages, run) * all_gather_s(size, stages.cp, worst)
+        once += linear_s(config, stages, run, worst)
         forward.append(once)
         backward.append((1 + again) * once)
     return TensorCost(tuple(forward), tuple(backward))

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from trainsys.models.decoder import Decoder
 from trainsys.models.linear_llama import LinearAttention
-from trainsys.parallel.sequence.layouts import Layout, contiguous
 from trainsys.parallel.sequence.linear.convert import convert
 from trainsys.parallel.sequence.linear.halo import halo
 from trainsys.parallel.sequence.linear.mix import mix
 from trainsys.parallel.sequence.linear.scan import Method, Scan, Team
+from trainsys.sequence.layouts import Layout, contiguous
 
 
 def apply_linear(model: Decoder, team: Team, seq_len: int, around: Layout, method: Method, inside_tp: bool) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainsys.parallel.sequence.layouts import Layout
 from trainsys.parallel.sequence.linear.convert import convert
 from trainsys.parallel.sequence.linear.scan import Team
+from trainsys.sequence.layouts import Layout
 
 
 def halos(layout: Layout, width: int) -> Layout:
