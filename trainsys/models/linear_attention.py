@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trainsys.models.delta_chunks import DeltaChunks
 from trainsys.models.gated_chunks import GatedChunks
-from trainsys.models.linear_llama_geometry import CHUNK, DIAGONAL_CHUNK
+from trainsys.models.linear_llama_geometry import CHUNK
 
 
 class Inputs(NamedTuple):
@@ -67,6 +67,7 @@ class Documents:
     """Which positions of a chunk are of one document.
 
     Attributes:
+        number: [., ., ., C], of the document within the chunk; None: there is one only.
         seen: bool [., ., ., C, C], whether the row's position may look at the column's.
         before: [., ., ., C, 1], 1 where the document began before the chunk.
         after: the same, 1 where it has not ended in the chunk.
@@ -76,9 +77,10 @@ class Documents:
     def __init__(self, starts: Tensor | None, size: int, like: Tensor) -> None:
         self.seen = torch.ones(size, size, dtype=torch.bool, device=like.device).tril()
         self.before = self.after = self.through = like.new_ones(1, 1)
+        self.number: Tensor | None = None
         if starts is not None:
             number = to_chunks(starts.unsqueeze(-1), size).cumsum(-1)  # [B, 1, N, C]
-            last = number[..., -1:]
+            self.number, last = number, number[..., -1:]
             self.seen = self.seen & (number.unsqueeze(-1) == number.unsqueeze(-2))
             self.before = (number == 0).unsqueeze(-1).to(like)
             self.after = (number == last).unsqueeze(-1).to(like)
@@ -96,10 +98,9 @@ class Part:
     """
 
     def __init__(self, x: Inputs, chunk: int = 0) -> None:
-        """As far as it goes without queries. `chunk`: positions of a chunk; 0: what suits."""
+        """As far as it goes without queries. `chunk`: positions of a chunk, up to a power of two; 0: what suits."""
         dtype, length = torch.promote_types(x.k.dtype, torch.float32), x.k.shape[1]
-        diagonal = x.gate is not None and x.gate.dim() == x.k.dim()
-        self.size = max(1, min(chunk or (DIAGONAL_CHUNK if diagonal else CHUNK), length))
+        self.size = 1 << (max(1, min(chunk or CHUNK, length)) - 1).bit_length()
         self.length, self.dtype, self.like = length, dtype, x.v
         k, v, gate, beta = (
             None if t is None else to_chunks(t.to(dtype) if t.dim() == 4 else t.to(dtype).unsqueeze(-1), self.size)
@@ -154,7 +155,7 @@ def linear_attention(x: Inputs, before: Tensor | None = None, chunk: int = 0) ->
 
     Args:
         before: state [B, H, dk, dv] before the first position; None: empty.
-        chunk: positions of a chunk; 0: what suits.
+        chunk: positions of a chunk, up to a power of two; 0: what suits.
 
     Returns:
         Answers [B, S, H · G · dv]; the state after the last position; the transition of the whole part (see `carry`):

@@ -14,7 +14,6 @@ from trainsys.models.llama_geometry import LLAMA
 from trainsys.space.tensor import LogicalTensor
 
 CHUNK = 64  # positions that are read at once; a chunk costs its square, and a sequence has a state per chunk
-DIAGONAL_CHUNK = 16  # the same where gates are per feature, which cannot be taken out of the products within a chunk
 
 
 def is_softmax(config: ModelConfig, layer: int) -> bool:
@@ -69,8 +68,9 @@ def _mixing_flops(config: ModelConfig, layer: int, seq_len: int, tp: int) -> flo
     in. The delta rule also solves a chunk's system, and multiplies states (`models/delta_chunks.py`)."""
     if is_softmax(config, layer) or not seq_len:
         return softmax_flops(config, layer, seq_len, tp)
-    d, chunk = head_dim(config), min(seq_len, DIAGONAL_CHUNK if config.decay == "diagonal" else CHUNK)
-    per_query = 4.0 * chunk * d + 2.0 * d * d
+    d, chunk = head_dim(config), min(seq_len, CHUNK)
+    pairs = (chunk - 1) / 2 if config.decay == "diagonal" else chunk  # which leaves out what looks ahead
+    per_query = 4.0 * pairs * d + 2.0 * d * d
     per_state = 2.0 * d * d
     if config.decay == "delta":
         per_query += 2.0 * chunk * d
@@ -86,17 +86,17 @@ def _mixing_bytes(config: ModelConfig, size: int, softmax: float) -> float:
     position at another (C elements per position and head), and of each chunk its states (d elements per position).
     """
     size32, d, q, kv = max(4, size), head_dim(config), q_dim(config), kv_dim(config)
-    chunk = DIAGONAL_CHUNK if config.decay == "diagonal" else CHUNK
-    square, states = chunk / d, d / chunk
+    square, states = CHUNK / d, d / CHUNK
     around = size * ((1 + (config.conv_width > 0)) * (q + 2 * kv) + 2 * q)
     within = {
         "none": q * (3 + square) + kv * (4 + square + states),
         "scalar": q * (4 + 2 * square) + kv * (5 + square + 2 * states),
-        "diagonal": q * (4 + square) + kv * (9 + 2 * chunk + 2 * states),
+        "diagonal": q * (6 + square / 2) + kv * (21 + 2 * states),
         "delta": q * (5 + 2 * square) + kv * (10 + 4 * square + 3 * states),
     }[config.decay]
     softmaxes = sum(is_softmax(config, layer) for layer in range(config.num_layers)) / config.num_layers
-    return softmaxes * softmax + (1 - softmaxes) * (around + size32 * within)
+    linear: float = around + size32 * within
+    return softmaxes * softmax + (1 - softmaxes) * linear
 
 
 LINEAR_LLAMA = dataclasses.replace(
