@@ -37,6 +37,9 @@ class ModelConfig:
     experts_per_token: int = 2  # experts that the router chooses for a token
     expert_ffn_dim: int = 0  # hidden width of one expert; 0: ffn_dim
     shared_ffn_dim: int = 0  # hidden width of a gated expert that every token uses as well; 0: none
+    decay: Literal["none", "scalar", "diagonal", "delta"] = "scalar"  # what a linear layer forgets (linear_llama)
+    softmax_every: int = 0  # every so many layers attention is softmax, the others are linear; 0: none (linear_llama)
+    conv_width: int = 4  # positions that a linear layer's queries, keys and values see; 0: their own (linear_llama)
     router_norm: bool = False  # the chosen experts' probabilities are rescaled to add up to 1 (mixtral: always)
     router_aux_coef: float = 0.0  # weight of the load-balance loss; in the gradient, not in the reported loss
     max_seq_len: int = 128  # longest sequence; positions that gpt2 learns

@@ -13,10 +13,12 @@ from trainsys.planner.communication import TensorCost, all_gather_s, slowest_lin
 from trainsys.planner.groups import sequence_links
 from trainsys.planner.precision import Precision
 from trainsys.planner.stages import Stages
+from trainsys.planner.states import linear_s, softmax_layers
 
 
 def context_cost(config: RunConfig, stages: Stages, topology: Topology, flops: float) -> TensorCost:
-    """Exposed seconds in one microbatch, per run of layers; recomputing a layer repeats its forward.
+    """Exposed seconds in one microbatch, per run of layers, of linear ones for their states; recomputing a layer repeats
+    its forward.
 
     Args:
         flops: of a rank, beside whose attention keys and values travel.
@@ -24,11 +26,12 @@ def context_cost(config: RunConfig, stages: Stages, topology: Topology, flops: f
     if stages.cp == 1:
         return TensorCost.nothing(stages)
     again, forward, backward = config.parallel.recompute != "none", [], []
-    for run, layers in enumerate(stages.runs):
+    for run in range(len(stages.runs)):
         worst = slowest_link(sequence_links(stages, topology, stages.host(run)), _keys_bytes(config, stages))
         f_s, b_s = _layer(config, stages, worst, flops)
-        forward.append(layers * f_s)
-        backward.append(layers * (b_s + again * f_s))
+        layers, states_s = softmax_layers(config, stages, run), linear_s(config, stages, run, worst)
+        forward.append(layers * f_s + states_s)
+        backward.append(layers * (b_s + again * f_s) + (1 + again) * states_s)
     return TensorCost(tuple(forward), tuple(backward))
 
 

@@ -98,7 +98,8 @@ def _flops(config: RunConfig) -> float:
 def _flop_modules(config: RunConfig, stages: Stages, stage: int) -> dict[str, float]:
     """FLOPs per token on a rank of `stage`, backward twice the forward's."""
     model, layers = resolve(config.model), stages.layers[stage]
-    layer = forward_flops(model, 0, config.batch.seq_len, stages.tp)
+    blocks = [block for block in stages.blocks(stage) if 0 <= block < model.num_layers]
+    layer = sum(forward_flops(model, block, config.batch.seq_len, stages.tp) for block in blocks) / layers
     mlp = 2.0 * sum(
         t.numel / t.shards(stages.tp) * (model.experts_per_token / model.num_experts if t.expert is not None else 1.0)
         for t in tensors(model)
