@@ -1,6 +1,6 @@
 """Seconds that attention between cp teams adds: of the better of its two families, in closed form, for the search.
 
-`planner/attention.py` plays all methods for the plans that are listed; what is searched needs an answer in microseconds.
+`planner/attention.py` plays all methods for the plan that is written; what is searched needs an answer at once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from trainsys.planner.states import linear_s, softmax_layers
 
 
 def context_cost(config: RunConfig, stages: Stages, topology: Topology, flops: float) -> TensorCost:
-    """Exposed seconds in one microbatch, per run of layers, of linear ones for their states; recomputing a layer repeats
-    its forward.
+    """Exposed seconds in one microbatch, per run of layers; linear ones exchange states. Recomputing repeats forwards.
 
     Args:
         flops: of a rank, beside whose attention keys and values travel.
