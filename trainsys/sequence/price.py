@@ -14,7 +14,6 @@ from trainsys.comm.fluid import Message, play
 from trainsys.comm.routed import Leg, Routed
 from trainsys.comm.topology import Link
 from trainsys.comm.wires import Edge
-from trainsys.sequence.journey import Journey
 from trainsys.sequence.layouts import Positions
 from trainsys.sequence.mask import Mask, calls
 from trainsys.sequence.place import Place, Plan

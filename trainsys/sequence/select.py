@@ -8,7 +8,6 @@ from trainsys.sequence.methods import METHODS
 from trainsys.sequence.place import Place, Plan, in_canonical_order
 from trainsys.sequence.price import Price, Rates, Shape, price
 
-
 MANY = 8  # teams, from which on only methods are priced whose messages grow with their number and not its square
 FEW_MESSAGES = ("ring", "ulysses", "hybrid", "hierarchical", "two_level")
 

@@ -21,8 +21,8 @@ from trainsys.models.decoder import Decoder
 from trainsys.models.dropout import KeyedDropout
 from trainsys.models.moe import MoE
 from trainsys.models.rows import Rows
-from trainsys.sequence.layouts import LAYOUTS
 from trainsys.parallel.tensor import TensorParallel
+from trainsys.sequence.layouts import LAYOUTS
 from trainsys.sequence.price import Rates
 from trainsys.space.layout import Layout
 
@@ -52,7 +52,8 @@ class ContextParallel:
         self.layout = LAYOUTS[layout](seq_len, self.size)
         self.method, self.canonical, self.rates = method, canonical, rates or Rates(1e11, 1e11)
         self.wires = wires or star(self.size, 1.0)
-        self.rows = Rows(seq_len, torch.tensor([i for run in self.layout[self.index] for i in run], device=device))
+        own = [i for run in self.layout[self.index] for i in run]
+        self.rows = Rows(seq_len, torch.tensor(own, dtype=torch.int64, device=device))
 
     @property
     def size(self) -> int:

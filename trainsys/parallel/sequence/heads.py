@@ -9,6 +9,7 @@ order of members.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,7 +90,7 @@ class Sharing:
         leaving = [part.contiguous() for part in x.split(self.lengths, dim=1)]
         into = [x.new_empty((x.shape[0], self.lengths[self.me], b - a, x.shape[3])) for a, b in shares]
         self._exchange(leaving, into)
-        disjoint = all(a[1] <= b[0] for a, b in zip(shares, shares[1:], strict=False))
+        disjoint = all(a[1] <= b[0] for a, b in itertools.pairwise(shares))
         if disjoint:
             return torch.cat(into, dim=2)
         wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
