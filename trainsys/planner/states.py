@@ -12,7 +12,7 @@ from trainsys.models.geometry import resolve
 from trainsys.models.linear_llama_geometry import is_softmax, state_elements
 from trainsys.planner.precision import Precision
 from trainsys.planner.stages import Stages
-from trainsys.sequence.layouts import contiguous, zigzag
+from trainsys.sequence.layouts import LAYOUTS, contiguous
 from trainsys.sequence.moves import moves
 
 
@@ -54,8 +54,8 @@ def _scan_s(cp: int, link: Link, state: float, transition: float) -> float:
 
 
 @lru_cache(maxsize=256)
-def _convert_s(cp: int, link: Link, seq_len: int, row: int) -> float:
-    """From zigzag to neighbours or back."""
-    moved = moves(zigzag(seq_len, cp), contiguous(seq_len, cp), row)
+def _convert_s(layout: str, cp: int, link: Link, seq_len: int, row: int) -> float:
+    """From a layout to neighbours or back."""
+    moved = moves(LAYOUTS[layout](seq_len, cp), contiguous(seq_len, cp), row)
     busiest = max(*map(sum, moved), *map(sum, zip(*moved, strict=True)))
-    return link.transfer_s(busiest)
+    return link.transfer_s(busiest) if busiest else 0.0

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from trainsys.parallel.sequence.agree import agree
+from trainsys.parallel.sequence.agree import agree, told
 from trainsys.parallel.sequence.attention import attention
 from trainsys.parallel.sequence.context import ContextParallel
 from trainsys.parallel.sequence.heads import Sharing, exchanged, returned
@@ -17,6 +17,8 @@ from trainsys.sequence.layouts import Positions
 from trainsys.sequence.mask import Mask
 from trainsys.sequence.methods import METHODS
 from trainsys.sequence.place import Place, Plan, in_canonical_order
+from trainsys.sequence.price import Shape
+from trainsys.sequence.select import choices
 from trainsys.parallel.sequence.trip import Trip
 
 
@@ -24,7 +26,7 @@ class CpAttention:
     """What takes the place of `causal_attention` where a sequence is cut.
 
     Args:
-        method: a name of `METHODS`.
+        method: a name of `METHODS`, or ``auto``: what the first member expects to be fastest, forward and backward.
         mask: of all calls.
         canonical: the same bits by every method.
     """
@@ -68,7 +70,7 @@ class CpAttention:
     def _planned(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Plan, Trip, Trip]:
         cp = self.cp
         place = Place(cp.layout, self.mask, cp.wires, q.shape[2], k.shape[2], q.shape[3], v.shape[3])
-        plan = METHODS[self.method](place)
+        plan = METHODS[self._method(place, q)](place)
         origins: tuple[Positions, ...] = ()
         if self.canonical:
             plan = in_canonical_order(plan, place)
@@ -77,6 +79,13 @@ class CpAttention:
         wire = None if plan.exact_wire else q.dtype
         there = Trip(cp.group, members, plan.forward, q.shape[3] ** -0.5, wire, plan.at_once, self.canonical, origins)
         return plan, there, replace(there, journey=plan.backward)
+
+    def _method(self, place: Place, q: Tensor) -> str:
+        if self.method != "auto":
+            return self.method
+        shape = Shape(q.shape[0], q.element_size(), max(4, q.element_size()))
+        found = choices(place, shape, self.cp.rates, self.canonical) if self.cp.index == 0 else []
+        return told(self.cp, found[0].method if found else "")
 
     def _sharing(self, plan: Plan) -> Sharing:
         first = self.cp.index // plan.shared * plan.shared
