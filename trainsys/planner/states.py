@@ -38,7 +38,7 @@ def linear_s(config: RunConfig, stages: Stages, run: int, link: Link | None) -> 
     times = 2 * sum(layer - 1 not in layers for layer in layers)
     scan_s, convert_s = (
         _scan_s(stages.cp, link, state, transition),
-        _convert_s(stages.cp, link, config.batch.seq_len, row),
+        _convert_s(config.parallel.cp_layout, stages.cp, link, config.batch.seq_len, row),
     )
     return len(layers) * scan_s + times * convert_s
 
