@@ -164,7 +164,7 @@ class ParallelConfig:
     cp: int = 1  # teams of a replica, each with a part of every sequence (context parallelism)
     cp_method: str = "auto"  # of attention between cp teams, a name of trainsys.sequence.methods; auto: the fastest
     cp_layout: Literal["zigzag", "contiguous", "striped"] = "zigzag"  # which positions a cp team has
-    cp_merge: Literal["canonical", "schedule"] = "canonical"  # canonical: the same bits by every method; schedule: as it comes
+    cp_merge: Literal["canonical", "schedule"] = "canonical"  # canonical: the same bits by every method
     ep: int = 1  # classes of teams, each with its own experts
     order: str = "tp,cp,pp,dp"  # how ranks are numbered along the axes, fastest first
     zero: int = 0  # sharded over replicas and cp: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too

@@ -1,4 +1,4 @@
-"""Every method of attention over a cut sequence is exact, forward and backward, whatever the mask, the heads and the cut."""
+"""Every method of attention over a cut sequence is exact, forward and backward, whatever mask, heads and cut."""
 
 from __future__ import annotations
 

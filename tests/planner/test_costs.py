@@ -101,7 +101,7 @@ def test_tensor_parallel_collectives_per_layer(small):
 
 
 def test_keys_travel_beside_attention_or_heads_are_shared(small):
-    """Where computation takes no time all of the keys' travel shows, backward with their gradients; else what is left."""
+    """Where computation takes no time all of the travel shows, backward with gradients; else what is left."""
     for tp, recompute in ((1, "none"), (2, "full")):
         config, stages = stages_of(small, cp=4, tp=tp, recompute=recompute, cp_method="ring")
         topology = Topology.from_config(replace(config.cluster, nodes=4))
@@ -114,9 +114,12 @@ def test_keys_travel_beside_attention_or_heads_are_shared(small):
         assert slow.forward_s == (0.0,)
         assert slow.backward_s == pytest.approx((6 * once / 3,))  # the last gradients go home alone
     heads, stages = stages_of(small, cp=2, tp=1)
-    assert context_cost(heads, stages, topology, 1e30).backward_s < context_cost(
-        replace(heads, parallel=replace(heads.parallel, cp_method="ring")), stages, topology, 1e30
-    ).backward_s
+    assert (
+        context_cost(heads, stages, topology, 1e30).backward_s
+        < context_cost(
+            replace(heads, parallel=replace(heads.parallel, cp_method="ring")), stages, topology, 1e30
+        ).backward_s
+    )
     whole, cut = (predict(small, ParallelConfig(dp=2, **parallel)) for parallel in ({}, {"cp": 2}))
     assert whole.cp_s == 0.0 < cut.cp_s
     assert cut.compute_s == pytest.approx(whole.compute_s / 2)

@@ -21,7 +21,7 @@ from trainsys.sequence.select import Choice, choices
 
 
 def wires_among(cluster: ClusterConfig, ranks: Sequence[int]) -> Wires:
-    """Of `ranks` as the cluster numbers them; those beyond it (a fresh rank on a spare place) are on nodes of their own."""
+    """Of `ranks` as the cluster numbers them; one beyond it (fresh, on a spare place) counts from the first again."""
     size = cluster.nodes * cluster.ranks_per_node
     topology = Topology.from_config(cluster)
     return wires_of(topology, [rank % size for rank in ranks], cluster.fabric)

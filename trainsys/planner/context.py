@@ -1,6 +1,6 @@
 """Seconds that attention between cp teams adds: of the better of its two families, in closed form, for the search.
 
-`planner/attention.py` plays all methods for the plans that are listed; what is searched needs an answer in microseconds.
+`planner/attention.py` plays all methods for the plan that is written; what is searched needs an answer at once.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from trainsys.planner.states import linear_s, softmax_layers
 
 
 def context_cost(config: RunConfig, stages: Stages, topology: Topology, flops: float) -> TensorCost:
-    """Exposed seconds in one microbatch, per run of layers; recomputing a layer repeats its forward.
-
-    Of linear attention what its states and rows take (`planner.states`).
+    """Exposed seconds in one microbatch, per run of layers; linear ones exchange states. Recomputing repeats forwards.
 
     Args:
         flops: of a rank, beside whose attention keys and values travel.
@@ -30,9 +28,9 @@ def context_cost(config: RunConfig, stages: Stages, topology: Topology, flops: f
     for run in range(len(stages.runs)):
         worst = slowest_link(sequence_links(stages, topology, stages.host(run)), _keys_bytes(config, stages))
         f_s, b_s = _layer(config, stages, worst, flops)
-        layers, linear = softmax_layers(config, stages, run), linear_s(config, stages, run, worst)
-        forward.append(layers * f_s + linear)
-        backward.append(layers * (b_s + again * f_s) + (1 + again) * linear)
+        layers, states_s = softmax_layers(config, stages, run), linear_s(config, stages, run, worst)
+        forward.append(layers * f_s + states_s)
+        backward.append(layers * (b_s + again * f_s) + (1 + again) * states_s)
     return TensorCost(tuple(forward), tuple(backward))
 
 

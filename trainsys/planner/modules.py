@@ -78,7 +78,8 @@ def breakdown(config: RunConfig, plan: Plan) -> tuple[Module, ...]:
 def _computing(config: RunConfig, stages: Stages) -> dict[str, float]:
     """Seconds (without a known device: FLOPs) of one microbatch on the busiest stage."""
     topology = Topology.from_config(config.cluster, stages.num_ranks, config.parallel.devices)
-    costs = (slowest_compute(config, stages, topology, _flops(config)), *exchange_costs(config, stages, topology, _flops(config)))
+    flops = _flops(config)
+    costs = (slowest_compute(config, stages, topology, flops), *exchange_costs(config, stages, topology, flops))
     busy = [
         sum(stages.total(cost.forward_s, stage) + stages.total(cost.backward_s, stage) for cost in costs)
         for stage in range(stages.count)

@@ -1,8 +1,8 @@
 """Which positions look at which, and how that falls into blocks that an attention kernel can do.
 
-A block is a rectangle of local rows and keys that is all visible (``full``), a square of which each row sees one key more
-than the one before (``causal``), or one with a mask of its own (``masked``). What nobody sees is in no block: it is neither
-computed nor sent.
+A block is a rectangle of local rows and keys that is all visible (``full``), a square of which each row sees one key
+more than the one before (``causal``), or one with a mask of its own (``masked``). What nobody sees is in no block: it is
+neither computed nor sent.
 """
 
 from __future__ import annotations

@@ -102,8 +102,8 @@ def in_canonical_order(plan: Plan, place: Place) -> Plan:
     """
     if plan.shared > 1 and (plan.shared < place.size or place.kv_heads % place.size):
         raise ValueError(
-            f"parallel.cp_merge=canonical cannot share parallel.cp={place.size} teams' {place.kv_heads} key heads (on a tp "
-            "rank) in other than whole and equal parts; set parallel.cp_merge=schedule or parallel.cp_method=auto"
+            f"parallel.cp_merge=canonical cannot share parallel.cp={place.size} teams' {place.kv_heads} key heads (on a "
+            "tp rank) in other than whole and equal parts; set parallel.cp_merge=schedule or parallel.cp_method=auto"
         )
     journeys = []
     for journey in (plan.forward, plan.backward):

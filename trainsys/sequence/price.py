@@ -1,8 +1,8 @@
 """How long a plan of attention takes: its messages on the wires and its kernels' calls, played as they will run.
 
-The legs and calls priced are those that run. A member is a wire of its own that carries seconds of computation, in order;
-messages share the real wires (`comm/fluid.py`). Both halves are priced apart, for in training the backward decides. Plain
-arithmetic: no torch.
+The legs and calls priced are those that run. A member is a wire of its own that carries seconds of computation, in
+order; messages share the real wires (`comm/fluid.py`). Both halves are priced apart, for in training the backward
+decides. Plain arithmetic: no torch.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ class _Half:
         summed: dict[tuple[int, int], list[int]] = {}
         home = self._width_home()
         for leg in _by_step(journey.back):
-            after = (*summed.get((leg.src, leg.chunk), ()), *([done[leg.src, leg.chunk]] * ((leg.src, leg.chunk) in done)))
+            key = leg.src, leg.chunk
+            after = (*summed.get(key, ()), *((done[key],) if key in done else ()))
             size = home * self._positions(leg)
             sent = self._message(1, members[leg.src], members[leg.dst], size, after)
             summed.setdefault((leg.dst, leg.chunk), []).append(sent)

@@ -9,6 +9,10 @@ from trainsys.sequence.place import Place, Plan, in_canonical_order
 from trainsys.sequence.price import Price, Rates, Shape, price
 
 
+MANY = 8  # teams, from which on only methods are priced whose messages grow with their number and not its square
+FEW_MESSAGES = ("ring", "ulysses", "hybrid", "hierarchical", "two_level")
+
+
 @dataclass(frozen=True)
 class Choice:
     """A method, its plan and what it would take."""
@@ -27,6 +31,8 @@ def choices(place: Place, shape: Shape, rates: Rates, canonical: bool, training:
     """
     found = []
     for method, make in METHODS.items():
+        if place.size > MANY and method not in FEW_MESSAGES:
+            continue
         try:
             plan = make(place)
             plan = in_canonical_order(plan, place) if canonical else plan

@@ -58,8 +58,8 @@ class CpAttention:
         here = sum(map(len, self.cp.layout[self.cp.index]))
         if {q.shape[1], k.shape[1], v.shape[1]} != {here}:
             raise ValueError(
-                f"rank {self.cp.group.rank} has {here} of {self.cp.seq_len} positions (batch.seq_len), but got queries, "
-                f"keys and values of {q.shape[1]}, {k.shape[1]} and {v.shape[1]}"
+                f"rank {self.cp.group.rank} has {here} of {self.cp.seq_len} positions (batch.seq_len), but got "
+                f"queries, keys and values of {q.shape[1]}, {k.shape[1]} and {v.shape[1]}"
             )
         if q.shape[2] % k.shape[2] or k.shape[2] != v.shape[2] or q.shape[3] != k.shape[3]:
             raise ValueError(

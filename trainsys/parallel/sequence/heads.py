@@ -1,8 +1,8 @@
 """Heads for positions and back: the exchange of DeepSpeed-Ulysses (Jacobs et al. 2023, arXiv:2309.14509, §3).
 
 Any number of heads: member m gets the query heads from m·H // u on, and the key heads that these need. Where a key head
-serves queries of several members each of them gets it, and only it; the gradients meet again at its owner, in the order of
-members.
+serves queries of several members each of them gets it, and only it; the gradients meet again at its owner, in the
+order of members.
 
     B = microbatch, S_i = positions of member i, S = of all, H = heads
 """

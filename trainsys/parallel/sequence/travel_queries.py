@@ -1,4 +1,4 @@
-"""Attention in which queries travel and keys stay, over any datapath; partial results go home and are merged on the way.
+"""Attention in which queries travel and keys stay, over any datapath; results go home and are merged on the way.
 
 Forward as in TokenRing (Wang et al. 2024, arXiv:2412.20501), backward as in BurstAttention (Sun et al. 2024,
 arXiv:2403.09347, §3.2): with the queries travel the output's gradient, the logarithm of the sums and

@@ -1,4 +1,4 @@
-"""All keys are gathered before one local attention (Llama 3, arXiv:2407.21783, §3.3.2): no waiting between steps, no overlap.
+"""All keys are gathered before one local attention (Llama 3, arXiv:2407.21783, §3.3.2): no steps, and no overlap.
 
 Nothing is merged but what lies before and at the diagonal, so it rounds least.
 """

@@ -1,7 +1,7 @@
 """BurstAttention (Sun et al. 2024, arXiv:2403.09347): keys go round in the forward, queries in the backward.
 
-What travels back is queries, gradients and sums instead of keys and two gradients in full: a quarter less where every query
-head has its own keys, more under grouped queries (break-even at heads / kv_heads = 4/3).
+What travels back is queries, gradients and sums instead of keys and two gradients in full: a quarter less where every
+query head has its own keys, more under grouped queries (break-even at heads / kv_heads = 4/3).
 """
 
 from trainsys.sequence.place import Place, Plan

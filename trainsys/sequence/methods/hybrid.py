@@ -1,4 +1,4 @@
-"""Heads shared by u neighbours, a ring of the rest: USP (Fang and Zhao 2024, arXiv:2405.07719), LoongTrain's 2D attention."""
+"""Heads shared by u neighbours, a ring of the rest: USP (Fang and Zhao 2024, arXiv:2405.07719)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TASP over several hosts (arXiv:2509.26541, §4): paths through each host joined to rings, along the rails of the adapters."""
+"""TASP over several hosts (arXiv:2509.26541): paths through each host joined to rings, along the adapters' rails."""
 
 from trainsys.sequence.place import Place, Plan
 

@@ -1,4 +1,4 @@
-"""TASP (arXiv:2509.26541): keys in as many parts as there are arc-disjoint rings, each on its own, so that all links work.
+"""TASP (arXiv:2509.26541): keys in as many parts as there are arc-disjoint rings, so that all links work.
 
 Here also backward, with any length, any mask and any number of teams: where fewer rings exist (4, 6) fewer are used.
 """

@@ -1,4 +1,4 @@
-"""Keys cross to each other host once and are passed on inside (after LoongTrain, arXiv:2406.18485, and BurstAttention)."""
+"""Keys cross to each other host once and are passed on inside (after LoongTrain, arXiv:2406.18485)."""
 
 from trainsys.sequence.place import Place, Plan
 

@@ -1,4 +1,4 @@
-"""DeepSpeed-Ulysses (Jacobs et al. 2023, arXiv:2309.14509): heads are exchanged for positions, then each head is whole."""
+"""DeepSpeed-Ulysses (Jacobs et al. 2023, arXiv:2309.14509): heads exchanged for positions."""
 
 from trainsys.sequence.methods.hybrid import shared
 from trainsys.sequence.place import Place, Plan
