@@ -2,8 +2,8 @@
 
 The all-gather is the one that is written down. A reduce-scatter is an all-gather backwards (every send turned round,
 last step first, with addition at each arrival), an all-reduce is both. What a datapath promises is checked by
-`datapath_check` before use, timed by `datapath_time` on any wires, and run by `flow` without deciding anything. Imports no
-torch.
+`datapath_check` before use, timed by `datapath_time` on any wires, and run by `flow` without deciding anything. Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Send(NamedTuple):
 class Datapath:
     """An all-gather among `size` members, each of whose tensors is cut in `slices` nearly equal parts.
 
-    Chunk ``source · slices + part`` is part `part` of member `source`'s tensor. Steps order the sends of a member and say
-    what waits for what; nobody waits for a step of others to end.
+    Chunk ``source · slices + part`` is part `part` of member `source`'s tensor. Steps order the sends of a member and
+    say what waits for what; nobody waits for a step of others to end.
 
     Attributes:
         sends: int32 [M, 4], rows of `Send`, sorted by step.

@@ -1,4 +1,4 @@
-"""The wires of a cluster: ranks and switches, each direction of a link with its rate, and the way between two ranks.
+"""The wires of a cluster: ranks and switches, each direction of a link with its rate, and the ways between ranks.
 
 A `Topology` says how fast a pair is; wires say what pairs share. A mesh has a link per pair, a star a port per rank, a
 cluster of two levels an uplink per host: which collective is fast follows from that. Imports no torch.

@@ -1,0 +1,155 @@
+"""Messages that flow over shared wires, as in a fluid: an event simulation for `datapath_time`. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainsys.comm.topology import Link
+from trainsys.comm.wires import Edge
+
+SAME = 1e-9  # events so close, relatively, are one
+
+
+class Message(NamedTuple):
+    """`nbytes` on way number `pair`, once all messages of `after` have arrived and those before it there have ended."""
+
+    pair: int
+    nbytes: float
+    after: tuple[int, ...] = ()
+
+
+class _Shares:
+    """The rate of each active pair under max-min fair sharing of edges (Bertsekas & Gallager 1992, 6.5.2)."""
+
+    def __init__(self, routes: Sequence[Sequence[Edge]], links: Mapping[Edge, Link]) -> None:
+        self.alone = np.array([min(links[edge].gbps for edge in route) * 1e9 for route in routes])
+        users: dict[Edge, list[int]] = {}
+        for pair, route in enumerate(routes):
+            for edge in route:
+                users.setdefault(edge, []).append(pair)
+        shared = [edge for edge, pairs in users.items() if len(pairs) > 1]
+        self.capacity = np.array([links[edge].gbps * 1e9 for edge in shared])
+        self.uses = np.zeros((len(shared), len(routes)))
+        for row, edge in enumerate(shared):
+            self.uses[row, users[edge]] = 1
+        self.known: dict[bytes, NDArray[np.float64]] = {}
+
+    def rates(self, active: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Bytes/s of each pair, 0 for those not active."""
+        if not len(self.capacity):
+            return np.where(active, self.alone, 0.0)
+        key = active.tobytes()
+        if key not in self.known:
+            self.known[key] = self._fill(active)
+        return self.known[key]
+
+    def _fill(self, active: NDArray[np.bool_]) -> NDArray[np.float64]:
+        rate, left, free = np.zeros(len(active)), self.capacity.copy(), active.copy()
+        while free.any():
+            users = self.uses @ free
+            share = np.where(users > 0, left / np.maximum(users, 1), np.inf)
+            least = float(share.min())
+            slow = free & (self.alone <= least * (1 + SAME))
+            if slow.any():
+                rate[slow] = self.alone[slow]
+            else:
+                slow = free & (self.uses[share <= least * (1 + SAME)].sum(0) > 0)
+                rate[slow] = least
+            left = np.maximum(left - self.uses @ np.where(slow, rate, 0.0), 0.0)
+            free &= ~slow
+        return rate
+
+
+def play(
+    messages: Sequence[Message], routes: Sequence[Sequence[Edge]], links: Mapping[Edge, Link], alpha_s: float
+) -> list[float]:
+    """When each message has arrived, in s. A message costs its pair `alpha_s` first; wires add their latency after.
+
+    Args:
+        messages: in the order in which their pairs send them; `Message.after` names earlier ones by position.
+        routes: of each pair, the edges.
+    """
+    return _Play(messages, routes, links, alpha_s).run()
+
+
+class _Play:
+    def __init__(
+        self, messages: Sequence[Message], routes: Sequence[Sequence[Edge]], links: Mapping[Edge, Link], alpha_s: float
+    ) -> None:
+        self.messages, self.alpha_s = messages, alpha_s
+        self.shares = _Shares(routes, links)
+        self.latency = [sum(links[edge].latency_s for edge in route) for route in routes]
+        self.queues: list[list[int]] = [[] for _ in routes]
+        self.waits = [len(message.after) for message in messages]
+        self.next: list[list[int]] = [[] for _ in messages]
+        for i, message in enumerate(messages):
+            self.queues[message.pair].append(i)
+            for before in message.after:
+                self.next[before].append(i)
+        self.place = [0] * len(routes)  # of each pair, in its queue
+        self.busy = [False] * len(routes)
+        self.left = np.zeros(len(routes))
+        self.active = np.zeros(len(routes), dtype=bool)
+        self.arrival = [0.0] * len(messages)
+        self.events: list[tuple[float, int, int]] = []  # time, 0 begins to flow / 1 arrives, message
+
+    def run(self) -> list[float]:
+        now = 0.0
+        for pair in range(len(self.queues)):
+            self._try(pair, now)
+        while self.events or self.active.any():
+            rates = self.shares.rates(self.active)
+            spans = np.divide(self.left, rates, out=np.full(len(rates), np.inf), where=self.active)
+            span = float(spans.min()) if len(spans) else np.inf
+            until = min(now + span, self.events[0][0] if self.events else np.inf)
+            close = (until - now) + SAME * until
+            self.left -= rates * (until - now)
+            now = until
+            for pair in np.flatnonzero(spans <= close).tolist():
+                self._end(pair, now)
+            while self.events and self.events[0][0] <= now * (1 + SAME):
+                _, arrives, i = heappop(self.events)
+                if arrives:
+                    self._arrive(i, now)
+                else:
+                    self._flow(i)
+        assert all(place == len(queue) for place, queue in zip(self.place, self.queues, strict=True)), "waits for ever"
+        return self.arrival
+
+    def _try(self, pair: int, now: float) -> None:
+        """Begin with the next message of `pair`, if it may."""
+        queue, place = self.queues[pair], self.place[pair]
+        if self.busy[pair] or place == len(queue) or self.waits[queue[place]]:
+            return
+        self.busy[pair] = True
+        if self.alpha_s:
+            heappush(self.events, (now + self.alpha_s, 0, queue[place]))
+        else:
+            self._flow(queue[place])
+
+    def _flow(self, i: int) -> None:
+        pair = self.messages[i].pair
+        self.left[pair], self.active[pair] = self.messages[i].nbytes, True
+
+    def _end(self, pair: int, now: float) -> None:
+        i = self.queues[pair][self.place[pair]]
+        self.place[pair] += 1
+        self.busy[pair], self.active[pair] = False, False
+        self.left[pair] = 0.0
+        if self.latency[pair]:
+            heappush(self.events, (now + self.latency[pair], 1, i))
+        else:
+            self._arrive(i, now)
+        self._try(pair, now)
+
+    def _arrive(self, i: int, now: float) -> None:
+        self.arrival[i] = now
+        for after in self.next[i]:
+            self.waits[after] -= 1
+            if not self.waits[after]:
+                self._try(self.messages[after].pair, now)
