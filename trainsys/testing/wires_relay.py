@@ -21,7 +21,7 @@ from functools import partial
 from heapq import heappop, heappush
 from multiprocessing.connection import Connection
 
-from trainsys.comm.wires import Edge, Wires
+from trainsys.comm.wires import Wires
 
 _TICKET = struct.Struct("<IHBB")  # the listener's number for the connection, its port, its rank, the caller's rank
 _PIECE_S = 1e-3  # of the slowest edge's time: what a piece takes, within
