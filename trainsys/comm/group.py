@@ -12,7 +12,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from queue import SimpleQueue
@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, Work
 
-from trainsys.comm.waiting import Answers, brief, outcome, wait_elsewhere
+from trainsys.comm.waiting import Answers, brief, outcome, run_elsewhere, wait_elsewhere
 
 _LOCAL_SEND_BUFFER = 256 << 10  # bytes; measured: 64 MiB to 4 ranks took 14 % less than with the kernel's 4 MiB
 
@@ -31,12 +31,48 @@ class CommError(RuntimeError):
     """Communication failed or was aborted; the tensors of the operation are undefined (*torn*)."""
 
 
+_END = "\0"  # an answer: all has been done
+
+
 @dataclass(frozen=True, eq=False)
 class Expected:
     """An operation that a thread waits for already; `answers` is None where only the caller's own thread can."""
 
     work: Work
     answers: Answers | None
+
+
+class Progress:
+    """Communication that goes on beside the caller's work, one event after the other; see `Group.advance`."""
+
+    def __init__(self, group: Group, events: Iterator[None], answers: Answers | None) -> None:
+        self._group, self._events, self._answers, self._over = group, events, answers, False
+        if answers is not None:
+            run_elsewhere(self._run)
+
+    def next(self) -> bool:
+        """Wait for the next event; False when there is none left. Raises CommError."""
+        if self._answers is None:
+            return next(self._events, self) is None
+        if self._over:
+            return False
+        error = self._answers.get()
+        if error == "":
+            return True
+        self._over = True
+        self._group.forget(self._answers)
+        if error != _END:
+            raise CommError(error)
+        return False
+
+    def _run(self) -> None:
+        assert self._answers is not None
+        try:
+            for _ in self._events:
+                self._answers.put("")
+            self._answers.put(_END)
+        except Exception as error:
+            self._answers.put(str(error) or repr(error))
 
 
 class Group:
@@ -112,18 +148,30 @@ class Group:
         if error:
             raise CommError(f"group {self.name}: {error}")
 
-    def settle(self, works: Sequence[Work]) -> None:
-        """Finish sends that are known to have arrived: nothing is left to wait for, so this thread asks itself.
+    def advance(self, progress: Iterator[None]) -> Progress:
+        """Have `progress` carried on beside this thread's work: it posts operations and finishes them by `finish`.
 
-        Raises:
-            CommError: as `wait_all` does.
+        Under NCCL, which orders streams and blocks no thread, `Progress.next` carries it on in the caller's own thread.
         """
+        answers = None if self._backend_name == "nccl" else self._listen()
+        return Progress(self, progress, answers)
+
+    def finish(self, works: Iterable[Work]) -> None:
+        """As `wait_all`, in a thread that an abort may leave behind. Raises CommError."""
         for work in works:
             error = outcome(work)
             with self._guard:
                 self._count(error)
             if error:
                 raise CommError(f"group {self.name}: {error}")
+
+    def settle(self, works: Sequence[Work]) -> None:
+        """Finish sends that are known to have arrived: nothing is left to wait for, so this thread asks itself.
+
+        Raises:
+            CommError: as `wait_all` does.
+        """
+        self.finish(works)
 
     def wait_all(self, works: Sequence[Work], arrived: Callable[[int], None] | None = None) -> None:
         """Finish operations in turn.
@@ -153,8 +201,7 @@ class Group:
             for _ in works:
                 yield answers.get()
         finally:
-            with self._guard:
-                self._waiting.discard(answers)
+            self.forget(answers)
 
     def _listen(self) -> Answers:
         """Where outcomes will be told, an abort too."""
@@ -164,6 +211,11 @@ class Group:
                 answers.put("aborted")
             self._waiting.add(answers)
         return answers
+
+    def forget(self, answers: Answers) -> None:
+        """Nobody listens there any more."""
+        with self._guard:
+            self._waiting.discard(answers)
 
     def _count(self, error: str) -> None:
         """One operation has ended; the guard is held."""

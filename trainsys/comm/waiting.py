@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from torch._C._distributed_c10d import Work
 
 Answers = SimpleQueue[str]  # one per operation, in order: "" or what went wrong
-_Orders = SimpleQueue[tuple[Sequence[Work], Answers]]
+_Orders = SimpleQueue[Callable[[], None]]
 
 _SOURCE = re.compile(r"^\[[^\]]*\.(cc|cpp|h):\d+\] ")
 _idle: list[_Orders] = []  # threads with nothing to do
@@ -24,17 +24,22 @@ _idle: list[_Orders] = []  # threads with nothing to do
 
 def wait_elsewhere(works: Sequence[Work], answers: Answers) -> None:
     """Have every one of `works` waited for in turn; each outcome is put into `answers`, up to the first failure."""
+    run_elsewhere(lambda: _wait_in_turn(works, answers))
+
+
+def run_elsewhere(task: Callable[[], None]) -> None:
+    """Have a thread with nothing to do run `task`, which tells of its own errors."""
     try:
         orders = _idle.pop()
     except IndexError:
         orders = SimpleQueue()
         threading.Thread(target=_serve, args=(orders,), daemon=True, name="gloo-wait").start()
-    orders.put((works, answers))
+    orders.put(task)
 
 
 def _serve(orders: _Orders) -> None:
     while True:
-        _wait_in_turn(*orders.get())
+        orders.get()()
         _idle.append(orders)
 
 
