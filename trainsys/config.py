@@ -112,6 +112,7 @@ class ClusterConfig:
     intra_node: LinkConfig = field(default_factory=LinkConfig)
     inter_node: LinkConfig = field(default_factory=LinkConfig)
     links: LinksConfig = field(default_factory=LinksConfig)
+    fabric: Literal["switch", "mesh"] = "switch"  # within a node: a port for each device, or a link for every pair
     shared_cores: bool = False  # ranks share this machine's cores (a local CPU cluster)
     node_mtbf_hours: float = 0.0  # mean time between failures of one node; 0: plans take them to last for ever
     node_repair_hours: float = 2.0  # until a failed node, or one in its place, is back
@@ -158,6 +159,9 @@ class ParallelConfig:
     pp: int = 1  # pipeline stages
     vp: int = 1  # runs of layers of each stage, which the stages take in turn (interleaved schedule)
     cp: int = 1  # teams of a replica, each with a part of every sequence (context parallelism)
+    cp_method: str = "auto"  # of attention between cp teams, a name of trainsys.sequence.methods; auto: the fastest
+    cp_layout: Literal["zigzag", "contiguous", "striped"] = "zigzag"  # which positions a cp team has
+    cp_merge: Literal["canonical", "schedule"] = "canonical"  # canonical: the same bits by every method; schedule: as it comes
     ep: int = 1  # classes of teams, each with its own experts
     order: str = "tp,cp,pp,dp"  # how ranks are numbered along the axes, fastest first
     zero: int = 0  # sharded over replicas and cp: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too

@@ -11,7 +11,9 @@ import pytest
 from trainsys.comm import datapath_time as time
 from trainsys.comm.datapath import Datapath, Send
 from trainsys.comm.datapath_bound import bound_s
+from trainsys.comm.datapath_check import check
 from trainsys.comm.datapaths import DATAPATHS
+from trainsys.comm.fluid import Message, play
 from trainsys.comm.topology import Link
 from trainsys.comm.wires import Wires, mesh, star, two_level
 
@@ -33,6 +35,13 @@ def test_who_shares_a_wire_gets_a_fair_share() -> None:
     assert time.seconds(path, wires, MB, alpha_s=0) == pytest.approx(2.0)
     slow = replace(wires, links={**wires.links, (0, 3): Link(0.00025, 0.0)})
     assert time.seconds(path, slow, MB, alpha_s=0) == pytest.approx(4.0)  # the other one gets what is left
+
+
+def test_a_crowded_wire_gives_less() -> None:
+    wires = star(4, 0.001)
+    direct, ring = DATAPATHS["direct"](wires, 0), DATAPATHS["ring"](wires, 0)
+    assert time.seconds(direct, wires, MB, 0, crowd=0.75) == pytest.approx(4.0)
+    assert time.seconds(ring, wires, MB, 0, crowd=0.75) == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +74,19 @@ def test_nothing_is_faster_than_the_bound(name: str) -> None:
     wires = two_level(2, 4, 0.05, 0.0075)
     path = DATAPATHS[name](wires, 0)
     assert time.seconds(path, wires, MB) >= bound_s(wires, MB)
+
+
+def test_hosts_of_different_sizes() -> None:
+    links = {(a, b): Link(0.05, 0.0) for host in ((0, 1, 2), (3, 4)) for a in host for b in host if a != b}
+    links |= {edge: Link(0.05, 0.0) for r in range(5) for edge in ((r, 5 + r // 3), (5 + r // 3, r))}
+    links |= {edge: Link(0.0075, 0.0) for nic in (5, 6) for edge in ((nic, 7), (7, nic))}
+    wires = Wires("3 and 2", 5, links, (0, 0, 0, 1, 1))
+    path = DATAPATHS["two_level"](wires, 0)
+    check(path)
+    assert bound_s(wires, MB) == pytest.approx(0.4)
+    assert time.seconds(path, wires, MB) < 1.04 * bound_s(wires, MB)
+    with pytest.raises(ValueError, match="equally many ranks"):
+        DATAPATHS["rail"](wires, 0)
 
 
 def test_bounds_by_hand() -> None:
@@ -118,3 +140,21 @@ def test_a_pair_without_a_way_is_named() -> None:
         time.seconds(path, cut, MB)
     with pytest.raises(ValueError, match="direct needs a way"):
         DATAPATHS["direct"](cut, 0)
+
+
+@pytest.mark.parametrize("slices", [4, 12])
+@pytest.mark.parametrize("turned", [False, True])
+def test_both_ways_of_timing_agree_where_nothing_is_shared(slices: int, turned: bool) -> None:
+    wires = mesh(4, 0.025, latency_s=1e-3)
+    path = DATAPATHS["k_ring"](wires, slices)
+    path = path.backwards() if turned else path
+    crowded = replace(wires, links={**wires.links, (4, 5): Link(1.0, 0.0)})
+    rows = path.sends.tolist()
+    arrived: dict[tuple[int, int], list[int]] = {}
+    messages = []
+    pairs = sorted(wires.routes)
+    for i, (_, chunk, src, dst) in enumerate(rows):
+        messages.append(Message(pairs.index((src, dst)), MB / slices, tuple(arrived.get((chunk, src), ()))))
+        arrived.setdefault((chunk, dst), []).append(i)
+    by_events = max(play(messages, [wires.routes[pair] for pair in pairs], crowded.links, 2e-4))
+    assert time.seconds(path, wires, MB, alpha_s=2e-4) == pytest.approx(by_events)

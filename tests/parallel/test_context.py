@@ -9,7 +9,7 @@ import pytest
 
 from tests.parallel.runs import assert_close, assert_same_bits, expectation, run_all, run_config
 from trainsys.config import BatchConfig, RunConfig
-from trainsys.parallel.sequence.split import parts
+from trainsys.sequence.layouts import zigzag
 from trainsys.testing import RankPool
 
 Grid = dict[str, Any]
@@ -30,7 +30,7 @@ def config_of(dtype: str, model: Grid, seq_len: int = 16, **parallel: Any) -> Ru
 @pytest.mark.parametrize("seq_len", [8, 13, 16, 31])
 @pytest.mark.parametrize("cp", [2, 3, 4])
 def test_every_position_is_somewhere_and_the_work_is_even(cp: int, seq_len: int) -> None:
-    own = [[i for part in parts(seq_len, cp, index) for i in part] for index in range(cp)]
+    own = [[i for part in zigzag(seq_len, cp)[index] for i in part] for index in range(cp)]
     assert sorted(i for positions in own for i in positions) == list(range(seq_len))
     assert all(positions == sorted(positions) for positions in own)
     keys = [sum(i + 1 for i in positions) for positions in own]  # looked at by each team's queries

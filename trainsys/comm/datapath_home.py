@@ -23,3 +23,14 @@ def homeward(path: Datapath) -> Datapath:
             found.append(Send(steps - hop.step, chunk, hop.dst, hop.src))
         found.append(Send(steps - way[-1].step - 1, chunk, path.source(chunk), way[-1].dst))
     return Datapath.of(f"{path.name} home", path.size, path.slices, found)
+
+
+def canonical_home(size: int, slices: int) -> Datapath:
+    """Round the ring of member numbers, whatever the wires are. Backwards: the contributions of members j+1, j+2, … are added up, and come home to j."""
+    hops = (
+        Send(step * slices + part, source * slices + part, (source - step) % size, (source - step - 1) % size)
+        for step in range(size - 1)
+        for source in range(size)
+        for part in range(slices)
+    )
+    return Datapath.of("in turn", size, slices, hops)

@@ -75,7 +75,9 @@ def route_back(path: Datapath, runs: Callable[[int], int], wants: Callable[[int,
         wants: of (member, chunk): what the member has to add; None: everything.
     """
     last = path.num_steps - 1
-    legs = [Leg(last - step, chunk, dst, src, a, b) for step, chunk, src, dst, a, b in reversed(_legs(path, runs, wants))]
+    legs = [
+        Leg(last - step, chunk, dst, src, a, b) for step, chunk, src, dst, a, b in reversed(_legs(path, runs, wants))
+    ]
     return _routed(f"{path.name} backwards", path, legs)
 
 

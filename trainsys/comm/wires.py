@@ -7,9 +7,10 @@ cluster of two levels an uplink per host: which collective is fast follows from 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 from trainsys.comm.topology import Link
 
@@ -63,6 +64,10 @@ class Wires:
         way = [self.links[edge] for edge in self.routes[a, b]]
         return Link(min(link.gbps for link in way), sum(link.latency_s for link in way))
 
+    def turned(self) -> Wires:
+        """Every link the other way round: a reduce-scatter on these wires is an all-gather on those, backwards."""
+        return Wires(self.name, self.num_ranks, {(b, a): link for (a, b), link in self.links.items()}, self.hosts)
+
     def among(self, ranks: Iterable[int]) -> Wires:
         """The wires that `ranks` use among each other, who are numbered in that order."""
         members = list(ranks)
@@ -105,3 +110,18 @@ def two_level(
             nic = n + host * nics + rank % per_host % nics
             links |= {edge: Link(inside_gbps, 0.0) for edge in ((rank, nic), (nic, rank))}
     return Wires(f"two-level {hosts}x{per_host}", n, links, tuple(r // per_host for r in range(n)))
+
+
+def torus(shape: Sequence[int], gbps: float, latency_s: float = 0.0, wrap: bool = True) -> Wires:
+    """A link to each neighbour along each axis; without `wrap` a grid with borders. Ranks are numbered row by row."""
+    n, links = prod(shape), dict[Edge, Link]()
+    for rank in range(n):
+        stride = n
+        for size in shape:
+            stride //= size
+            place = rank // stride % size
+            if size > 1 and (wrap or place + 1 < size):
+                there = rank + ((place + 1) % size - place) * stride
+                links |= {(rank, there): Link(gbps, latency_s), (there, rank): Link(gbps, latency_s)}
+    name = "x".join(map(str, shape))
+    return Wires(f"{'torus' if wrap else 'grid'} {name}", n, links, (0,) * n)

@@ -24,7 +24,7 @@ from trainsys.parallel.expert import ExpertParallel, apply_expert_parallel, keep
 from trainsys.parallel.kept import Copier, Kept, resident
 from trainsys.parallel.loss import microbatch_loss
 from trainsys.parallel.offload import HostCopies, emptied
-from trainsys.parallel.sequence import METHODS
+from trainsys.parallel.sequence.attend import CpAttention
 from trainsys.parallel.sequence.context import ContextParallel, apply_context_parallel
 from trainsys.parallel.split import Deferred, Halves, Made, complete, split_backward
 from trainsys.parallel.tensor import TensorParallel, apply_tensor_parallel
@@ -252,7 +252,7 @@ def build_stage(
     if tp is not None and tp.size > 1:
         apply_tensor_parallel(model, tp)
     if cp is not None:
-        apply_context_parallel(model, cp, tp, METHODS["all_gather"])
+        apply_context_parallel(model, cp, tp, lambda name: CpAttention(cp, cp.method, canonical=cp.canonical))
     scale_router_losses(model, num_microbatches, tp)
     if deferred is not None:
         split_backward(model, deferred)

@@ -169,12 +169,10 @@ def layer_bytes(config: RunConfig, tp: int) -> float:
 def _attention_width(model: ModelConfig, cp: int) -> int:
     """Elements that attention keeps per token of a team: queries, keys, values (repeated to all heads) and its output.
 
-    Under cp the keys and values of all cp parts, and the output in its two chunks and whole; where heads are repeated,
-    the early chunk has keys and values of its own, of a half of the team's tokens in the mean.
+    Under cp keys and values are not repeated, and the output is kept twice: as the kernel and as the next matrix wants
+    it. Nothing is kept of other teams.
     """
-    if cp == 1:
-        return 4 * q_dim(model)
-    return (3 + 2 * cp + (model.num_kv_heads < model.num_heads)) * q_dim(model)
+    return 4 * q_dim(model) if cp == 1 else 3 * q_dim(model) + 2 * kv_dim(model)
 
 
 @lru_cache(maxsize=64)

@@ -9,9 +9,10 @@ from math import prod
 from trainsys.comm.topology import Topology
 from trainsys.config import RunConfig
 from trainsys.models.geometry import forward_flops, resolve, tensors
-from trainsys.planner.communication import boundary_bytes, exchange_costs
+from trainsys.planner.communication import boundary_bytes
 from trainsys.planner.compute import slowest_compute
 from trainsys.planner.devices import on_device, peak_flops, stage_devices
+from trainsys.planner.exchanges import exchange_costs
 from trainsys.planner.memory import layer_bytes, parameter_elements
 from trainsys.planner.on_device import known_device, stage_modules
 from trainsys.planner.parts import step_parts
@@ -77,7 +78,7 @@ def breakdown(config: RunConfig, plan: Plan) -> tuple[Module, ...]:
 def _computing(config: RunConfig, stages: Stages) -> dict[str, float]:
     """Seconds (without a known device: FLOPs) of one microbatch on the busiest stage."""
     topology = Topology.from_config(config.cluster, stages.num_ranks, config.parallel.devices)
-    costs = (slowest_compute(config, stages, topology, _flops(config)), *exchange_costs(config, stages, topology))
+    costs = (slowest_compute(config, stages, topology, _flops(config)), *exchange_costs(config, stages, topology, _flops(config)))
     busy = [
         sum(stages.total(cost.forward_s, stage) + stages.total(cost.backward_s, stage) for cost in costs)
         for stage in range(stages.count)

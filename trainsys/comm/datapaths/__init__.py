@@ -13,6 +13,7 @@ from trainsys.comm.datapaths import (
     rail,
     ring,
     sliced,
+    synthesis,
     two_level,
 )
 from trainsys.comm.wires import Wires
@@ -28,4 +29,5 @@ DATAPATHS: dict[str, Generate] = {
     "rail": rail.generate,
     "hierarchical": hierarchical.generate,
     "double_ring": double_ring.generate,
+    "synthesis": synthesis.generate,
 }

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainsys.parallel.sequence.mask import Kind
+from trainsys.sequence.mask import Kind
 
 aten = torch.ops.aten
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainsys.parallel.sequence import kernel
-from trainsys.parallel.sequence.mask import Call, Mask, calls
+from trainsys.sequence.mask import Call, Mask, calls
 
 
 class Segment(NamedTuple):

@@ -14,7 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from trainsys.parallel.sequence.layouts import Positions
+from trainsys.sequence.layouts import Positions
 from trainsys.parallel.sequence.merge import Segment
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainsys.comm.flow import Arrival, Gather
 from trainsys.comm.flow_back import Reduce, add
+from trainsys.parallel.sequence.in_turn import Waiting, joined, taken_apart
 from trainsys.parallel.sequence.merge import Gradients, Partial, Segment
 from trainsys.parallel.sequence.packing import ends, pack, segments
 from trainsys.parallel.sequence.trip import Trip, own_segments
@@ -65,6 +66,12 @@ def forward(trip: Trip, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor
         partial.show(keys.own())
         return partial.out, partial.lse
     gather = keys.leave()
+    if trip.canonical:
+        partial.show(keys.own())
+        for source in Waiting(trip).sources(gather):
+            partial.show(joined([keys.segments(keys.wanted(arrival)) for arrival in source]))
+        gather.finish()
+        return partial.out, partial.lse
     late = keys.own() if trip.at_once else []
     if not trip.at_once:
         partial.show(keys.own())
@@ -91,12 +98,22 @@ def backward(
         found.show(keys.own(), own.own())
         return found.of_q, own.k, own.v
     gather = keys.leave()
-    reduce = Reduce(trip.group, trip.members, journey.back, journey.gives(trip.me), keys.offsets, kept, add, wire=trip.wire)
+    reduce = Reduce(
+        trip.group, trip.members, journey.back, journey.gives(trip.me), keys.offsets, kept, add, wire=trip.wire
+    )
     found.show(keys.own(), own.own())
     for part, spans in enumerate(trip.parts):
         reduce.feed(trip.chunk(part), pack((own.k, own.v), spans))
-    for step in gather.arrivals():
+    for step in Waiting(trip).sources(gather) if trip.canonical else gather.arrivals():
         wanted = [keys.wanted(arrival) for arrival in step]
+        if trip.canonical:
+            parts = [keys.segments(arrival) for arrival in wanted]
+            whole = joined(parts)
+            into = [Segment(s.positions, *(torch.zeros_like(t, dtype=kept) for t in s[1:])) for s in whole]
+            found.show(whole, into)
+            for arrival, data in zip(wanted, taken_apart(into, parts), strict=True):
+                reduce.feed(arrival.chunk, data)
+            continue
         grads = [Arrival(a.chunk, a.first, a.last, torch.zeros_like(a.data, dtype=kept)) for a in wanted]
         found.show(
             [segment for arrival in wanted for segment in keys.segments(arrival)],

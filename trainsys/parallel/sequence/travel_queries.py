@@ -19,8 +19,8 @@ from torch import Tensor
 from trainsys.comm.flow import Arrival, Gather
 from trainsys.comm.flow_back import Reduce, add
 from trainsys.comm.routed import Span
-from trainsys.parallel.sequence.layouts import Positions
-from trainsys.parallel.sequence.merge import Gradients, Partial, Segment, merge
+from trainsys.sequence.layouts import Positions
+from trainsys.parallel.sequence.merge import Gradients, Partial, merge
 from trainsys.parallel.sequence.packing import ends, pack, unpack
 from trainsys.parallel.sequence.trip import Trip, own_segments
 
@@ -182,9 +182,7 @@ def backward(
     return of_q, of_k, of_v[..., : v.shape[-1]]
 
 
-def _gradients(
-    grad: Tensor, q: Tensor, out: Tensor, lse: Tensor, positions: Positions, trip: Trip
-) -> Gradients:
+def _gradients(grad: Tensor, q: Tensor, out: Tensor, lse: Tensor, positions: Positions, trip: Trip) -> Gradients:
     """With delta for an output: of its last feature, whose gradient is 1 and value 0, it is all that is used."""
     return Gradients(grad, q, out.to(q.dtype), lse, positions, trip.journey.mask, trip.scale)
 

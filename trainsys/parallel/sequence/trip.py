@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from trainsys.comm.group import Group
-from trainsys.parallel.sequence.journey import Journey
-from trainsys.parallel.sequence.layouts import Positions
+from trainsys.sequence.journey import Journey
+from trainsys.sequence.layouts import Positions
 from trainsys.parallel.sequence.merge import Segment
 from trainsys.parallel.sequence.packing import indices
 
@@ -25,6 +25,8 @@ class Trip:
         scale: of the scores.
         wire: dtype in which gradients travel; None: that in which they are added up.
         at_once: attend when all has arrived, in one go.
+        canonical: attend to the teams in turn, whatever comes first.
+        origins: whose positions are here one after the other, if it shall be as if they were apart (`stay`).
     """
 
     group: Group
@@ -33,6 +35,8 @@ class Trip:
     scale: float
     wire: torch.dtype | None = None
     at_once: bool = False
+    canonical: bool = False
+    origins: tuple[Positions, ...] = ()
 
     @cached_property
     def me(self) -> int:

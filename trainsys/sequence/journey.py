@@ -8,8 +8,8 @@ from functools import cached_property
 
 from trainsys.comm.datapath import Datapath
 from trainsys.comm.routed import Routed, Span, route, route_back
-from trainsys.parallel.sequence.layouts import Layout, Positions, sliced
-from trainsys.parallel.sequence.mask import Mask, sees
+from trainsys.sequence.layouts import Layout, Positions, sliced
+from trainsys.sequence.mask import Mask, sees
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +21,7 @@ class Journey:
         out: the datapath of what travels.
         home: the all-gather whose backwards results go home on.
         queries: whether queries travel, else keys.
+        whole: what is wanted is asked of a team's runs, not of their slices, so that it does not depend on these.
     """
 
     layout: Layout
@@ -28,6 +29,7 @@ class Journey:
     out: Datapath
     home: Datapath
     queries: bool = False
+    whole: bool = False
 
     @cached_property
     def chunks(self) -> list[Positions]:
@@ -38,7 +40,8 @@ class Journey:
         """The runs of `chunk` that have to do with what `member` keeps."""
         if member == self.out.source(chunk):
             return (0, len(self.chunks[chunk]))
-        seen = [i for i, run in enumerate(self.chunks[chunk]) if self._meet(self.layout[member], run)]
+        runs = self.layout[self.out.source(chunk)] if self.whole else self.chunks[chunk]
+        seen = [i for i, run in enumerate(runs) if self._meet(self.layout[member], run)]
         return (seen[0], seen[-1] + 1) if seen else (0, 0)
 
     def _meet(self, kept: Positions, travelling: range) -> bool:

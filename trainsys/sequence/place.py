@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from trainsys.comm.datapath import Datapath
-from trainsys.comm.datapath_home import homeward
+from trainsys.comm.datapath_home import canonical_home, homeward
 from trainsys.comm.wires import Wires
-from trainsys.parallel.sequence.journey import Journey
-from trainsys.parallel.sequence.layouts import Layout, Positions
-from trainsys.parallel.sequence.mask import Mask
+from trainsys.sequence.journey import Journey
+from trainsys.sequence.layouts import Layout, Positions
+from trainsys.sequence.mask import Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,9 @@ class Place:
         asked = (out, home, slices, queries)
         if asked not in self.journeys:
             path = datapath(out, self.wires, slices)
-            back = homeward(path) if home == out else datapath(home, self.wires, path.slices)
+            back = homeward(path) if home == out else path
+            if back is path:  # fans out: home on the way that is best from there to here
+                back = datapath(home, self.wires.turned(), path.slices)
             self.journeys[asked] = Journey(self.layout, self.mask, path, back, queries)
         return self.journeys[asked]
 
@@ -90,6 +92,24 @@ class Plan:
     at_once: bool = False
     exact_wire: bool = True
     place: Place | None = field(default=None)
+
+
+def in_canonical_order(plan: Plan, place: Place) -> Plan:
+    """The same travel, for results that do not depend on it: keys move, and gradients are added up in turn.
+
+    Raises:
+        ValueError: where heads are shared among a part of the teams, or parts of a key head's queries apart.
+    """
+    if plan.shared > 1 and (plan.shared < place.size or place.kv_heads % place.size):
+        raise ValueError(
+            f"parallel.cp_merge=canonical cannot share parallel.cp={place.size} teams' {place.kv_heads} key heads (on a tp "
+            "rank) in other than whole and equal parts; set parallel.cp_merge=schedule or parallel.cp_method=auto"
+        )
+    journeys = []
+    for journey in (plan.forward, plan.backward):
+        home = canonical_home(journey.out.size, journey.out.slices)
+        journeys.append(Journey(journey.layout, journey.mask, journey.out, home, whole=True))
+    return replace(plan, forward=journeys[0], backward=journeys[1], at_once=False, exact_wire=True)
 
 
 def united(positions: tuple[Positions, ...]) -> Positions:

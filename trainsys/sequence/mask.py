@@ -59,9 +59,7 @@ def blocks(q: range, k: range, mask: Mask) -> tuple[Block, ...]:
     plain = Mask(mask.causal, mask.window)
     for first, end in pairwise((0, *mask.documents, max(q[-1], k[-1], mask.documents[-1]) + 1)):
         (qa, qb), (ka, kb) = _within(q, first, end), _within(k, first, end)
-        found += [
-            Block(kind, a + qa, b + qa, c + ka, d + ka) for kind, a, b, c, d in blocks(q[qa:qb], k[ka:kb], plain)
-        ]
+        found += [Block(kind, a + qa, b + qa, c + ka, d + ka) for kind, a, b, c, d in blocks(q[qa:qb], k[ka:kb], plain)]
     return tuple(found)
 
 

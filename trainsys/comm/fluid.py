@@ -26,7 +26,8 @@ class Message(NamedTuple):
 class _Shares:
     """The rate of each active pair under max-min fair sharing of edges (Bertsekas & Gallager 1992, 6.5.2)."""
 
-    def __init__(self, routes: Sequence[Sequence[Edge]], links: Mapping[Edge, Link]) -> None:
+    def __init__(self, routes: Sequence[Sequence[Edge]], links: Mapping[Edge, Link], crowd: float) -> None:
+        self.crowd = crowd
         self.alone = np.array([min(links[edge].gbps for edge in route) * 1e9 for route in routes])
         users: dict[Edge, list[int]] = {}
         for pair, route in enumerate(routes):
@@ -49,7 +50,8 @@ class _Shares:
         return self.known[key]
 
     def _fill(self, active: NDArray[np.bool_]) -> NDArray[np.float64]:
-        rate, left, free = np.zeros(len(active)), self.capacity.copy(), active.copy()
+        rate, free = np.zeros(len(active)), active.copy()
+        left = self.capacity * np.where(self.uses @ active > 1, self.crowd, 1.0)
         while free.any():
             users = self.uses @ free
             share = np.where(users > 0, left / np.maximum(users, 1), np.inf)
@@ -66,35 +68,37 @@ class _Shares:
 
 
 def play(
-    messages: Sequence[Message], routes: Sequence[Sequence[Edge]], links: Mapping[Edge, Link], alpha_s: float
+    messages: Sequence[Message],
+    routes: Sequence[Sequence[Edge]],
+    links: Mapping[Edge, Link],
+    alpha_s: float,
+    crowd: float = 1.0,
 ) -> list[float]:
     """When each message has arrived, in s. A message costs its pair `alpha_s` first; wires add their latency after.
 
     Args:
         messages: in the order in which their pairs send them; `Message.after` names earlier ones by position.
         routes: of each pair, the edges.
+        crowd: the part of its rate that an edge gives while messages share it.
     """
-    return _Play(messages, routes, links, alpha_s).run()
+    latency = [sum(links[edge].latency_s for edge in route) for route in routes]
+    return _Play(messages, latency, _Shares(routes, links, crowd), alpha_s).run()
 
 
 class _Play:
-    def __init__(
-        self, messages: Sequence[Message], routes: Sequence[Sequence[Edge]], links: Mapping[Edge, Link], alpha_s: float
-    ) -> None:
-        self.messages, self.alpha_s = messages, alpha_s
-        self.shares = _Shares(routes, links)
-        self.latency = [sum(links[edge].latency_s for edge in route) for route in routes]
-        self.queues: list[list[int]] = [[] for _ in routes]
+    def __init__(self, messages: Sequence[Message], latency: Sequence[float], shares: _Shares, alpha_s: float) -> None:
+        self.messages, self.latency, self.shares, self.alpha_s = messages, latency, shares, alpha_s
+        self.queues: list[list[int]] = [[] for _ in latency]
         self.waits = [len(message.after) for message in messages]
         self.next: list[list[int]] = [[] for _ in messages]
         for i, message in enumerate(messages):
             self.queues[message.pair].append(i)
             for before in message.after:
                 self.next[before].append(i)
-        self.place = [0] * len(routes)  # of each pair, in its queue
-        self.busy = [False] * len(routes)
-        self.left = np.zeros(len(routes))
-        self.active = np.zeros(len(routes), dtype=bool)
+        self.place = [0] * len(latency)  # of each pair, in its queue
+        self.busy = [False] * len(latency)
+        self.left = np.zeros(len(latency))
+        self.active = np.zeros(len(latency), dtype=bool)
         self.arrival = [0.0] * len(messages)
         self.events: list[tuple[float, int, int]] = []  # time, 0 begins to flow / 1 arrives, message
 
