@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -91,7 +91,6 @@ class Plan:
     shared: int = 1
     at_once: bool = False
     exact_wire: bool = True
-    place: Place | None = field(default=None)
 
 
 def in_canonical_order(plan: Plan, place: Place) -> Plan:
