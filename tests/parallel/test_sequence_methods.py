@@ -51,7 +51,7 @@ def test_methods_are_exact_in_float64(ranks: RankPool, size: int) -> None:
 
 
 def test_eight_teams_with_more_rings_than_positions(ranks: RankPool) -> None:
-    cases = [Case(method, seq_len=length, heads=(8, 4)) for method in served(8) for length in (17, 40)]
+    cases = [Case(method, seq_len=length, heads=(8, 4)) for method in served(8) for length in (17,)]
     check(ranks, 8, cases, 1e-13)
 
 
