@@ -33,7 +33,7 @@ class Mask:
 
     def __post_init__(self) -> None:
         if self.window < 0 or (self.window and not self.causal):
-            raise ValueError(f"window={self.window} needs a causal mask and must be 0 (no window) or more")
+            raise ValueError(f"model.window={self.window} needs a causal mask, and must be 0 (no window) or more")
         if any(a >= b for a, b in pairwise((0, *self.documents))):
             raise ValueError(f"documents={self.documents} must be rising positions after 0")
 
