@@ -196,7 +196,7 @@ def chain(wires: Wires) -> list[Edge]:
 def choose(collective: str, predicted: Mapping[str, float], paths: Candidates, piece: int) -> str | None:
     """What `Collectives` would take of these methods."""
     if collective in ROUTED and predicted:
-        return nearly_least(predicted, lambda method: paths.seconds_by_steps(collective, method, piece))
+        return nearly_least(predicted, lambda method: paths.unaided_s(collective, method, piece))
     return min(predicted, key=lambda method: predicted[method], default=None)
 
 

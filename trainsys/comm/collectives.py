@@ -9,7 +9,8 @@ datapath's order. Inputs are never changed; results are new and flat.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -52,6 +53,11 @@ class _Ready(NamedTuple):
         return slice(self.ends[own.start], self.ends[own.stop])
 
 
+class _Message(NamedTuple):
+    what: str
+    work: Work
+
+
 class Collectives:
     """Collectives of one group, one at a time; every member calls the same ones in the same order.
 
@@ -73,7 +79,7 @@ class Collectives:
             raise ValueError(f"wires of {wires.num_ranks} ranks cannot serve {len(members)} members")
         self._group, self._members, self._wires, self._method = group, tuple(members), wires, method
         self._me, self._size, self._channel = self._members.index(group.rank), len(members), channel
-        self._candidates = Candidates(wires)
+        self._tag, self._candidates = TAG | channel << 24, Candidates(wires)
         if method != "auto":
             self._candidates.check(method)
         self._ready = lru_cache(_KEPT)(self._make_ready)
@@ -127,10 +133,10 @@ class Collectives:
         whole[self._me] = pieces[self._me]
         others = [(self._me + k) % self._size for k in range(1, self._size)]
         # receives first and in the other order: a peer's notice does not wait behind payload
-        come = [(peer, self._receive(whole[peer], peer, 0)) for peer in reversed(others) if whole[peer].numel()]
-        left = [(peer, self._send(pieces[peer], peer, 0)) for peer in others if pieces[peer].numel()]
-        self._finish("all_to_all: piece from rank", come)
-        self._finish("all_to_all: piece to rank", left)
+        come = [self._receive(whole[peer], peer, 0, "all_to_all") for peer in reversed(others)]
+        left = [self._send(pieces[peer], peer, 0, "all_to_all") for peer in others]
+        self._finish(come)
+        self._finish(left)
         return whole.view(-1)
 
     def all_scan(self, own: Tensor, decay: float = 1, blocks: int = 0) -> Tensor:
@@ -149,14 +155,15 @@ class Collectives:
         blocks = max(1, min(blocks or self.scan_blocks(own.nbytes), own.numel()))
         before, after, state = self._me - 1, self._me + 1, own if self._me == 0 else torch.empty_like(own)
         parts, sent = list(zip(state.tensor_split(blocks), own.tensor_split(blocks), strict=True)), []
-        come = [self._receive(part, before, block) for block, (part, _) in enumerate(parts)] if before >= 0 else []
+        names = [f"all_scan, block {block}" for block in range(blocks)]
+        come = [self._receive(parts[k][0], before, k, names[k]) for k in range(blocks)] if before >= 0 else []
         for block, (part, given) in enumerate(parts):
             if come:
-                self._finish(f"all_scan, block {block} from rank", [(before, come[block])])
+                self._finish([come[block]])
                 torch.add(given, part, alpha=decay, out=part)
             if after < self._size:
-                sent.append((after, self._send(part, after, block)))
-        self._finish("all_scan: state to rank", sent)
+                sent.append(self._send(part, after, block, names[block]))
+        self._finish(sent)
         return state if come else own.clone()
 
     def scan_blocks(self, nbytes: int) -> int:
@@ -202,19 +209,31 @@ class Collectives:
 
         return _Ready(route_back(path, runs) if back else route(path, runs), ends)
 
-    def _receive(self, into: Tensor, member: int, number: int) -> Work:
-        return self._group.irecv(into, self._members[member], TAG | self._channel << 24 | number)
+    def _receive(self, into: Tensor, member: int, number: int, what: str) -> _Message:
+        what = f"{what}: from rank {self._members[member]}"
+        with _named(what):
+            return _Message(what, self._group.irecv(into, self._members[member], self._tag | number))
 
-    def _send(self, data: Tensor, member: int, number: int) -> Work:
-        return self._group.isend(data, self._members[member], TAG | self._channel << 24 | number)
+    def _send(self, data: Tensor, member: int, number: int, what: str) -> _Message:
+        what = f"{what}: to rank {self._members[member]}"
+        with _named(what):
+            return _Message(what, self._group.isend(data, self._members[member], self._tag | number))
 
-    def _finish(self, what: str, works: Sequence[tuple[int, Work]]) -> None:
+    def _finish(self, messages: Sequence[_Message]) -> None:
         """Wait for all. Raises CommError naming the one that is waited for."""
         done: list[int] = []
         try:
-            self._group.wait_all([work for _, work in works], done.append)
+            self._group.wait_all([message.work for message in messages], done.append)
         except CommError as error:
-            raise CommError(f"{what} {self._members[works[len(done)][0]]}: {error}") from None
+            raise CommError(f"{messages[len(done)].what}: {error}") from None
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except CommError as error:
+        raise CommError(f"{what}: {error}") from None
 
 
 def _flat(data: Tensor) -> Tensor:

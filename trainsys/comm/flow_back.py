@@ -139,12 +139,12 @@ class Reduce:
         works.clear()
 
     def _receive(self, leg: Leg) -> tuple[Work, Tensor]:
-        offsets = self._offsets(leg.chunk)
+        offsets, self._at = self._offsets(leg.chunk), leg
         come = torch.empty(offsets[leg.last] - offsets[leg.first], dtype=self._wire, device=self._device)
         return self._group.irecv(come, self._members[leg.src], self._tag | leg.chunk), come
 
     def _send(self, leg: Leg) -> Work:
-        leaving = self._here(leg.chunk).to(self._wire)
+        leaving, self._at = self._here(leg.chunk).to(self._wire), leg
         del self._partial[leg.chunk]
         return self._group.isend(leaving, self._members[leg.dst], self._tag | leg.chunk)
 
