@@ -22,11 +22,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks._collectives_methods import NATIVE, body, datapath, remember, scan_blocks
+from benchmarks._collectives_methods import NATIVE, body
 from trainsys.cli.arguments import Parser, screen
 from trainsys.comm.datapath_bound import bound_s
-from trainsys.comm.datapath_time import all_reduce_s, all_to_all_s, chain_s, edge_bytes, seconds, seconds_by_steps
-from trainsys.comm.datapaths import DATAPATHS
+from trainsys.comm.datapath_choice import ROUTED, Candidates, nearly_least
+from trainsys.comm.datapath_time import all_to_all_s, best_blocks, chain_s, edge_bytes
 from trainsys.comm.topology import Link
 from trainsys.comm.wires import Edge, Wires, mesh, star, two_level
 from trainsys.comm.wires_file import read_wires
@@ -51,7 +51,6 @@ PIECES: dict[str, Callable[[int], float]] = {  # of that number, for n members: 
     "all_to_all": lambda n: 0.5,
     "all_scan": lambda n: 1.0,
 }
-SAME = 0.005  # predictions so close, relatively, are one
 CLOSE = 1.08  # chosen over bound: the bar
 
 
@@ -115,21 +114,13 @@ def methods_of(collective: str, wires: Wires, only: str = "") -> tuple[str, ...]
     elif collective == "all_scan":
         found = ["chain", "chain-1", "chain-4"]
     else:
-        found = [method for method in DATAPATHS if _serves(method, wires)]
+        found = list(Candidates(wires).methods)
     found.append(NATIVE)
     wanted = only.split(",") if only else found
     unknown = set(wanted) - set(found)
     if unknown:
         raise ValueError(f"no method {', '.join(sorted(unknown))} for {collective} on {wires.name}; there are {found}")
     return tuple(method for method in found if method in wanted)
-
-
-def _serves(method: str, wires: Wires) -> bool:
-    try:
-        datapath(method, remember(wires))
-    except ValueError:
-        return False
-    return True
 
 
 def measure(
@@ -141,17 +132,18 @@ def measure(
         counted = {}
         for method in methods:  # warms up, too
             lab.mark()
-            lab.run(body, wires, collective, (method,), elements, 1)
+            lab.run(body, at_payload, collective, (method,), elements, 1)
             counted[method] = lab.counters()
-        results = lab.run(body, wires, collective, methods, elements, repeats, timeout_s=600)
-    bound = least_s(collective, at_payload, elements * 4)
-    predicted = {m: predict_s(collective, m, at_payload, elements * 4) for m in methods if m != NATIVE}
-    chosen = choose(predicted, lambda method: in_steps_s(collective, method, at_payload, elements * 4))
+        results = lab.run(body, at_payload, collective, methods, elements, repeats, timeout_s=600)
+    paths, piece = Candidates(at_payload), elements * 4
+    bound = least_s(collective, at_payload, piece)
+    predicted = {method: predict_s(collective, method, paths, piece) for method in methods if method != NATIVE}
+    chosen = choose(collective, predicted, paths, piece)
     rows = []
     for method in methods:
         spans = [result[method][0] for result in results]
         times = [max(e for _, e in one) - min(s for s, _ in one) for one in zip(*spans, strict=True)]
-        formula = on_wires(collective, method, wires, elements * 4)
+        formula = on_wires(collective, method, paths, piece)
         rows.append(
             {
                 "topology": name,
@@ -178,59 +170,51 @@ def with_payload(wires: Wires, part: float) -> Wires:
 def least_s(collective: str, wires: Wires, piece: int) -> float:
     """The bound. Of an all-to-all it is the fullest edge on the given ways, of an all-scan one state over each link."""
     if collective == "all_to_all":
-        load = on_wires(collective, "direct", wires, piece) or {}
+        load = on_wires(collective, "direct", Candidates(wires), piece) or {}
         return max(count / (wires.links[edge].gbps * 1e9) for edge, count in load.items())
     if collective == "all_scan":
-        return max(piece / (wires.link(a, b).gbps * 1e9) for a, b in pairwise(range(wires.num_ranks)))
+        return max(piece / (wires.link(a, b).gbps * 1e9) for a, b in chain(wires))
     return bound_s(wires, piece, collective)
 
 
-def predict_s(collective: str, method: str, wires: Wires, piece: int) -> float:
-    """Seconds by the model of time. A reduce-scatter is timed as the all-gather that it is backwards."""
+def predict_s(collective: str, method: str, paths: Candidates, piece: int) -> float:
+    """Seconds by the model of time."""
     if collective == "all_to_all":
-        return all_to_all_s(wires, piece)
+        return all_to_all_s(paths.wires, piece)
     if collective == "all_scan":
-        slowest = min(wires.link(a, b).gbps for a, b in pairwise(range(wires.num_ranks)))
-        return chain_s(wires.num_ranks, piece, scan_blocks(method, wires, piece // 4), slowest)
-    path = datapath(method, remember(wires))
-    if collective == "all_reduce":
-        return all_reduce_s(path, wires, piece)
-    return seconds(path if collective == "all_gather" else path.backwards(), wires, piece)
+        n, slowest = paths.wires.num_ranks, min(paths.wires.link(a, b).gbps for a, b in chain(paths.wires))
+        blocks = best_blocks(n, piece, slowest) if method == "chain" else int(method.removeprefix("chain-"))
+        return chain_s(n, piece, blocks, slowest)
+    return paths.seconds(collective, method, piece)
 
 
-def choose(predicted: Mapping[str, float], otherwise: Callable[[str], float]) -> str | None:
-    """The method of the least predicted time; among those as good, of the least by another measure."""
-    if not predicted:
-        return None
-    near = min(predicted.values()) * (1 + SAME)
-    return min((method for method in predicted if predicted[method] <= near), key=otherwise)
+def chain(wires: Wires) -> list[Edge]:
+    """The pairs that an all-scan goes over."""
+    return list(pairwise(range(wires.num_ranks)))
 
 
-def in_steps_s(collective: str, method: str, wires: Wires, piece: int) -> float:
-    """Seconds if steps did not overlap, which takes a core in time: the less depends on that, the better."""
-    if collective in ("all_to_all", "all_scan"):
-        return 0.0
-    path = datapath(method, remember(wires))
-    return seconds_by_steps(path, wires, piece)
+def choose(collective: str, predicted: Mapping[str, float], paths: Candidates, piece: int) -> str | None:
+    """What `Collectives` would take of these methods."""
+    if collective in ROUTED and predicted:
+        return nearly_least(predicted, lambda method: paths.unaided_s(collective, method, piece))
+    return min(predicted, key=lambda method: predicted[method], default=None)
 
 
-def on_wires(collective: str, method: str, wires: Wires, piece: int) -> dict[Edge, float] | None:
+def on_wires(collective: str, method: str, paths: Candidates, piece: int) -> dict[Edge, float] | None:
     """Bytes that each edge carries by the formula; None for what the backend does in its own way."""
     if method == NATIVE:
         return None
-    if collective in ("all_to_all", "all_scan"):
-        pairs = list(wires.routes) if collective == "all_to_all" else list(pairwise(range(wires.num_ranks)))
-        found = dict.fromkeys(wires.links, 0.0)
-        for pair in pairs:
-            for edge in wires.routes[pair]:
-                found[edge] += piece
+    wires = paths.wires
+    found = dict.fromkeys(wires.links, 0.0)
+    if collective in ROUTED:
+        for path in paths.halves(collective, method):
+            for edge, count in edge_bytes(path, wires, piece).items():
+                found[edge] += count
         return found
-    path = datapath(method, remember(wires))
-    there = edge_bytes(path, wires, piece)
-    if collective == "all_gather":
-        return there
-    back = edge_bytes(path.backwards(), wires, piece)
-    return back if collective == "reduce_scatter" else {edge: there[edge] + back[edge] for edge in there}
+    for pair in wires.routes if collective == "all_to_all" else chain(wires):
+        for edge in wires.routes[pair]:
+            found[edge] += piece
+    return found
 
 
 def worst_edge(counted: Mapping[Edge, int], formula: Mapping[Edge, float]) -> float:

@@ -10,7 +10,6 @@ import pytest
 from benchmarks import collectives
 from benchmarks.collectives import (
     COLLECTIVES,
-    choose,
     least_s,
     main,
     methods_of,
@@ -20,6 +19,7 @@ from benchmarks.collectives import (
     with_payload,
     worst_edge,
 )
+from trainsys.comm.datapath_choice import Candidates
 from trainsys.comm.wires import mesh, two_level
 
 
@@ -65,18 +65,11 @@ def test_bounds_and_formulas() -> None:
     assert least_s("all_to_all", wires, 20_000_000) == pytest.approx(1.0)
     assert least_s("all_scan", wires, 20_000_000) == pytest.approx(1.0)
     assert least_s("all_to_all", two_level(2, 2, 1.0, 0.02), 10_000_000) == pytest.approx(2.0), "four pairs, one uplink"
-    formula = on_wires("all_reduce", "direct", wires, 100)
+    formula = on_wires("all_reduce", "direct", Candidates(wires), 100)
     assert formula == dict.fromkeys(wires.links, 200)
-    assert on_wires("all_gather", "gloo", wires, 100) is None
+    assert on_wires("all_gather", "gloo", Candidates(wires), 100) is None
     counted = dict.fromkeys(wires.links, 200) | {(0, 1): 190}
     assert worst_edge(counted, formula) == pytest.approx(0.05)
-
-
-def test_equal_predictions_are_told_apart() -> None:
-    other = {"a": 3.0, "b": 1.0, "c": 0.0}
-    assert choose({"a": 1.0, "b": 1.002, "c": 1.1}, lambda method: other[method]) == "b"
-    assert choose({"a": 1.0, "b": 1.02, "c": 1.1}, lambda method: other[method]) == "a"
-    assert choose({}, lambda method: 0.0) is None
 
 
 def test_the_summary_compares_the_choice() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainsys.comm.wires import mesh, star, two_level
-from trainsys.comm.wires_file import read_wires, wires_of
+from trainsys.comm.wires_file import read_wires, wires_from
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "wires"
 GRAPH: dict[str, Any] = {
@@ -32,7 +32,7 @@ def test_every_file_of_the_repository() -> None:
 
 
 def test_a_graph_names_its_switches() -> None:
-    wires = wires_of({**GRAPH, "latency_s": 1e-3, "hosts_of": [0, 0, 1], "name": "mine"})
+    wires = wires_from({**GRAPH, "latency_s": 1e-3, "hosts_of": [0, 0, 1], "name": "mine"})
     assert wires.name == "mine"
     assert wires.hosts == (0, 0, 1)
     assert wires.routes[1, 2] == ((1, 3), (3, 2))
@@ -40,7 +40,7 @@ def test_a_graph_names_its_switches() -> None:
 
 
 def test_override_changes_one_direction() -> None:
-    wires = wires_of({"kind": "mesh", "ranks": 3, "gbps": 0.02, "override": [[0, 2, 0.01]]})
+    wires = wires_from({"kind": "mesh", "ranks": 3, "gbps": 0.02, "override": [[0, 2, 0.01]]})
     assert (wires.link(0, 2).gbps, wires.link(2, 0).gbps) == (0.01, 0.02)
 
 
@@ -67,7 +67,7 @@ def test_override_changes_one_direction() -> None:
 )
 def test_what_cannot_be_is_said(said: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        wires_of(said)
+        wires_from(said)
 
 
 def test_the_file_is_named(tmp_path: Path) -> None:

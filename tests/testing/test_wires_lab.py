@@ -10,7 +10,7 @@ import pytest
 
 from tests.testing.wires_bodies import best_s, fails, transfers
 from trainsys.comm.wires import two_level
-from trainsys.comm.wires_file import wires_of
+from trainsys.comm.wires_file import wires_from
 from trainsys.testing import RankError
 from trainsys.testing.wires_lab import WiresLab, holds_up_nothing, missing
 
@@ -50,7 +50,7 @@ def test_bytes_are_counted_on_every_edge(lab: WiresLab) -> None:
 @needed
 def test_directions_differ_and_ways_have_switches() -> None:
     links = [[0, "left", 0.01], ["left", "right", 0.02, 0.005], ["right", 1, 0.02]]
-    with WiresLab(wires_of({"kind": "graph", "ranks": 2, "links": links})) as lab:
+    with WiresLab(wires_from({"kind": "graph", "ranks": 2, "links": links})) as lab:
         forth = best_s(lab.run(transfers, ((0, 1),), BYTES, 1))
         back = best_s(lab.run(transfers, ((1, 0),), BYTES, 1))
     assert 0.9 < forth / (BYTES / 0.01e9) < 2.5

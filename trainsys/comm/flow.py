@@ -44,20 +44,22 @@ class Gather:
         own: this member's chunks in order, flat.
         offsets: in elements, alike on all members.
         channel: 0 to 15; those of flows that are under way at the same time differ.
+        into: where a chunk shall be, flat; None: in memory that is made for it and given up after its last use.
     """
 
     def __init__(
         self, group: Group, members: Sequence[int], routed: Routed, own: Sequence[Tensor], offsets: Offsets,
-        channel: int = 0,
+        channel: int = 0, into: Callable[[int], Tensor] | None = None,
     ) -> None:  # fmt: skip
         assert routed.size * routed.slices <= 1 << 24, routed.name
-        self._group, self._members, self._routed, self._offsets = group, members, routed, offsets
+        self._group, self._members, self._routed, self._offsets, self._into = group, members, routed, offsets, into
         self._me, self._tag, self._like = members.index(group.rank), TAG | channel << 24, own[0]
         self._sends, self._arrivals = routed.sends[self._me], routed.arrivals[self._me]
         self._chunks = {self._me * routed.slices + part: tensor for part, tensor in enumerate(own)}
         self._begin: dict[int, int] = {}  # of each chunk: where in it begins what has come
         self._uses = Counter(leg.chunk for steps in (self._sends, self._arrivals) for legs in steps for leg in legs)
         self._guard, self._done = threading.Lock(), threading.Semaphore(AHEAD + 1)
+        self._sending: Leg | None = None  # that the courier waits for at the end
         self._progress = group.advance(self._carry())
 
     def arrivals(self) -> Iterator[list[Arrival]]:
@@ -74,17 +76,28 @@ class Gather:
             self._done.release()
 
     def finish(self) -> None:
-        """Wait until what this member sends has been taken; call it when all has arrived. Raises CommError."""
-        while self._progress.next():
+        """Wait until what this member sends has been taken; call it when all has arrived.
+
+        Raises:
+            CommError: naming the step and the rank that is waited for.
+        """
+        try:
+            while self._progress.next():
+                pass
+        except CommError as error:
+            raise named(error, self._routed, self._members, self._me, self._sending) from None
+
+    def complete(self) -> None:
+        """For who wants everything at once: wait for all that arrives, and for what leaves. Raises CommError."""
+        for _ in self.arrivals():
             pass
+        self.finish()
 
     def _wait(self, leg: Leg) -> None:
         try:
             self._progress.next()
         except CommError as error:
-            raise CommError(
-                f"{self._routed.name}, step {leg.step}: chunk {leg.chunk} from rank {self._members[leg.src]}: {error}"
-            ) from None
+            raise named(error, self._routed, self._members, self._me, leg) from None
 
     def _carry(self) -> Iterator[None]:
         """What the courier does; an event is the arrival of one leg."""
@@ -95,7 +108,8 @@ class Gather:
 
         def post(until: int) -> int:
             for step in range(next_post, min(until, len(posted))):
-                wait_for_caller(self._done, self._group)
+                if self._into is None:
+                    wait_for_caller(self._done, self._group)
                 posted[step] = [self._receive(leg) for leg in self._arrivals[step]]
             return max(next_post, min(until, len(posted)))
 
@@ -113,13 +127,18 @@ class Gather:
             if at_once == 1:
                 self._group.finish(leaving[step])
                 leaving[step].clear()
-        for works in leaving:
-            self._group.finish(works)
+        for step, works in enumerate(leaving):
+            for leg, work in zip(self._sends[step], works, strict=False):
+                self._sending = leg
+                self._group.finish([work])
 
     def _receive(self, leg: Leg) -> Work:
         offsets = self._offsets(leg.chunk)
-        self._begin[leg.chunk] = offsets[leg.first]
-        self._chunks[leg.chunk] = self._like.new_empty(offsets[leg.last] - offsets[leg.first])
+        begin, end = offsets[leg.first], offsets[leg.last]
+        self._begin[leg.chunk] = begin
+        self._chunks[leg.chunk] = (
+            self._into(leg.chunk)[begin:end] if self._into is not None else self._like.new_empty(end - begin)
+        )
         return self._group.irecv(self._chunks[leg.chunk], self._members[leg.src], self._tag | leg.chunk)
 
     def _send(self, leg: Leg) -> Work:
@@ -132,6 +151,14 @@ class Gather:
         with self._guard:
             self._uses[chunk] -= 1
             return self._chunks[chunk] if self._uses[chunk] else self._chunks.pop(chunk)
+
+
+def named(error: CommError, routed: Routed, members: Sequence[int], me: int, leg: Leg | None) -> CommError:
+    """The error with the step and the rank that member `me` waited for."""
+    if leg is None:
+        return CommError(f"{routed.name}: {error}")
+    peer = f"from rank {members[leg.src]}" if leg.dst == me else f"to rank {members[leg.dst]}"
+    return CommError(f"{routed.name}, step {leg.step}: chunk {leg.chunk} {peer}: {error}")
 
 
 def wait_for_caller(done: threading.Semaphore, group: Group) -> None:

@@ -51,12 +51,12 @@ def read_wires(path: str | Path) -> Wires:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: wires are keys and values, with kind: {', '.join(_KINDS)}")
     try:
-        return wires_of(found)
+        return wires_from(found)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def wires_of(said: Mapping[str, Any]) -> Wires:
+def wires_from(said: Mapping[str, Any]) -> Wires:
     """The wires that a file's content describes. Raises ValueError for what cannot be."""
     kind = said.get("kind")
     if kind not in _KINDS:
