@@ -8,34 +8,18 @@ ends, so that nothing is left behind.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from trainsys.comm.topology import Topology
 from trainsys.testing import RankPool
+from trainsys.testing.namespaces import into_own_network, ip, tc
+from trainsys.testing.namespaces import missing as missing
 
-_NEW_NET = 0x40000000  # CLONE_NEWNET of sched.h
-_TOOLS = ("ip", "tc", "nsenter", "unshare")
 _MTU = 9000  # headers then take less than 1 % of a rate
 _SEGMENT = 16384  # bytes: what the kernel hands on at once
 _BURST = 8192  # bytes that pass unshaped after a pause, beside a segment; timers keep the rate with so few
-_NICE = -15  # ranks that mostly wait shall wake in time, whatever else the machine does
-
-
-def missing() -> str:
-    """Why there can be no laboratory here, in a few words; empty when there can."""
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    lacking = [tool for tool in _TOOLS if shutil.which(tool) is None]
-    if lacking:
-        return f"no {', '.join(lacking)} on this machine"
-    probe = ["unshare", "-n", "tc", "qdisc", "add", "dev", "lo", "root", "handle", "1:", "htb"]
-    done = subprocess.run(probe, capture_output=True, text=True, check=False)
-    return f"no htb in a network namespace: {' '.join(done.stderr.split())}" if done.returncode else ""
 
 
 class Lab:
@@ -58,7 +42,7 @@ class Lab:
 
     def __enter__(self) -> Lab:
         try:
-            *ranks, switch = self._pool.run(_into_own_network, self.topology.num_ranks + 1)
+            *ranks, switch = self._pool.run(into_own_network, self.topology.num_ranks + 1)
             self._wire(ranks, switch)
         except BaseException:
             self._pool.close()
@@ -77,10 +61,10 @@ class Lab:
 
     def _wire(self, ranks: list[int], switch: int) -> None:
         """Connect the namespaces of these processes."""
-        _ip(switch, ["link set lo up", "link add name bridge0 type bridge", "link set bridge0 up"])
+        ip(switch, ["link set lo up", "link add name bridge0 type bridge", "link set bridge0 up"])
         for rank, pid in enumerate(ranks):
             size = f"mtu {_MTU} gso_max_size {_SEGMENT}"
-            _ip(
+            ip(
                 pid,
                 [
                     "link set lo up",
@@ -90,9 +74,9 @@ class Lab:
                     "link set net0 up",
                 ],
             )
-            _ip(switch, [f"link set port{rank} {size} master bridge0", f"link set port{rank} up"])
-            _tc(pid, self._shape("net0", rank, sends=True))
-            _tc(switch, self._shape(f"port{rank}", rank, sends=False))
+            ip(switch, [f"link set port{rank} {size} master bridge0", f"link set port{rank} up"])
+            tc(pid, self._shape("net0", rank, sends=True))
+            tc(switch, self._shape(f"port{rank}", rank, sends=False))
 
     def _shape(self, device: str, rank: int, sends: bool) -> Iterable[str]:
         """Commands of tc for what `rank` sends, or for what it receives."""
@@ -120,37 +104,6 @@ def _htb(rate: float, most: float | None = None) -> str:
 
 def _address(rank: int) -> str:
     return f"10.199.0.{rank + 1}"
-
-
-def _ip(pid: int, commands: Iterable[str]) -> None:
-    _batch(pid, "ip", commands)
-
-
-def _tc(pid: int, commands: Iterable[str]) -> None:
-    _batch(pid, "tc", commands)
-
-
-def _batch(pid: int, tool: str, commands: Iterable[str]) -> None:
-    """Run commands in the namespace of process `pid`."""
-    said = "\n".join(commands)
-    done = subprocess.run(
-        ["nsenter", "-t", str(pid), "-n", tool, "-batch", "-"], input=said, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"no network laboratory: {tool}: {' '.join(done.stderr.split())}")
-
-
-def _into_own_network(rank: int, world_size: int, store: Any) -> int:
-    """Leave the machine's network for an empty one of this process; returns its number."""
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # ranks of a pool run in batches, and wake up late
-    try:
-        os.nice(_NICE)
-    except PermissionError:
-        pass  # more noise
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_NEW_NET):
-        raise OSError(ctypes.get_errno(), "cannot make a network namespace")
-    return os.getpid()
 
 
 def _on_shaped_links(rank: int, world_size: int, store: Any, body: Callable[..., Any], args: tuple[Any, ...]) -> Any:

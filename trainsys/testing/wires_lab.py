@@ -1,0 +1,173 @@
+"""Any wires on one machine: a network namespace per rank and per switch, a veth pair for each link, with its rates.
+
+Where a `Lab` holds pairs to a rate, here each wire is held to its own: messages that share one share its rate, evenly
+by pairs of ranks, and what passes several is forwarded by the switches between. It is real TCP. Latency is what the
+kernel and gloo have; it is not shaped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from trainsys.comm.wires import Edge, Wires
+from trainsys.testing import RankPool
+from trainsys.testing.namespaces import into_own_network, ip, sent, tc
+from trainsys.testing.namespaces import missing as missing
+
+MTU = 9000
+HEADERS = 66  # bytes of a packet that are no payload: Ethernet 14, IP 20, TCP 32 with its time stamps
+PAYLOAD = (MTU + 14 - HEADERS) / (MTU + 14)  # of a rate, when packets are full
+_SEGMENT = 16384  # bytes: what the kernel hands on at once, here one packet
+_BURST = 8192  # bytes that pass unshaped after a pause, beside a packet; timers keep the rate with so few
+_SETTINGS = {
+    "ip_forward": "1",
+    "conf/all/rp_filter": "0",
+    "conf/default/rp_filter": "0",
+    "tcp_congestion_control": "reno",
+    "tcp_slow_start_after_idle": "0",
+    "tcp_rmem": "4096 131072 1048576",  # what lies in a queue: no more than it holds
+    "tcp_early_retrans": "0",  # nothing is lost; probes would only add to what is counted
+    "tcp_no_metrics_save": "1",
+}
+
+
+class WiresLab:
+    """Ranks on such wires; use it in a ``with`` statement.
+
+    Args:
+        wires: of at most 250 ranks and switches. A wire of infinite rate is not shaped, nor is one that can hold up
+            nothing because all that passes it passes a slower one too.
+
+    Raises:
+        RuntimeError: there can be none here (`missing` says so beforehand), or a command failed.
+    """
+
+    emulated = False
+
+    def __init__(self, wires: Wires) -> None:
+        why = missing()
+        if why:
+            raise RuntimeError(f"no network laboratory: {why}")
+        self.wires = wires
+        self.num_nodes = 1 + max(node for edge in [*wires.links, (wires.num_ranks - 1, 0)] for node in edge)
+        assert 1 <= self.num_nodes <= 250, self.num_nodes
+        self._pool = RankPool()
+        self._pids: list[int] = []
+        self._before: dict[Edge, tuple[int, int]] = {}
+
+    def __enter__(self) -> WiresLab:
+        try:
+            self._pids = self._pool.run(into_own_network, self.num_nodes, _SETTINGS)
+            self._lay()
+        except BaseException:
+            self._pool.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.close()
+
+    @property
+    def payload(self) -> float:
+        """The part of a wire's rate that messages get; headers take the rest."""
+        return PAYLOAD
+
+    def run(self, body: Callable[..., Any], *args: Any, timeout_s: float = 120.0) -> list[Any]:
+        """``body(rank, world_size, store, *args)`` on every rank, as `RankPool.run`, with gloo on these wires.
+
+        An error of a rank ends the laboratory with all its processes.
+        """
+        return self._pool.run(_on_wires, self.wires.num_ranks, body, args, timeout_s=timeout_s)
+
+    def mark(self) -> None:
+        """Count from now on."""
+        self._before = self._sent()
+
+    def counters(self) -> dict[Edge, int]:
+        """Bytes of payload that went over each edge since the last `mark`, or the beginning."""
+        found = {}
+        for edge, (count, packets) in self._sent().items():
+            count_before, packets_before = self._before.get(edge, (0, 0))
+            found[edge] = max(0, count - count_before - HEADERS * (packets - packets_before))
+        return found
+
+    def _sent(self) -> dict[Edge, tuple[int, int]]:
+        devices = [sent(pid) for pid in self._pids]
+        return {(a, b): devices[a][f"to{b}"] for a, b in self.wires.links}
+
+    def _lay(self) -> None:
+        """Connect the namespaces."""
+        pids, size = self._pids, f"mtu {MTU} gso_max_size {_SEGMENT}"
+        pairs = sorted({(min(edge), max(edge)) for edge in self.wires.links})
+        for node, pid in enumerate(pids):
+            own = [f"link add name to{b} type veth peer name to{a} netns {pids[b]}" for a, b in pairs if a == node]
+            home = ["link add net0 type bridge", f"addr add {_address(node)}/32 dev net0", "link set net0 up"]
+            ip(pid, ["link set lo up", *home, *own])
+        for node, pid in enumerate(pids):
+            ends = [f"to{a + b - node}" for a, b in pairs if node in (a, b)]
+            ip(pid, [command for end in ends for command in (f"link set {end} {size}", f"link set {end} up")])
+        for node, pid in enumerate(pids):
+            ip(pid, self._ways(node))
+            tc(pid, self._rates(node))
+
+    def _ways(self, node: int) -> Iterable[str]:
+        """Commands of ip: where `node` sends what, by source and destination, for ways need not be trees."""
+        ranks = range(self.wires.num_ranks)
+        if node in ranks:
+            for end in ranks:
+                if (node, end) in self.wires.routes:
+                    yield f"route add {_address(end)}/32 {_over(self.wires.routes[node, end][0])} src {_address(node)}"
+            return
+        sources = set()
+        for (source, end), way in self.wires.routes.items():
+            for edge in way:
+                if edge[0] == node:
+                    sources.add(source)
+                    yield f"route add {_address(end)}/32 {_over(edge)} table {1000 + source}"
+        for source in sorted(sources):
+            yield f"rule add from {_address(source)}/32 table {1000 + source}"
+
+    def _rates(self, node: int) -> Iterable[str]:
+        """Commands of tc: the rate of each wire away from `node`, and a queue of its own for each pair of ranks."""
+        for (a, b), link in self.wires.links.items():
+            pairs = [pair for pair, way in self.wires.routes.items() if (a, b) in way]
+            if a != node or not pairs or holds_up_nothing(self.wires, (a, b)):
+                continue
+            device, rate = f"to{b}", link.gbps * 1e9
+            yield f"qdisc add dev {device} root handle 1: htb"
+            yield f"class add dev {device} parent 1: classid 1:1 {_htb(rate, rate)}"
+            for i, (source, end) in enumerate(pairs):
+                yield f"class add dev {device} parent 1:1 classid 1:{i + 16:x} {_htb(rate / len(pairs), rate)}"
+                match = f"match ip src {_address(source)}/32 match ip dst {_address(end)}/32"
+                yield f"filter add dev {device} parent 1: protocol ip u32 {match} flowid 1:{i + 16:x}"
+
+
+def holds_up_nothing(wires: Wires, edge: Edge) -> bool:
+    """Whether all that passes `edge` passes one other edge too that is slower (of equal ones the first counts)."""
+    gbps = wires.links[edge].gbps
+    if gbps == float("inf"):
+        return True
+    ways = [set(way) for way in wires.routes.values() if edge in way]
+    common = set.intersection(*ways) if ways else set()
+    return any((wires.links[other].gbps, other) < (gbps, edge) for other in common if other != edge)
+
+
+def _htb(rate: float, most: float) -> str:
+    """A class of `rate` bytes per second that may borrow up to `most`."""
+    bits = f"rate {rate * 8:.0f}bit ceil {most * 8:.0f}bit"
+    return f"htb {bits} burst {_BURST} cburst {_BURST} quantum {_SEGMENT}"
+
+
+def _over(edge: Edge) -> str:
+    return f"via {_address(edge[1])} dev to{edge[1]} onlink rto_min 1s"
+
+
+def _address(node: int) -> str:
+    return f"10.199.0.{node + 1}"
+
+
+def _on_wires(rank: int, world_size: int, store: Any, body: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    os.environ["GLOO_SOCKET_IFNAME"] = "net0"
+    return body(rank, world_size, store, *args)
