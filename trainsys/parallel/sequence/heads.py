@@ -21,22 +21,9 @@ from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
 from trainsys.parallel.sequence.layouts import Positions
 from trainsys.parallel.sequence.place import united
+from trainsys.parallel.sequence.shares import Share, key_heads, query_heads, repeated, serving
 
 _TAG = 1 << 29 | 15 << 24
-
-Share = tuple[int, int]  # heads [first, last)
-
-
-def query_heads(heads: int, size: int, member: int) -> Share:
-    """Of `member` among `size`."""
-    return member * heads // size, (member + 1) * heads // size
-
-
-def key_heads(heads: int, kv_heads: int, size: int, member: int) -> Share:
-    """Those that serve the query heads of `member`."""
-    first, last = query_heads(heads, size, member)
-    group = heads // kv_heads
-    return (first // group, -(-last // group)) if first < last else (0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,11 +130,8 @@ def exchanged(q: Tensor, k: Tensor, v: Tensor, sharing: Sharing) -> tuple[Tensor
         _ToHeads.apply(t, sharing, shares)  # type: ignore[no-untyped-call]
         for t, shares in ((q, of_q), (k, of_k), (v, of_k))
     )
-    (first, last), (base, _), group = of_q[sharing.me], of_k[sharing.me], heads // kv_heads
-    serving = [head // group - base for head in range(first, last)]
-    counts = {serving.count(head) for head in serving}
-    if len(counts) > 1:
-        which = torch.tensor(serving, device=k.device)
+    if repeated(heads, kv_heads, size, sharing.me) > k.shape[2]:
+        which = torch.tensor(serving(heads, kv_heads, size, sharing.me), device=k.device)
         k, v = k.index_select(2, which), v.index_select(2, which)
     return q, k, v
 

@@ -1,23 +1,23 @@
 """How long a plan of attention takes: its messages on the wires and its kernels' calls, played as they will run.
 
-The legs and calls priced are those that run. A member is a wire of its own that carries seconds of computation, in order;
-messages share the real wires (`comm/fluid.py`). Both halves are priced apart, for in training the backward decides. Plain
-arithmetic: no torch.
+The legs and calls priced are those that run. A member is a wire of its own that carries seconds of computation, in
+order; messages share the real wires (`comm/fluid.py`). Both halves are priced apart, for in training the backward
+decides. Plain arithmetic: no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trainsys.comm.fluid import Message, play
 from trainsys.comm.routed import Leg, Routed
 from trainsys.comm.topology import Link
 from trainsys.comm.wires import Edge
-from trainsys.parallel.sequence.journey import Journey
 from trainsys.parallel.sequence.layouts import Positions
 from trainsys.parallel.sequence.mask import Mask, calls
 from trainsys.parallel.sequence.place import Place, Plan
+from trainsys.parallel.sequence.shares import key_heads, query_heads, repeated
 
 _CAUSAL = 0.6  # of a full square's time: half the pairs, and what a kernel does on tiles that the diagonal cuts
 _BACKWARD = 2.5  # products of a backward over those of a forward: five to two (Dao et al. 2022, arXiv:2205.14135)
@@ -59,37 +59,62 @@ class Shape:
 
 @dataclass(frozen=True)
 class Price:
-    """Seconds, and the bytes that all ranks send, of both halves."""
+    """Of both halves: seconds, the bytes that all ranks send, those on each wire, and what none can be faster than: its
+    fullest wire, or its computation."""
 
     forward_s: float
     backward_s: float
     forward_bytes: float
     backward_bytes: float
+    forward_edges: Mapping[Edge, float]
+    backward_edges: Mapping[Edge, float]
+    forward_bound_s: float
+    backward_bound_s: float
 
     @property
     def seconds(self) -> float:
         return self.forward_s + self.backward_s
+
+    @property
+    def bound_s(self) -> float:
+        return self.forward_bound_s + self.backward_bound_s
+
+    @property
+    def edges(self) -> dict[Edge, float]:
+        """Bytes on each wire, of both halves."""
+        return {edge: there + self.backward_edges[edge] for edge, there in self.forward_edges.items()}
 
 
 def price(plan: Plan, place: Place, shape: Shape, rates: Rates) -> Price:
     """Of `plan`, made for `place`, by this and every other member."""
     forward = _Half(plan, place, shape, rates, backward=False)
     backward = _Half(plan, place, shape, rates, backward=True)
-    return Price(forward.seconds, backward.seconds, forward.num_bytes, backward.num_bytes)
+    return Price(
+        forward.seconds, backward.seconds, forward.num_bytes, backward.num_bytes, forward.edges, backward.edges,
+        forward.bound_s, backward.bound_s,
+    )  # fmt: skip
 
 
 class _Half:
     def __init__(self, plan: Plan, place: Place, shape: Shape, rates: Rates, backward: bool) -> None:
         self.plan, self.place, self.shape, self.rates, self.backward = plan, place, shape, rates, backward
         self.journey = plan.backward if backward else plan.forward
-        self.heads = place.heads / plan.shared
-        self.kv_heads = max(place.kv_heads / plan.shared, 1.0)
         self.messages: list[Message] = []
         self.routes: list[tuple[Edge, ...]] = []
         self.num_bytes = 0.0
         self.pairs: dict[object, int] = {}
         self.links: dict[Edge, Link] = dict(place.wires.links)
+        self.edges = dict.fromkeys(place.wires.links, 0.0)
+        self.busy = [0.0] * place.size  # seconds of computation of each member
+        self.heads, self.kv_heads = 0, 0
         self.seconds = self._exchanges() + self._travel()
+
+    @property
+    def bound_s(self) -> float:
+        """What the fullest wire takes, or the computation."""
+        wires = max((n / (self.links[edge].gbps * 1e9) for edge, n in self.edges.items()), default=0.0)
+        shared = sum(self.busy) / self.rates.cores if self.rates.cores else 0.0
+        return max(wires, shared, *self.busy)
 
     def _pair(self, key: object, route: tuple[Edge, ...]) -> int:
         if key not in self.pairs:
@@ -97,9 +122,15 @@ class _Half:
             self.routes.append(route)
         return self.pairs[key]
 
-    def _message(self, key: object, src: int, dst: int, num_bytes: float, after: tuple[int, ...]) -> int:
+    def _count(self, src: int, dst: int, num_bytes: float) -> tuple[Edge, ...]:
+        route = self.place.wires.routes[src, dst]
         self.num_bytes += num_bytes
-        pair = self._pair((key, src, dst), self.place.wires.routes[src, dst])
+        for edge in route:
+            self.edges[edge] += num_bytes
+        return route
+
+    def _message(self, key: object, src: int, dst: int, num_bytes: float, after: tuple[int, ...]) -> int:
+        pair = self._pair((key, src, dst), self._count(src, dst, num_bytes))
         self.messages.append(Message(pair, num_bytes, after))
         return len(self.messages) - 1
 
@@ -111,14 +142,22 @@ class _Half:
         if self.rates.cores:
             self.links[cores] = Link(1e-9 * self.rates.cores, 0.0)
             route = (own, cores)
+        self.busy[member] += seconds
         pair = self._pair(("compute", member), route)
         self.messages.append(Message(pair, max(seconds - self.rates.alpha_s, 0.0), after))
         return len(self.messages) - 1
 
     def _travel(self) -> float:
         """All groups of members that make the journey travel at once."""
-        for group in range(self.plan.shared):
-            self._group(list(range(group, self.place.size, self.plan.shared)))
+        u, place = self.plan.shared, self.place
+        for group in range(u):
+            self.heads, self.kv_heads = place.heads, place.kv_heads
+            if u > 1:
+                first, last = query_heads(place.heads, u, group)
+                self.heads = last - first
+                self.kv_heads = repeated(place.heads, place.kv_heads, u, group)
+            if self.heads:
+                self._group(list(range(group, place.size, u)))
         return max(play(self.messages, self.routes, self.links, self.rates.alpha_s), default=0.0)
 
     def _group(self, members: list[int]) -> None:
@@ -138,7 +177,8 @@ class _Half:
         summed: dict[tuple[int, int], list[int]] = {}
         home = self._width_home()
         for leg in _by_step(journey.back):
-            after = (*summed.get((leg.src, leg.chunk), ()), *([done[leg.src, leg.chunk]] * ((leg.src, leg.chunk) in done)))
+            here = (leg.src, leg.chunk)
+            after = (*summed.get(here, ()), *((done[here],) if here in done else ()))
             size = home * self._positions(leg)
             sent = self._message(1, members[leg.src], members[leg.dst], size, after)
             summed.setdefault((leg.dst, leg.chunk), []).append(sent)
@@ -200,22 +240,26 @@ class _Half:
         u, place = self.plan.shared, self.place
         if u == 1:
             return 0.0
-        own_keys = max(place.kv_heads / u, 1.0)
-        widths = [place.heads / u * place.head_dim + own_keys * (place.head_dim + place.value_dim)]
-        widths.append(place.heads / u * place.value_dim)
-        total = 0.0
-        for width in widths:
-            routes, messages = [], []
-            for first in range(0, place.size, u):
-                for a in range(first, first + u):
-                    here = sum(map(len, place.layout[a])) * self.shape.batch * self.shape.element
-                    for b in range(first, first + u):
-                        if a != b:
-                            messages.append(Message(len(routes), here * width))
-                            routes.append(place.wires.routes[a, b])
-                            self.num_bytes += here * width
-            total += max(play(messages, routes, place.wires.links, self.rates.alpha_s), default=0.0)
-        return total
+        lengths = [sum(map(len, own)) for own in place.layout]
+        queries = [last - first for first, last in (query_heads(place.heads, u, m) for m in range(u))]
+        keys = [last - first for first, last in (key_heads(place.heads, place.kv_heads, u, m) for m in range(u))]
+        together = [queries[m] * place.head_dim + keys[m] * (place.head_dim + place.value_dim) for m in range(u)]
+        apart = [queries[m] * place.value_dim for m in range(u)]
+        forth = ((together, apart), (apart, together))[self.backward]
+        return self._exchange(forth[0], lengths, True) + self._exchange(forth[1], lengths, False)
+
+    def _exchange(self, widths: list[int], lengths: list[int], to_heads: bool) -> float:
+        """Elements of `widths` per position go to the member that has the heads, or from it."""
+        routes, messages = list[tuple[Edge, ...]](), list[Message]()
+        u, element = self.plan.shared, self.shape.batch * self.shape.element
+        for first in range(0, self.place.size, u):
+            for a in range(first, first + u):
+                for b in range(first, first + u):
+                    size = element * (lengths[a] * widths[b - first] if to_heads else lengths[b] * widths[a - first])
+                    if a != b and size:
+                        messages.append(Message(len(routes), size))
+                        routes.append(self._count(a, b, size))
+        return max(play(messages, routes, self.place.wires.links, self.rates.alpha_s), default=0.0)
 
 
 def _by_step(routed: Routed) -> list[Leg]:
@@ -230,6 +274,3 @@ def _work(rows: Positions, keys: Positions, mask: Mask) -> tuple[float, int]:
         width = sum(b - a for _, a, b in call.keys)
         pairs += (call.last - call.first) * width * (_CAUSAL if call.kind == "causal" else 1.0)
     return pairs, len(found)
-
-
-Pricer = Callable[[Plan], Price]
