@@ -41,6 +41,7 @@ class Cell:
 class Home:
     """What a rank keeps between calls."""
 
+    store: Any = None
     group: Group | None = None
     cell: Cell | None = None
     whole: list[Tensor] = field(default_factory=list)  # q, k, v and the gradient of out, of all positions
@@ -83,6 +84,7 @@ def errors(found: Sequence[Tensor], wanted: Sequence[Tensor], scales: Sequence[f
 
 
 def connect(rank: int, world_size: int, store: Any) -> None:
+    HOME.store = store
     HOME.group = Group(store, "attention", range(world_size), rank, "gloo", 60.0)
     HOME.group.backend.barrier().wait()
 

@@ -24,6 +24,7 @@ REGRET = 0.05  # bars: of the choice
 BYTES = 0.02  # of counted bytes beside the formula's
 PEER = 1.03  # of the choice's time beside a peer's
 COLUMNS = ("method", "forward ms", "both ms", "said ms", "over bound", "MB on wires", "by formula", "error", "")
+STRIPED = 640  # positions to which other layouts are measured, too
 EXACT = 2.0  # times the error of dense attention in float32, or
 ROUNDING = 5e-7  # of the greatest number
 
@@ -87,19 +88,20 @@ def _topology(name: str, args: Any, told: Any, rates: Any) -> tuple[list[dict[st
                 for mask in args.masks.split(","):
                     query, key = map(int, heads.split(":"))
                     cell = Cell(name, usable, query, key, length, mask, MASKS[mask](length))
-                    extra = _extra(args, only, told)
+                    extra = _extra(args, cell, told)
                     found = run_cell(lab, cell, rates, only, extra, references, 2 if args.quick else args.repeats)
                     rows += found
                     told.print(_line(found))
     return rows, rates
 
 
-def _extra(args: Any, only: Sequence[str], told: Any) -> list[str]:
-    if not args.peers:
-        return [] if only else ["ring:striped"]
-    from benchmarks._attention_peers import peers
+def _extra(args: Any, cell: Any, told: Any) -> list[str]:
+    """What is measured beside the methods to choose from."""
+    if args.peers:
+        from benchmarks._attention_peers import peers
 
-    return peers(told)
+        return peers(cell, told.print)
+    return [] if args.methods or cell.seq_len > STRIPED else ["ring:striped", "ring:contiguous"]
 
 
 def _line(rows: Sequence[Mapping[str, Any]]) -> str:
