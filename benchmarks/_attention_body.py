@@ -17,7 +17,7 @@ from trainsys.comm.wires import Wires
 from trainsys.parallel.sequence import kernel
 from trainsys.parallel.sequence.attend import CpAttention
 from trainsys.parallel.sequence.context import ContextParallel
-from trainsys.parallel.sequence.mask import Mask
+from trainsys.sequence.mask import Mask
 
 DIM = 64
 Span = tuple[float, float, float]  # begin, end of the forward, end of the backward

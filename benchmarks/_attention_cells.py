@@ -15,12 +15,12 @@ import torch
 from benchmarks._attention_body import DIM, Cell, calibrate, connect, dense, enter, errors, measure
 from trainsys.comm.topology import Link
 from trainsys.comm.wires import Wires, mesh, star, two_level
-from trainsys.parallel.sequence.layouts import LAYOUTS
-from trainsys.parallel.sequence.mask import Mask
-from trainsys.parallel.sequence.methods import METHODS
-from trainsys.parallel.sequence.place import Place
-from trainsys.parallel.sequence.price import Price, Rates, Shape, price
-from trainsys.parallel.sequence.select import choices
+from trainsys.sequence.layouts import LAYOUTS
+from trainsys.sequence.mask import Mask
+from trainsys.sequence.methods import METHODS
+from trainsys.sequence.place import Place
+from trainsys.sequence.price import Price, Rates, Shape, price
+from trainsys.sequence.select import choices
 
 
 def asymmetric() -> Wires:

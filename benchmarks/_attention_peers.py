@@ -1,7 +1,7 @@
 """Other implementations of attention over a cut sequence, where they are installed: same tensors, same wires, same run.
 
-torch's own ring template (private, with the CPU's flash kernel) in both of its ways to pass keys on, DeepSpeed's Ulysses,
-and ring-flash-attn, if an environment has it with a kernel for this device. All attend causally.
+torch's own ring template (private, with the CPU's flash kernel) in both of its ways to pass keys on, DeepSpeed's
+Ulysses, and ring-flash-attn, if an environment has it with a kernel for this device. All attend causally.
 """
 
 from __future__ import annotations

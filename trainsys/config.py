@@ -37,6 +37,9 @@ class ModelConfig:
     experts_per_token: int = 2  # experts that the router chooses for a token
     expert_ffn_dim: int = 0  # hidden width of one expert; 0: ffn_dim
     shared_ffn_dim: int = 0  # hidden width of a gated expert that every token uses as well; 0: none
+    decay: Literal["none", "scalar", "diagonal", "delta"] = "scalar"  # what a linear layer forgets (linear_llama)
+    softmax_every: int = 0  # every so many layers attention is softmax, the others are linear; 0: none (linear_llama)
+    conv_width: int = 4  # positions that a linear layer's queries, keys and values see; 0: their own (linear_llama)
     router_norm: bool = False  # the chosen experts' probabilities are rescaled to add up to 1 (mixtral: always)
     router_aux_coef: float = 0.0  # weight of the load-balance loss; in the gradient, not in the reported loss
     max_seq_len: int = 128  # longest sequence; positions that gpt2 learns
@@ -112,6 +115,7 @@ class ClusterConfig:
     intra_node: LinkConfig = field(default_factory=LinkConfig)
     inter_node: LinkConfig = field(default_factory=LinkConfig)
     links: LinksConfig = field(default_factory=LinksConfig)
+    fabric: Literal["switch", "mesh"] = "switch"  # within a node: a port for each device, or a link for every pair
     shared_cores: bool = False  # ranks share this machine's cores (a local CPU cluster)
     node_mtbf_hours: float = 0.0  # mean time between failures of one node; 0: plans take them to last for ever
     node_repair_hours: float = 2.0  # until a failed node, or one in its place, is back
@@ -158,6 +162,9 @@ class ParallelConfig:
     pp: int = 1  # pipeline stages
     vp: int = 1  # runs of layers of each stage, which the stages take in turn (interleaved schedule)
     cp: int = 1  # teams of a replica, each with a part of every sequence (context parallelism)
+    cp_method: str = "auto"  # of attention between cp teams, a name of trainsys.sequence.methods; auto: the fastest
+    cp_layout: Literal["zigzag", "contiguous", "striped"] = "zigzag"  # which positions a cp team has
+    cp_merge: Literal["canonical", "schedule"] = "canonical"  # canonical: the same bits by every method
     ep: int = 1  # classes of teams, each with its own experts
     order: str = "tp,cp,pp,dp"  # how ranks are numbered along the axes, fastest first
     zero: int = 0  # sharded over replicas and cp: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too

@@ -35,7 +35,10 @@ def test_resolve_fills_the_derived_sizes_and_is_idempotent() -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"family": "mamba"}, "unknown model.family='mamba'; known: gpt2, llama, mixtral, qwen3, qwen3_moe"),
+        (
+            {"family": "mamba"},
+            "unknown model.family='mamba'; known: gpt2, linear_llama, llama, mixtral, qwen3, qwen3_moe",
+        ),
         (
             {"dim": 100, "num_heads": 6},
             "model.dim=100 is not divisible by model.num_heads=6; set model.dim=96 or 102, or model.num_heads=",

@@ -25,11 +25,18 @@ CONFIGS += [
     )
     for family, shared in (("mixtral", 0), ("qwen3_moe", 16))
 ]  # fmt: skip
+CONFIGS += [
+    ModelConfig(
+        "linear_llama", 96, dim=32, num_layers=L, num_heads=4, num_kv_heads=kv, max_seq_len=16, decay=decay,
+        softmax_every=every, conv_width=width,
+    )
+    for decay, kv, every, width in (("none", 4, 0, 0), ("scalar", 2, 2, 4), ("diagonal", 2, 0, 3), ("delta", 4, 3, 4))
+]  # fmt: skip
 CONFIGS += [dataclasses.replace(c, head_dim=12) for c in CONFIGS if c.family != "gpt2" and c.num_kv_heads]  # 48 ≠ dim
 WHOLE = range(-1, L + 1)
 SLICES = [range(a, b) for a in WHOLE for b in range(a + 1, L + 2)]
 every_config = pytest.mark.parametrize(
-    "config", CONFIGS, ids=lambda c: f"{c.family}-kv{c.num_kv_heads}-head{c.head_dim}-tied{c.tied:d}"
+    "config", CONFIGS, ids=lambda c: f"{c.family}-{c.decay}-kv{c.num_kv_heads}-head{c.head_dim}-tied{c.tied:d}"
 )
 
 
@@ -92,13 +99,12 @@ def test_regions_compute_with_shards_of_their_weights(config: ModelConfig) -> No
             local = build(config, range(1)).double()
             local.load_state_dict(whole.state_dict())
             for name, module in local.named_modules():
-                if isinstance(module, nn.Linear):
-                    for key, p in list(module.named_parameters()):
-                        dim = split[f"{name}.{key}"]
-                        if dim is not None:
-                            setattr(module, key, nn.Parameter(p.detach().chunk(2, dim=dim)[rank].clone()))
-                        elif rank == 1 and key == "bias":  # of a row-parallel matrix; it is added once
-                            nn.init.zeros_(p)
+                for key, p in list(module.named_parameters(recurse=False)):
+                    dim = split[f"{name}.{key}"]
+                    if dim is not None:
+                        setattr(module, key, nn.Parameter(p.detach().chunk(2, dim=dim)[rank].clone()))
+                    elif rank == 1 and key == "bias":  # of a row-parallel matrix; it is added once
+                        nn.init.zeros_(p)
             got += local.get_submodule(f"layers.0.{region}")(x)
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 

@@ -12,7 +12,10 @@ from trainsys.comm.group import Group
 from trainsys.comm.wires import Wires
 from trainsys.parallel.sequence.attend import CpAttention
 from trainsys.parallel.sequence.context import ContextParallel
-from trainsys.parallel.sequence.mask import Mask
+from trainsys.sequence.mask import Mask
+
+
+PLAIN = Mask()
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Case:
     heads: tuple[int, int] = (4, 2)
     sizes: tuple[int, int] = (8, 8)
     layout: str = "zigzag"
-    mask: Mask = Mask()
+    mask: Mask = PLAIN
     dtype: torch.dtype = torch.float64
     canonical: bool = False
     wires: Wires | None = None
@@ -66,7 +69,8 @@ def attend(rank: int, world_size: int, store: Any, cases: list[Case]) -> list[tu
     group, found = Group(store, "attend", range(world_size), rank, "gloo", 20.0), []
     for case in cases:
         cp = ContextParallel(
-            group, range(world_size), case.seq_len, torch.device("cpu"), case.layout, case.wires, case.method, case.canonical
+            group, range(world_size), case.seq_len, torch.device("cpu"), case.layout, case.wires, case.method,
+            case.canonical,
         )  # fmt: skip
         own = [cp.rows.take(t, 1) for t in inputs(case)]
         q, k, v = (t.requires_grad_() for t in own[:3])

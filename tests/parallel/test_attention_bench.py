@@ -10,8 +10,8 @@ import torch
 from benchmarks import attention
 from benchmarks._attention_body import Cell, dense, errors
 from benchmarks._attention_cells import MASKS, TOPOLOGIES, price_of, wires_of
-from trainsys.parallel.sequence.mask import Mask
-from trainsys.parallel.sequence.price import Rates
+from trainsys.sequence.mask import Mask
+from trainsys.sequence.price import Rates
 
 
 def test_methods_on_emulated_wires(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.parallel.runs import assert_close, assert_same_bits, expectation, run_all, run_config
 from trainsys.config import BatchConfig, RunConfig
-from trainsys.parallel.sequence.layouts import zigzag
+from trainsys.sequence.layouts import zigzag
 from trainsys.testing import RankPool
 
 Grid = dict[str, Any]

@@ -1,4 +1,4 @@
-"""Every method of attention over a cut sequence is exact, forward and backward, whatever the mask, the heads and the cut."""
+"""Every method of attention over a cut sequence is exact, forward and backward, whatever mask, heads and cut."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 from tests.parallel.sequence_bodies import Case, attend
 from trainsys.comm.wires import mesh, two_level
-from trainsys.parallel.sequence.layouts import LAYOUTS
-from trainsys.parallel.sequence.mask import Mask
-from trainsys.parallel.sequence.methods import METHODS
+from trainsys.sequence.layouts import LAYOUTS
+from trainsys.sequence.mask import Mask
+from trainsys.sequence.methods import METHODS
 from trainsys.testing import RankPool
 
 MASKS = [

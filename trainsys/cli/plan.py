@@ -228,6 +228,10 @@ def _json(
         from trainsys.cli.plan_explain import explain
 
         said["explain"] = explain(config, _first(report, views)).to_json()
+    if config.parallel.cp > 1:
+        from trainsys.cli.plan_attention import attention, attention_json
+
+        said["attention"] = attention_json(attention(config))
     if views:
         said["elastic"] = elastic_json(views)
     return said | ({"why": answer.to_json()} if answer else {})
@@ -254,6 +258,10 @@ def _show(
         from trainsys.cli.plan_explain import explain, show_explanation
 
         show_explanation(explain(config, _first(report, views)))
+    if config.parallel.cp > 1:
+        from trainsys.cli.plan_attention import attention, show_attention
+
+        show_attention(config, attention(config))
     if views:
         from trainsys.cli.plan_elastic import show_elastic
 

@@ -26,7 +26,10 @@ def homeward(path: Datapath) -> Datapath:
 
 
 def canonical_home(size: int, slices: int) -> Datapath:
-    """Round the ring of member numbers, whatever the wires are. Backwards: the contributions of members j+1, j+2, … are added up, and come home to j."""
+    """Round the ring of member numbers, whatever the wires are.
+
+    Backwards the contributions of members j+1, j+2, … are added up, and come home to j.
+    """
     hops = (
         Send(step * slices + part, source * slices + part, (source - step) % size, (source - step - 1) % size)
         for step in range(size - 1)

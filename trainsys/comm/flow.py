@@ -47,7 +47,8 @@ class Gather:
     """
 
     def __init__(
-        self, group: Group, members: Sequence[int], routed: Routed, own: Sequence[Tensor], offsets: Offsets, channel: int = 0
+        self, group: Group, members: Sequence[int], routed: Routed, own: Sequence[Tensor], offsets: Offsets,
+        channel: int = 0,
     ) -> None:  # fmt: skip
         assert routed.size * routed.slices <= 1 << 24, routed.name
         self._group, self._members, self._routed, self._offsets = group, members, routed, offsets

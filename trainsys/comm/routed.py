@@ -1,8 +1,8 @@
 """A datapath made ready to run: who wants which part of which chunk decides what each message carries.
 
-A chunk has *runs*, e.g. the early and the late part of a rank's positions. A member that wants only some of them is sent
-only these; one that passes a chunk on is sent what those after it want, too. Under a causal mask that alone saves a
-quarter of the traffic, under document masks more. Imports no torch.
+A chunk has *runs*, e.g. the early and the late part of a rank's positions. A member that wants only some of them is
+sent only these; one that passes a chunk on is sent what those after it want, too. Under a causal mask that alone saves
+a quarter of the traffic, under document masks more. Imports no torch.
 """
 
 from __future__ import annotations

@@ -126,6 +126,8 @@ def part_of(config: ModelConfig, name: str, fused: bool = False) -> Part:
 
 def check(config: ModelConfig) -> None:
     """Raises ValueError for a model that theirs cannot be."""
+    if config.family not in _TABLES:
+        raise ValueError(f"model.family={config.family} has no Hugging Face form; use one of {', '.join(_TABLES)}")
     if config.shared_ffn_dim:
         raise ValueError(
             f"a Hugging Face {config.family} has no shared expert, ours has "

@@ -11,6 +11,11 @@ from trainsys.space.tensor import EMBED, LogicalTensor
 Tensors = tuple[LogicalTensor, ...]
 
 
+def softmax_flops(config: ModelConfig, layer: int, seq_len: int, tp: int) -> float:
+    """Scores and weighted values against all `seq_len` positions: causality is not discounted."""
+    return 4.0 * seq_len * q_dim(config) / tp
+
+
 @dataclass(frozen=True)
 class Family:
     """One architecture. Every function receives a resolved `ModelConfig`.
@@ -25,6 +30,11 @@ class Family:
         residual_outputs: name endings of the matrices that write into the residual stream (initialised smaller).
         fill: a config with the family's own derived fields filled in; idempotent.
         experts: whether its feed-forward is a mixture of experts.
+        like: layer -> the first layer that has the same tensors but for their names.
+        mixing_bytes: (config, bytes per activation, bytes that a softmax keeps) -> bytes per token that a layer's
+            attention keeps between its first matrices and its last, in the mean over the layers.
+        mixing_flops: (config, layer, seq_len, tp) -> FLOPs per token, on one tp rank, of what a layer does between its
+            matrices; none of a sequence of length 0.
     """
 
     module: str
@@ -36,6 +46,9 @@ class Family:
     residual_outputs: tuple[str, ...]
     fill: Callable[[ModelConfig], ModelConfig] = lambda config: config
     experts: bool = False
+    like: Callable[[ModelConfig, int], int] = lambda config, layer: 0
+    mixing_bytes: Callable[[ModelConfig, int, float], float] = lambda config, size, softmax: softmax
+    mixing_flops: Callable[[ModelConfig, int, int, int], float] = softmax_flops
 
 
 def head_dim(config: ModelConfig) -> int:

@@ -8,8 +8,9 @@ from functools import lru_cache
 from math import gcd
 
 from trainsys.config import ModelConfig
-from trainsys.models.family import Family, q_dim
+from trainsys.models.family import Family
 from trainsys.models.gpt2_geometry import GPT2
+from trainsys.models.linear_llama_geometry import LINEAR_LLAMA
 from trainsys.models.llama_geometry import LLAMA
 from trainsys.models.mixtral_geometry import MIXTRAL
 from trainsys.models.qwen3_geometry import QWEN3
@@ -24,6 +25,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": QWEN3,
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
+    "linear_llama": LINEAR_LLAMA,
 }
 
 
@@ -74,6 +76,8 @@ def resolve(config: ModelConfig) -> ModelConfig:
     )
     if not family.experts:
         _refuse_experts(config)
+    if config.family != "linear_llama":
+        _refuse_linear(config)
     config = family.fill(config)
     family.check(config)
     return config
@@ -89,6 +93,17 @@ def _refuse_experts(config: ModelConfig) -> None:
             raise ValueError(
                 f"family {config.family} has no experts, got model.{name}={value}; "
                 f"set model.family={moe}, or drop model.{name}"
+            )
+
+
+def _refuse_linear(config: ModelConfig) -> None:
+    """Whether a model without linear attention is asked for something of it. Raises ValueError."""
+    for name in ("decay", "softmax_every", "conv_width"):
+        value = getattr(config, name)
+        if value != getattr(ModelConfig(), name):
+            raise ValueError(
+                f"family {config.family} has no linear attention, got model.{name}={value}; "
+                f"set model.family=linear_llama, or drop model.{name}"
             )
 
 
@@ -121,9 +136,9 @@ def forward_flops(config: ModelConfig, block: int, seq_len: int, tp: int = 1) ->
 
     Narayanan et al. 2021 (arXiv:2104.04473), §5.1.
 
-    A layer counts its weight matrices, of experts as many as a token uses, and, for attention, scores and weighted
-    values against all `seq_len` positions: causality is not discounted. The embedding is a lookup (0); block
-    ``num_layers`` is the head, 2·dim·vocab, or the blocks beyond it are, where the vocabulary is in parts.
+    A layer counts its weight matrices, of experts as many as a token uses, and its attention (`Family.mixing_flops`).
+    The embedding is a lookup (0); block ``num_layers`` is the head, 2·dim·vocab, or the blocks beyond it are, where the
+    vocabulary is in parts.
     """
     config = resolve(config)
     assert EMBED <= block <= config.num_layers + 2 * config.vocab_parts, block
@@ -134,8 +149,10 @@ def forward_flops(config: ModelConfig, block: int, seq_len: int, tp: int = 1) ->
         if config.vocab_parts == 1:
             return 2.0 * config.dim * config.vocab_size / tp
         return 2.0 * config.dim * _scored(config, part) / tp
-    attention = 2 * seq_len * q_dim(config) / tp  # scores and values: this many products each
-    return 2.0 * _active_matrices(config, tp) + 2.0 * attention
+    family = family_of(config)
+    return 2.0 * _active_matrices(config, tp, family.like(config, block)) + family.mixing_flops(
+        config, block, seq_len, tp
+    )
 
 
 def _scored(config: ModelConfig, part: int) -> int:
@@ -149,10 +166,10 @@ def last_block(config: ModelConfig) -> int:
 
 
 @lru_cache(maxsize=256)
-def _active_matrices(config: ModelConfig, tp: int) -> float:
+def _active_matrices(config: ModelConfig, tp: int, layer: int) -> float:
     """Elements of a layer's matrices that one token meets on one of `tp` ranks: of the experts only those chosen."""
     total = 0.0
-    for tensor in family_of(config).layer(config, 0):
+    for tensor in family_of(config).layer(config, layer):
         if len(tensor.shape) == 2:
             share = 1.0 if tensor.expert is None else config.experts_per_token / config.num_experts
             total += share * tensor.numel / tensor.shards(tp)

@@ -65,7 +65,10 @@ class FeedForward(nn.Module):
 
 class Layer(nn.Module):
     def __init__(
-        self, config: ModelConfig, attention: type[Attention], feed_forward: Callable[[ModelConfig], nn.Module]
+        self,
+        config: ModelConfig,
+        attention: Callable[[ModelConfig], nn.Module],
+        feed_forward: Callable[[ModelConfig], nn.Module],
     ) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)

@@ -27,7 +27,8 @@ from trainsys.parallel.kept import Copier
 from trainsys.parallel.optimizer import Update, adamw, foreseen
 from trainsys.parallel.order import Order
 from trainsys.parallel.reduced import Reduced
-from trainsys.parallel.sequence.context import ContextParallel, cp_ranks
+from trainsys.parallel.sequence.build import context_parallel
+from trainsys.parallel.sequence.context import cp_ranks
 from trainsys.parallel.sleeping import Emulation
 from trainsys.parallel.split import Deferred
 from trainsys.parallel.stage import Batch, StageRunner, build_stage
@@ -114,8 +115,7 @@ class Engine:
         self.tp = TensorParallel(comm.group(members), config.parallel.sequence_parallel) if layout.tp > 1 else None
         self.cp = None
         if layout.cp > 1:
-            members = cp_ranks(layout, rank)
-            self.cp = ContextParallel(comm.group(members), members, config.batch.seq_len, device)
+            self.cp = context_parallel(config, layout, rank, comm, device)
         self.ep = self._expert_parallel(comm)
         self._build_buckets(comm)
         self._build_stages()

@@ -26,6 +26,8 @@ from trainsys.parallel.loss import microbatch_loss
 from trainsys.parallel.offload import HostCopies, emptied
 from trainsys.parallel.sequence.attend import CpAttention
 from trainsys.parallel.sequence.context import ContextParallel, apply_context_parallel
+from trainsys.parallel.sequence.linear import SCANS
+from trainsys.parallel.sequence.linear.apply import apply_linear
 from trainsys.parallel.split import Deferred, Halves, Made, complete, split_backward
 from trainsys.parallel.tensor import TensorParallel, apply_tensor_parallel
 from trainsys.space.tensor import LogicalTensor
@@ -253,6 +255,7 @@ def build_stage(
         apply_tensor_parallel(model, tp)
     if cp is not None:
         apply_context_parallel(model, cp, tp, lambda name: CpAttention(cp, cp.method, canonical=cp.canonical))
+        apply_linear(model, cp, cp.seq_len, cp.layout, SCANS["auto"](cp.wires), tp is not None and tp.sequence_parallel)
     scale_router_losses(model, num_microbatches, tp)
     if deferred is not None:
         split_backward(model, deferred)

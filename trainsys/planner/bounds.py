@@ -15,6 +15,7 @@ import numpy as np
 
 from trainsys.comm.topology import Topology
 from trainsys.config import RunConfig
+from trainsys.models.geometry import family_of, resolve
 from trainsys.planner.communication import hop_s
 from trainsys.planner.device import Rate
 from trainsys.planner.devices import stage_limits
@@ -47,11 +48,15 @@ class Outlook:
 
 
 class _Parts:
-    """A block's layouts part by part; arrays have one axis per axis of the block that matters, then the stages."""
+    """A block's layouts part by part; arrays have one axis per axis of the block that matters, then the stages.
 
-    def __init__(self, config: RunConfig, block: Block, topology: Topology, flops: float) -> None:
+    Args:
+        vp: of all layouts of the block, where the layers of a stage depend on it; where layers are alike, they do not.
+    """
+
+    def __init__(self, config: RunConfig, block: Block, topology: Topology, flops: float, vp: int = 1) -> None:
         self.config, self.block, self.topology, self.flops = config, block, topology, flops
-        self.stages = Stages.of(config.model, block.grid)  # without vp: the layers of a stage do not depend on it
+        self.stages = Stages.of(config.model, dataclasses.replace(block.grid, vp=vp))
         self.limits = stage_limits(self.stages, topology)
         self.microbatches = [config.batch.global_size // size // block.grid.dp for size in block.microbatch_sizes]
 
@@ -63,7 +68,8 @@ class _Parts:
     def worst_stages(self) -> list[int]:
         """Those that can need most memory: both ends, and of equal ones between them the first, which keeps most."""
         layers, last = self.stages.layers, self.stages.count - 1
-        first = {(layers[stage], self.limits[stage]): stage for stage in range(last - 1, 0, -1)}
+        held = stage_sizes(self.config.model, self.stages, zero=0).held  # layers need not be alike
+        first = {(layers[stage], held[stage], self.limits[stage]): stage for stage in range(last - 1, 0, -1)}
         return sorted({0, last, *first.values()})
 
     def peaks(self) -> tuple[Array, Array]:
@@ -132,14 +138,14 @@ class _Parts:
         As in `pipeline.least_ends`, of the stages alone that are last, first, or have most to do.
         """
         block, count = self.block, self.stages.count
-        f, b = self._seconds()  # [size, sp, recompute, offload, stage]
+        runs_f, runs_b = self._seconds()  # [size, sp, recompute, offload, run]
+        f, b = self._of_stages(runs_f), self._of_stages(runs_b)
         hops = self._hops()  # [size, sp, boundary]
-        share = self._first_runs()  # [schedule, stage]
         busy = (f + b) * np.array(self.microbatches)[:, None, None, None, None]
         most = int(np.argmax((f + b)[0, 0, 0, 0]))
         known = np.array([name in FORMS for name, _ in block.schedules])[:, None, None, None]
-        ahead = known * _before(f, share, hops)  # [size, sp, schedule, recompute, offload, stage]
-        back = known * _before(b, share, hops)
+        ahead = known * _before(self._first_runs(runs_f, f), hops)  # [size, sp, schedule, recompute, offload, stage]
+        back = known * _before(self._first_runs(runs_b, b), hops)
         first = np.zeros(ahead.shape[:-1])
         for stage in {0, most, count - 1}:
             through = ahead[..., stage] + busy[:, :, None, :, :, stage] + back[..., stage]
@@ -155,9 +161,9 @@ class _Parts:
         return result
 
     def _seconds(self) -> tuple[Array, Array]:
-        """F and B of one microbatch of every stage."""
+        """F and B of one microbatch of every run of layers."""
         block = self.block
-        shape = (*(len(block.axes[axis]) for axis in (0, 1, 3, 4)), self.stages.count)
+        shape = (*(len(block.axes[axis]) for axis in (0, 1, 3, 4)), len(self.stages.runs))
         f, b = np.zeros(shape), np.zeros(shape)
         for i, size in enumerate(block.microbatch_sizes):
             for j, sequence_parallel in enumerate(block.sequence_parallel):
@@ -185,14 +191,21 @@ class _Parts:
             hops[i, j, :-1] = [hop_s(config, self.stages, self.topology, s, s + 1) for s in range(count - 1)]
         return hops
 
-    def _first_runs(self) -> Array:
-        """Share of each stage's layers that are in its first run."""
+    def _of_stages(self, runs: Array) -> Array:
+        """Sums over the runs of each stage."""
+        return np.stack([runs[..., list(self.stages.own(s))].sum(-1) for s in range(self.stages.count)], axis=-1)
+
+    def _first_runs(self, runs: Array, stages: Array) -> Array:
+        """Seconds of each stage's first run, [size, sp, schedule, recompute, offload, stage]."""
         layers, count = self.stages.layers, self.stages.count
+        if self.stages.vp > 1:
+            return runs[:, :, None, :, :, :count]
         share = np.ones((len(self.block.schedules), count))
         for j, (_, vp) in enumerate(self.block.schedules):
-            runs = Stages.of(self.config.model, dataclasses.replace(self.block.grid, vp=vp)).runs
-            share[j] = [runs[stage] / layers[stage] for stage in range(count)]
-        return share
+            first = Stages.of(self.config.model, dataclasses.replace(self.block.grid, vp=vp)).runs
+            share[j] = [first[stage] / layers[stage] for stage in range(count)]
+        shared: Array = stages[:, :, None] * share[:, None, None, :]
+        return shared
 
     def _after(self) -> tuple[Array, Array]:
         """What follows the first and the last stage, and the mirrors: [microbatch size, zero, end], [size, zero]."""
@@ -210,14 +223,27 @@ class _Parts:
         return after, mirrors
 
 
-def _before(seconds: Array, share: Array, hops: Array) -> Array:
+def _before(first: Array, hops: Array) -> Array:
     """Seconds through the first runs of all stages before each, messages included."""
-    way = seconds[:, :, None] * share[:, None, None, :] + hops[:, :, None, None, None, :]
+    way = first + hops[:, :, None, None, None, :]
     passed: Array = np.cumsum(way, axis=-1) - way
     return passed
 
 
 def outlook(config: RunConfig, block: Block, topology: Topology, measured: Rate) -> Outlook:
     """Memory and least step time of every layout of a legal `block`, without simulating any."""
-    parts = _Parts(config, block, topology, measured.sustained(1))
+    flops, model = measured.sustained(1), resolve(config.model)
+    if len({family_of(model).like(model, layer) for layer in range(model.num_layers)}) == 1:
+        return _outlook(_Parts(config, block, topology, flops))
+    found = [np.zeros(block.shape) for _ in range(3)]
+    for vp in {vp for _, vp in block.schedules}:  # which layers a stage has depends on it
+        which = [number for number, (_, runs) in enumerate(block.schedules) if runs == vp]
+        part = dataclasses.replace(block, schedules=tuple(block.schedules[number] for number in which))
+        outlook = _outlook(_Parts(config, part, topology, flops, vp))
+        for whole, values in zip(found, (outlook.peak_gib, outlook.limit_gib, outlook.least_s), strict=True):
+            whole[:, :, which] = values
+    return Outlook(*found)
+
+
+def _outlook(parts: _Parts) -> Outlook:
     return Outlook(*parts.peaks(), parts.least() * (1 - 1e-12))

@@ -6,6 +6,7 @@ import dataclasses
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import check_split, resolve, split_layers
+from trainsys.planner.check_attention import check_attention, check_method
 from trainsys.planner.experts import check_experts
 from trainsys.planner.in_flight import FORMS
 from trainsys.planner.predict import worst_stage
@@ -91,6 +92,7 @@ def _check_sequence(config: RunConfig) -> None:
             f"batch.seq_len={seq_len} is too short for parallel.cp={parallel.cp}, which cuts it into "
             f"{2 * parallel.cp} chunks; set parallel.cp={max(1, seq_len // 2)}"
         )
+    check_attention(config)
     shares = f"parallel.cp·tp={parallel.cp}·{parallel.tp}" if parallel.cp > 1 else f"parallel.tp={parallel.tp}"
     if parallel.sequence_parallel and (parallel.tp == 1 or seq_len % (parallel.cp * parallel.tp)):
         raise ValueError(
@@ -122,6 +124,7 @@ MOST_MICROBATCHES = 8192  # of a step: what the summation tree's message tags ca
 def check_batch(config: RunConfig) -> None:
     """The batch by itself, and against the model. Raises ValueError."""
     batch, model = config.batch, resolve(config.model)
+    check_method(config.parallel.cp_method)
     for name in ("global_size", "microbatch_size", "seq_len"):
         if getattr(batch, name) < 1:
             raise ValueError(f"batch.{name}={getattr(batch, name)} must be at least 1")

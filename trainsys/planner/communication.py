@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from trainsys.comm.topology import Link, Topology
 from trainsys.config import RunConfig
-from trainsys.models.family import kv_dim
-from trainsys.models.geometry import resolve
 from trainsys.planner.groups import (
     Way,
     data_links,
@@ -20,7 +18,6 @@ from trainsys.planner.groups import (
     exchange_links,
     expert_links,
     hop_links,
-    sequence_links,
     team_links,
     whole_link,
 )
@@ -41,7 +38,7 @@ def all_reduce_s(num_bytes: float, size: int, link: Link | None) -> float:
     return 2 * all_gather_s(num_bytes, size, link)
 
 
-def _slowest(links: tuple[Link, ...], num_bytes: float) -> Link | None:
+def slowest_link(links: tuple[Link, ...], num_bytes: float) -> Link | None:
     """Of `links` the one that takes longest for `num_bytes`; None without any."""
     return max(links, key=lambda link: link.transfer_s(num_bytes), default=None)
 
@@ -73,7 +70,7 @@ def tensor_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     """
     if stages.tp == 1:
         return TensorCost.nothing(stages)
-    worst = _slowest(team_links(stages, topology), boundary_bytes(config))
+    worst = slowest_link(team_links(stages, topology), boundary_bytes(config))
     once = all_reduce_s(boundary_bytes(config), stages.tp, worst)
     again = 2 if config.parallel.recompute != "none" else 0
     forward = [2 * n for n in stages.runs]
@@ -81,26 +78,6 @@ def tensor_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     forward[0] += 1
     backward[-1] += 1
     return TensorCost(tuple(once * n for n in forward), tuple(once * n for n in backward))
-
-
-def context_cost(config: RunConfig, stages: Stages, topology: Topology) -> TensorCost:
-    """Exposed seconds of gathering keys and values in one microbatch, per run of layers.
-
-    Per layer an all-gather of both forward and a reduce-scatter of their gradients backward (Llama 3, arXiv:2407.21783,
-    §3.3.2); recomputing a layer gathers again. Each tp rank has its own key/value heads, one at least.
-    """
-    if stages.cp == 1:
-        return TensorCost.nothing(stages)
-    model, tokens = resolve(config.model), config.batch.microbatch_size * config.batch.seq_len
-    width = kv_dim(model) // min(stages.tp, model.num_kv_heads)
-    size = 2 * tokens * width * Precision.of(config.train.dtype).activation
-    again, forward, backward = config.parallel.recompute != "none", [], []
-    for run, layers in enumerate(stages.runs):
-        worst = _slowest(sequence_links(stages, topology, stages.host(run)), size)
-        once = layers * all_gather_s(size, stages.cp, worst)
-        forward.append(once)
-        backward.append((1 + again) * once)
-    return TensorCost(tuple(forward), tuple(backward))
 
 
 def expert_cost(config: RunConfig, stages: Stages, topology: Topology) -> TensorCost:
@@ -115,21 +92,12 @@ def expert_cost(config: RunConfig, stages: Stages, topology: Topology) -> Tensor
     size = boundary_bytes(config) * model.experts_per_token
     again = config.parallel.recompute != "none"
     for run, layers in enumerate(stages.runs):
-        worst = _slowest(exchange_links(stages, topology, stages.host(run)), size)
+        worst = slowest_link(exchange_links(stages, topology, stages.host(run)), size)
         swap = all_gather_s(size, stages.ep, worst)  # an all-to-all sends as much: an n-th to each of n - 1
         once = 2 * swap + all_gather_s(8 * model.num_experts, stages.ep, worst)
         forward.append(layers * once)
         backward.append(layers * (2 * swap + again * once))
     return TensorCost(tuple(forward), tuple(backward))
-
-
-def exchange_costs(config: RunConfig, stages: Stages, topology: Topology) -> tuple[TensorCost, TensorCost, TensorCost]:
-    """What ranks exchange inside forward and backward: tensor, context and expert parallelism."""
-    return (
-        tensor_cost(config, stages, topology),
-        context_cost(config, stages, topology),
-        expert_cost(config, stages, topology),
-    )
 
 
 def send_s(config: RunConfig, stages: Stages, topology: Topology, src: int, dst: int) -> float:
@@ -173,15 +141,15 @@ def gradient_s(config: RunConfig, stages: Stages, sizes: StageSizes, topology: T
             scatters = 2
         if elements:
             part = elements * precision.gradient / size
-            link = _slowest(links_of(stages, topology, stage, way), part)
+            link = slowest_link(links_of(stages, topology, stage, way), part)
             seconds += scatters * all_gather_s(elements * precision.gradient, size, link)
             if config.parallel.zero:
-                link = _slowest(links_of(stages, topology, stage, "direct"), part)
+                link = slowest_link(links_of(stages, topology, stage, "direct"), part)
             seconds += gathers * all_gather_s(elements * gathered, size, link)
     if sizes.tied and stages.head > 0 and stage in (0, stages.head):
         copies = stages.copies(0) + stages.copies(stages.head)
         tied = sizes.tied * precision.gradient
-        seconds += all_reduce_s(tied, copies, _slowest(ends_links(stages, topology, way), tied / copies))
+        seconds += all_reduce_s(tied, copies, slowest_link(ends_links(stages, topology, way), tied / copies))
     return seconds
 
 
@@ -206,7 +174,7 @@ def shared_s(config: RunConfig, stages: Stages, topology: Topology, stage: int) 
     share = 1 if config.parallel.reduction == "fast" else teams
     if not by_copies:
         return 0.0
-    worst = _slowest(team_links(stages, topology, stage), 1e6)
+    worst = slowest_link(team_links(stages, topology, stage), 1e6)
     return sum(all_reduce_s(n * precision.state / share, copies, worst) for copies, n in by_copies.items())
 
 

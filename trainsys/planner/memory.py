@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from trainsys.config import ModelConfig, RunConfig
 from trainsys.models.family import kv_dim, q_dim
-from trainsys.models.geometry import resolve, tensors
+from trainsys.models.geometry import family_of, resolve, tensors
 from trainsys.planner.precision import GIB, Precision
 from trainsys.planner.sizes import StageSizes, block_elements, team_tokens
 from trainsys.planner.stages import Stages
@@ -159,7 +159,8 @@ def layer_bytes(config: RunConfig, tp: int) -> float:
     whole = 2 * per_norm * model.dim * size + (2 * model.dim * size if model.dropout else 0)
     shared = max(1, tp // model.num_kv_heads)  # tp ranks that compute the same key/value head
     normed = 2 * (q_dim(model) + shared * kv_dim(model)) if head_norms else 0  # their inputs and normalised values
-    split = (_attention_width(model, config.parallel.cp) + normed + 2 * widths) * size + 4 * model.num_heads
+    softmax = _attention_width(model, config.parallel.cp) * size + 4.0 * model.num_heads
+    split = family_of(model).mixing_bytes(model, size, softmax) + (normed + 2 * widths) * size
     if model.num_experts:  # rows to and from the experts, in both orders, whole on every tp rank; scores and choices
         split += tp * (4 * model.experts_per_token * model.dim * size + 8 * model.num_experts)
     per_token = split / tp + whole / (tp if config.parallel.sequence_parallel else 1)
@@ -169,12 +170,10 @@ def layer_bytes(config: RunConfig, tp: int) -> float:
 def _attention_width(model: ModelConfig, cp: int) -> int:
     """Elements that attention keeps per token of a team: queries, keys, values (repeated to all heads) and its output.
 
-    Under cp the keys and values of all cp parts, and the output in its two chunks and whole; where heads are repeated,
-    the early chunk has keys and values of its own, of a half of the team's tokens in the mean.
+    Under cp keys and values are not repeated, and the output is kept twice: as the kernel and as the next matrix wants
+    it. Nothing is kept of other teams.
     """
-    if cp == 1:
-        return 4 * q_dim(model)
-    return (3 + 2 * cp + (model.num_kv_heads < model.num_heads)) * q_dim(model)
+    return 4 * q_dim(model) if cp == 1 else 3 * q_dim(model) + 2 * kv_dim(model)
 
 
 @lru_cache(maxsize=64)
@@ -186,7 +185,7 @@ def _layer_kinds(model: ModelConfig) -> tuple[int, bool, bool]:
     layer = [t for t in tensors(model) if t.block == 0]
     biased, head_norms = (
         any(t.name.endswith(".bias") for t in layer),
-        any("_norm" in t.name and t.partial for t in layer),
+        any(".q_norm." in t.name for t in layer),
     )
     if model.num_experts:
         return 2 * (model.experts_per_token * model.expert_ffn_dim + model.shared_ffn_dim), biased, head_norms

@@ -9,9 +9,10 @@ from math import prod
 from trainsys.comm.topology import Topology
 from trainsys.config import RunConfig
 from trainsys.models.geometry import forward_flops, resolve, tensors
-from trainsys.planner.communication import boundary_bytes, exchange_costs
+from trainsys.planner.communication import boundary_bytes
 from trainsys.planner.compute import slowest_compute
 from trainsys.planner.devices import on_device, peak_flops, stage_devices
+from trainsys.planner.exchanges import exchange_costs
 from trainsys.planner.memory import layer_bytes, parameter_elements
 from trainsys.planner.on_device import known_device, stage_modules
 from trainsys.planner.parts import step_parts
@@ -77,7 +78,8 @@ def breakdown(config: RunConfig, plan: Plan) -> tuple[Module, ...]:
 def _computing(config: RunConfig, stages: Stages) -> dict[str, float]:
     """Seconds (without a known device: FLOPs) of one microbatch on the busiest stage."""
     topology = Topology.from_config(config.cluster, stages.num_ranks, config.parallel.devices)
-    costs = (slowest_compute(config, stages, topology, _flops(config)), *exchange_costs(config, stages, topology))
+    flops = _flops(config)
+    costs = (slowest_compute(config, stages, topology, flops), *exchange_costs(config, stages, topology, flops))
     busy = [
         sum(stages.total(cost.forward_s, stage) + stages.total(cost.backward_s, stage) for cost in costs)
         for stage in range(stages.count)
@@ -97,7 +99,8 @@ def _flops(config: RunConfig) -> float:
 def _flop_modules(config: RunConfig, stages: Stages, stage: int) -> dict[str, float]:
     """FLOPs per token on a rank of `stage`, backward twice the forward's."""
     model, layers = resolve(config.model), stages.layers[stage]
-    layer = forward_flops(model, 0, config.batch.seq_len, stages.tp)
+    blocks = [block for block in stages.blocks(stage) if 0 <= block < model.num_layers]
+    layer = sum(forward_flops(model, block, config.batch.seq_len, stages.tp) for block in blocks) / layers
     mlp = 2.0 * sum(
         t.numel / t.shards(stages.tp) * (model.experts_per_token / model.num_experts if t.expert is not None else 1.0)
         for t in tensors(model)

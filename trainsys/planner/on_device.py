@@ -6,7 +6,8 @@ import dataclasses
 from functools import lru_cache
 
 from trainsys.config import RunConfig
-from trainsys.models.geometry import resolve
+from trainsys.models.family import softmax_flops
+from trainsys.models.geometry import family_of, resolve
 from trainsys.perf.device import Device, catalogue
 from trainsys.perf.head import embedding_s, head_s
 from trainsys.perf.job import Degrees, Fabric, Job, Shape
@@ -35,7 +36,7 @@ def known_device(config: RunConfig) -> Device | None:
 def run_seconds(config: RunConfig, stages: Stages, device: Device) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Forward and backward seconds of one microbatch per run of layers; recomputation is in the backward."""
     job = _job(config, stages.tp, stages.cp, stages.ep, device)
-    layer_f, layer_b = _layer(job)
+    layer_f, layer_b = _layer(job, mixing(config))
     first, last = embedding_s(job), head_s(job)
     again = layer_f if job.recompute == "full" else 0.0
     forward = [layers * layer_f for layers in stages.runs]
@@ -50,10 +51,10 @@ def stage_modules(config: RunConfig, stages: Stages, device: Device, stage: int)
     job = _job(config, stages.tp, stages.cp, stages.ep, device)
     cost, layers = layer_cost(job), stages.layers[stage]
     per_layer = {
-        "attention": sum(cost.attention_s + cost.core_s + cost.rotary_s),
+        "attention": sum(cost.attention_s + cost.rotary_s) + mixing(config) * sum(cost.core_s),
         "mlp": sum(cost.mlp_s + cost.activation_s),
         "norms": sum(cost.norm_s),
-        "recomputation": _layer(job)[0] if job.recompute == "full" else 0.0,
+        "recomputation": _layer(job, mixing(config))[0] if job.recompute == "full" else 0.0,
     }
     return {
         "embedding": sum(embedding_s(job)) if stage == 0 else 0.0,
@@ -62,10 +63,21 @@ def stage_modules(config: RunConfig, stages: Stages, device: Device, stage: int)
     }
 
 
+def mixing(config: RunConfig) -> float:
+    """What attention takes in the mean over the layers, over a causal softmax, which skips half its products.
+
+    1 of a softmax; linear attention is taken to run at the rate of the same kernel.
+    """
+    model, seq_len = resolve(config.model), config.batch.seq_len
+    softmax, family = softmax_flops(model, 0, seq_len, 1), family_of(model)
+    each = [family.mixing_flops(model, layer, seq_len, 1) for layer in range(model.num_layers)]
+    return sum(1.0 if flops == softmax else 2 * flops / softmax for flops in each) / model.num_layers
+
+
 @lru_cache(maxsize=4096)
-def _layer(job: Job) -> tuple[float, float]:
+def _layer(job: Job, mixing: float) -> tuple[float, float]:
     cost = layer_cost(job)
-    f, b = (cost.product_s[i] + cost.core_s[i] + cost.stream_s[i] for i in (0, 1))
+    f, b = (cost.product_s[i] + mixing * cost.core_s[i] + cost.stream_s[i] for i in (0, 1))
     return f, b
 
 

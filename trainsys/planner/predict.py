@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from trainsys.comm.topology import Topology
 from trainsys.config import ParallelConfig, RunConfig
-from trainsys.planner.communication import TensorCost, exchange_costs, gradient_s, hop_s, mirror_s, send_s, shared_s
+from trainsys.planner.communication import TensorCost, gradient_s, hop_s, mirror_s, send_s, shared_s
 from trainsys.planner.compute import model_flops, slowest_compute, update_s
 from trainsys.planner.device import Rate, rate
 from trainsys.planner.devices import relative_peaks, stage_devices, stage_limits
+from trainsys.planner.exchanges import exchange_costs
 from trainsys.planner.in_flight import FORMS
 from trainsys.planner.memory import Memory, stage_memory
 from trainsys.planner.offload import offload_cost
@@ -126,7 +127,7 @@ class _Work:
 def run_parts(config: RunConfig, stages: Stages, topology: Topology, flops: float) -> tuple[TensorCost, ...]:
     """Seconds of F and B of one microbatch, per run of layers, by what they are spent on."""
     compute = slowest_compute(config, stages, topology, flops)
-    return (TensorCost(compute.forward_s, compute.backward_s), *exchange_costs(config, stages, topology),
+    return (TensorCost(compute.forward_s, compute.backward_s), *exchange_costs(config, stages, topology, flops),
             offload_cost(config, stages, topology))  # fmt: skip
 
 

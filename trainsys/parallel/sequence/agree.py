@@ -19,18 +19,29 @@ def agree(cp: ContextParallel, what: str) -> None:
     Raises:
         ValueError: on every member alike, naming the first that differs and both descriptions.
     """
+    said = _all(cp, what)
+    for rank, other in zip(cp.members, said, strict=True):
+        if not torch.equal(other, said[0]):
+            raise ValueError(
+                f"ranks {cp.members[0]} and {rank} disagree on an attention: {_words(said[0])!r} and "
+                f"{_words(other)!r}; they need one config (parallel.cp_method=, batch.seq_len=, model.num_heads=)"
+            )
+
+
+def told(cp: ContextParallel, what: str) -> str:
+    """What the first member says."""
+    return _words(_all(cp, what)[0])
+
+
+def _all(cp: ContextParallel, what: str) -> list[torch.Tensor]:
+    """What every member says."""
     said = [torch.zeros(32 + _SAID, dtype=torch.uint8) for _ in cp.members]
     said[cp.index] = _bytes(what)
     peers = [(rank, i) for i, rank in enumerate(cp.members) if i != cp.index]
     exchange(
         cp.group, [(rank, said[cp.index], _TAG) for rank, _ in peers], [(rank, said[i], _TAG) for rank, i in peers]
     )
-    for rank, other in zip(cp.members, said, strict=True):
-        if not torch.equal(other, said[0]):
-            raise ValueError(
-                f"ranks {cp.members[0]} and {rank} disagree on an attention: {_words(said[0])!r} and {_words(other)!r}; "
-                "they need one config (parallel.cp_method=, batch.seq_len=, model.num_heads=)"
-            )
+    return said
 
 
 def _bytes(what: str) -> torch.Tensor:

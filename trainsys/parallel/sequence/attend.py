@@ -9,29 +9,31 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from trainsys.parallel.sequence.agree import agree
+from trainsys.parallel.sequence.agree import agree, told
 from trainsys.parallel.sequence.attention import attention
 from trainsys.parallel.sequence.context import ContextParallel
 from trainsys.parallel.sequence.heads import Sharing, exchanged, returned
-from trainsys.parallel.sequence.layouts import Positions
-from trainsys.parallel.sequence.mask import Mask
-from trainsys.parallel.sequence.methods import METHODS
-from trainsys.parallel.sequence.place import Place, Plan, in_canonical_order
 from trainsys.parallel.sequence.trip import Trip
+from trainsys.sequence.layouts import Positions
+from trainsys.sequence.mask import Mask
+from trainsys.sequence.methods import METHODS
+from trainsys.sequence.place import Place, Plan, in_canonical_order
+from trainsys.sequence.price import Shape
+from trainsys.sequence.select import choices
 
 
 class CpAttention:
     """What takes the place of `causal_attention` where a sequence is cut.
 
     Args:
-        method: a name of `METHODS`.
+        method: a name of `METHODS`, or ``auto``: what the first member expects to be fastest, forward and backward.
         mask: of all calls.
         canonical: the same bits by every method.
     """
 
     def __init__(self, cp: ContextParallel, method: str, mask: Mask | None = None, canonical: bool = True) -> None:
         self.cp, self.method, self.mask, self.canonical = cp, method, mask or Mask(), canonical
-        self._known: dict[tuple[object, ...], tuple[Plan, Trip, Trip]] = {}
+        self._known: dict[tuple[object, ...], tuple[Sharing | None, Trip, Trip]] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[B, S_i, heads, D], [B, S_i, kv_heads, D], [B, S_i, kv_heads, E] -> [B, S_i, heads · E].
@@ -45,10 +47,9 @@ class CpAttention:
             self._check(q, k, v)
             agree(self.cp, f"{self.method} {self.canonical} {self.mask} {self.cp.layout} {shape}")
             self._known[shape] = self._planned(q, k, v)
-        plan, there, back = self._known[shape]
-        if plan.shared == 1:
+        sharing, there, back = self._known[shape]
+        if sharing is None:
             return attention(q, k, v, there, back).flatten(2)
-        sharing = self._sharing(plan)
         out = attention(*exchanged(q, k, v, sharing), there, back)
         return returned(out, sharing, q.shape[2]).flatten(2)
 
@@ -56,8 +57,8 @@ class CpAttention:
         here = sum(map(len, self.cp.layout[self.cp.index]))
         if {q.shape[1], k.shape[1], v.shape[1]} != {here}:
             raise ValueError(
-                f"rank {self.cp.group.rank} has {here} of {self.cp.seq_len} positions (batch.seq_len), but got queries, "
-                f"keys and values of {q.shape[1]}, {k.shape[1]} and {v.shape[1]}"
+                f"rank {self.cp.group.rank} has {here} of {self.cp.seq_len} positions (batch.seq_len), but got "
+                f"queries, keys and values of {q.shape[1]}, {k.shape[1]} and {v.shape[1]}"
             )
         if q.shape[2] % k.shape[2] or k.shape[2] != v.shape[2] or q.shape[3] != k.shape[3]:
             raise ValueError(
@@ -65,10 +66,10 @@ class CpAttention:
                 f"{v.shape[2]} do not fit: model.num_heads must be a multiple of model.num_kv_heads"
             )
 
-    def _planned(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Plan, Trip, Trip]:
+    def _planned(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Sharing | None, Trip, Trip]:
         cp = self.cp
         place = Place(cp.layout, self.mask, cp.wires, q.shape[2], k.shape[2], q.shape[3], v.shape[3])
-        plan = METHODS[self.method](place)
+        plan = METHODS[self._method(place, q)](place)
         origins: tuple[Positions, ...] = ()
         if self.canonical:
             plan = in_canonical_order(plan, place)
@@ -76,9 +77,18 @@ class CpAttention:
         members = cp.members[cp.index % plan.shared :: plan.shared]
         wire = None if plan.exact_wire else q.dtype
         there = Trip(cp.group, members, plan.forward, q.shape[3] ** -0.5, wire, plan.at_once, self.canonical, origins)
-        return plan, there, replace(there, journey=plan.backward)
+        return self._sharing(plan), there, replace(there, journey=plan.backward)
 
-    def _sharing(self, plan: Plan) -> Sharing:
+    def _method(self, place: Place, q: Tensor) -> str:
+        if self.method != "auto":
+            return self.method
+        shape = Shape(q.shape[0], q.element_size(), max(4, q.element_size()))
+        found = choices(place, shape, self.cp.rates, self.canonical) if self.cp.index == 0 else []
+        return told(self.cp, found[0].method if found else "")
+
+    def _sharing(self, plan: Plan) -> Sharing | None:
+        if plan.shared == 1:
+            return None
         first = self.cp.index // plan.shared * plan.shared
         near = slice(first, first + plan.shared)
         return Sharing(self.cp.group, self.cp.members[near], self.cp.layout[near], sorted=not self.canonical)

@@ -21,8 +21,9 @@ from trainsys.models.decoder import Decoder
 from trainsys.models.dropout import KeyedDropout
 from trainsys.models.moe import MoE
 from trainsys.models.rows import Rows
-from trainsys.parallel.sequence.layouts import LAYOUTS
 from trainsys.parallel.tensor import TensorParallel
+from trainsys.sequence.layouts import LAYOUTS
+from trainsys.sequence.price import Rates
 from trainsys.space.layout import Layout
 
 _TAG = 1 << 29 | 14 << 24  # apart from those of other messages on a group of the same ranks
@@ -38,18 +39,21 @@ class ContextParallel:
         layout: a name of `LAYOUTS`.
         wires: among the members; None: a switch between them.
         method, canonical: of attention; see `CpAttention`.
+        rates: of the ranks, by which ``auto`` chooses.
     """
 
     def __init__(
         self, group: Group, members: Sequence[int], seq_len: int, device: torch.device,
-        layout: str = "zigzag", wires: Wires | None = None, method: str = "all_gather", canonical: bool = True,
+        layout: str = "zigzag", wires: Wires | None = None, method: str = "auto", canonical: bool = True,
+        rates: Rates | None = None,
     ) -> None:  # fmt: skip
         self.group, self.members, self.seq_len = group, tuple(members), seq_len
         self.index = self.members.index(group.rank)
         self.layout = LAYOUTS[layout](seq_len, self.size)
-        self.method, self.canonical = method, canonical
+        self.method, self.canonical, self.rates = method, canonical, rates or Rates(1e11, 1e11)
         self.wires = wires or star(self.size, 1.0)
-        self.rows = Rows(seq_len, torch.tensor([i for run in self.layout[self.index] for i in run], device=device))
+        own = [i for run in self.layout[self.index] for i in run]
+        self.rows = Rows(seq_len, torch.tensor(own, dtype=torch.int64, device=device))
 
     @property
     def size(self) -> int:

@@ -1,8 +1,8 @@
 """Keys in canonical order, whatever they travel over: a team's own, then those of the team before it, and so on round.
 
 So the order in which partial results are merged depends on the teams alone, not on the method; with the gradients added
-up along the ring of cp indices (`comm/datapath_home.py`), no bit of an attention depends on the method. What comes too early
-waits: that is the price.
+up along the ring of cp indices (`comm/datapath_home.py`), no bit of an attention depends on the method. What comes too
+early waits: that is the price.
 """
 
 from __future__ import annotations

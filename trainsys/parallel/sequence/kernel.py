@@ -1,6 +1,6 @@
 """One block of attention with the logarithm of its sums, and its gradients: torch's own flash attention.
 
-    N = microbatch · kv_heads, G = query heads per key head, Q, K = rows and keys, D, E = head size of keys and of values
+    N = microbatch · kv_heads, G = query heads per key head, Q, K = rows and keys, D, E = head sizes of keys and values
 
 Queries of one key head are heads of a kernel's call, its keys the same memory for all of them: grouped queries cost no
 copies. The kernels want D = E; the smaller one is padded with zeros here, and travels unpadded.
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainsys.parallel.sequence.mask import Kind
+from trainsys.sequence.mask import Kind
 
 aten = torch.ops.aten
 
@@ -41,7 +41,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, kind: Kind, visible: 
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, kind: Kind, visible: Tensor | None
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, kind: Kind,
+    visible: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q [N, G, Q, D], k [N, K, D] and v [N, K, E] through this block.
 
@@ -85,7 +86,8 @@ def _cuda_forward(q: Tensor, k: Tensor, v: Tensor, scale: float, kind: Kind, bia
 
 
 def _cuda_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, kind: Kind, bias: Tensor | None
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, kind: Kind,
+    bias: Tensor | None,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     causal, none = kind == "causal", torch.zeros((), dtype=torch.int64)
     if bias is None and q.dtype in (torch.bfloat16, torch.float16):

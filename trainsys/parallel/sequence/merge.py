@@ -1,8 +1,8 @@
 """Partial results of attention, merged one after the other, and the gradients of their blocks.
 
 Partial outputs are merged in float32 (or float64) by the logarithms of their sums (the form of flash attention, Dao et
-al. 2022, arXiv:2205.14135, §3.1): ``lse' = log(e^lse + e^lse_b)``, ``out' = out + e^(lse_b - lse') (out_b - out)``, which cannot overflow.
-The order is the caller's and never that of arrival.
+al. 2022, arXiv:2205.14135, §3.1), ``lse' = log(e^lse + e^lse_b)``, ``out' = out + e^(lse_b - lse') (out_b - out)``:
+nothing can overflow. The order is the caller's and never that of arrival.
 
     N = microbatch · kv_heads, G = query heads per key head, S = local queries
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainsys.parallel.sequence import kernel
-from trainsys.parallel.sequence.mask import Call, Mask, calls
+from trainsys.sequence.mask import Call, Mask, calls
 
 
 class Segment(NamedTuple):
@@ -88,8 +88,8 @@ class Gradients:
             k, v = _keys(call, segments)
             rows = slice(call.first, call.last)
             of_q, of_k, of_v = kernel.backward(
-                self.grad[:, :, rows], self.q[:, :, rows], k, v, self.out[:, :, rows], self.lse[:, :, rows].contiguous(),
-                self.scale, call.kind, visible(call, self.mask, k),
+                self.grad[:, :, rows], self.q[:, :, rows], k, v, self.out[:, :, rows],
+                self.lse[:, :, rows].contiguous(), self.scale, call.kind, visible(call, self.mask, k),
             )  # fmt: skip
             self.of_q[:, :, rows] += of_q
             at = 0

@@ -14,8 +14,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from trainsys.parallel.sequence.layouts import Positions
 from trainsys.parallel.sequence.merge import Segment
+from trainsys.sequence.layouts import Positions
 
 
 def to_heads(x: Tensor, heads: int) -> Tensor:
@@ -28,9 +28,9 @@ def to_heads(x: Tensor, heads: int) -> Tensor:
 
 def from_heads(x: Tensor, batch: int) -> Tensor:
     """[B·heads, G, S, D] -> [B, S, G·heads, D], contiguous."""
-    _, groups, length, size = x.shape
-    split = x.reshape(batch, -1, groups, length, size).permute(0, 3, 1, 2, 4)
-    return split.reshape(batch, length, -1, size)
+    heads, groups, length, size = x.shape
+    split = x.reshape(batch, heads // batch, groups, length, size).permute(0, 3, 1, 2, 4)
+    return split.reshape(batch, length, heads // batch * groups, size)
 
 
 def ends(positions: Positions, width: int) -> list[int]:
@@ -50,7 +50,7 @@ def indices(own: Positions, part: Positions) -> list[tuple[int, int]]:
 
 def pack(tensors: Sequence[Tensor], spans: Sequence[tuple[int, int]]) -> Tensor:
     """Rows of some tensors [N, S, *] as one flat chunk: run by run, tensor by tensor."""
-    parts = [t[:, a:b].reshape(-1) for a, b in spans for t in tensors]
+    parts = [t[:, a:b].flatten() for a, b in spans for t in tensors]
     return torch.cat(parts) if len(parts) > 1 else parts[0].clone()
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainsys.parallel.sequence.layouts import Positions
 from trainsys.parallel.sequence.merge import Gradients, Partial, Segment
 from trainsys.parallel.sequence.trip import Trip
+from trainsys.sequence.layouts import Positions
 
 
 def forward(trip: Trip, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

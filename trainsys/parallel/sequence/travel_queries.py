@@ -1,4 +1,4 @@
-"""Attention in which queries travel and keys stay, over any datapath; partial results go home and are merged on the way.
+"""Attention in which queries travel and keys stay, over any datapath; results go home and are merged on the way.
 
 Forward as in TokenRing (Wang et al. 2024, arXiv:2412.20501), backward as in BurstAttention (Sun et al. 2024,
 arXiv:2403.09347, §3.2): with the queries travel the output's gradient, the logarithm of the sums and
@@ -10,6 +10,7 @@ keys in the other.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -19,10 +20,10 @@ from torch import Tensor
 from trainsys.comm.flow import Arrival, Gather
 from trainsys.comm.flow_back import Reduce, add
 from trainsys.comm.routed import Span
-from trainsys.parallel.sequence.layouts import Positions
 from trainsys.parallel.sequence.merge import Gradients, Partial, merge
 from trainsys.parallel.sequence.packing import ends, pack, unpack
 from trainsys.parallel.sequence.trip import Trip, own_segments
+from trainsys.sequence.layouts import Positions
 
 _PAD = 8  # features by which a gradient is widened for delta: kernels like multiples
 
@@ -47,7 +48,7 @@ class Cargo:
 
     def pack(self, tensors: Sequence[Tensor], spans: Sequence[tuple[int, int]]) -> Tensor:
         """Positions `spans` of tensors [N, G, S, *] as a chunk."""
-        return pack([t.reshape(-1, *t.shape[2:]) for t in tensors], spans)
+        return pack([t.flatten(0, 1) for t in tensors], spans)
 
     def runs(self, flat: Tensor, positions: Positions) -> list[list[Tensor]]:
         """Views [N·G, L, *] of a chunk, run by run."""
@@ -189,4 +190,4 @@ def _gradients(grad: Tensor, q: Tensor, out: Tensor, lse: Tensor, positions: Pos
 
 def _spans(positions: Positions) -> list[tuple[int, int]]:
     cut = ends(positions, 1)
-    return list(zip(cut, cut[1:], strict=False))
+    return list(itertools.pairwise(cut))

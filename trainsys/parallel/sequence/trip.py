@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from trainsys.comm.group import Group
-from trainsys.parallel.sequence.journey import Journey
-from trainsys.parallel.sequence.layouts import Positions
 from trainsys.parallel.sequence.merge import Segment
 from trainsys.parallel.sequence.packing import indices
+from trainsys.sequence.journey import Journey
+from trainsys.sequence.layouts import Positions
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,6 +41,8 @@ def megatron_args(config: RunConfig) -> str:
 
 def _refuse(config: RunConfig) -> None:
     parallel, dtype = config.parallel, config.train.dtype
+    if config.model.family == "linear_llama":
+        raise ValueError("--export megatron: it has no model.family=linear_llama; set model.family=llama")
     if parallel.schedule not in ("1f1b", "interleaved") and parallel.pp > 1:
         plain = "1f1b" if parallel.vp == 1 else "interleaved"
         raise ValueError(f"--export megatron: Megatron-LM has no {parallel.schedule}; add parallel.schedule={plain}")
