@@ -40,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps({"skipped": said}) if args.json else f"skipped: {said}")
         return 0
     told = screen(stderr=True)
+    if args.overlap or args.long:
+        return _apart(args, told)
     rows: list[dict[str, Any]] = []
     rates = None
     for name in args.topologies.split(","):
@@ -64,9 +66,43 @@ def _parser(topologies: Mapping[str, Any], lengths: Sequence[int], masks: Mappin
     parser.add_argument("--peers", action="store_true", help="beside other implementations, where they are installed")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one length, two repetitions")
+    parser.add_argument("--overlap", action="store_true", help="instead: how much of the messages' time is hidden")
+    parser.add_argument("--long", action="store_true", help="instead: 131,072 positions over 8 ranks, time and memory")
     parser.add_argument("--lab", default="namespaces", choices=("namespaces", "emulated"))
     parser.add_argument("--json", action="store_true")
     return parser
+
+
+def _apart(args: Any, told: Any) -> int:
+    """What is measured for itself: overlap, length."""
+    out = screen()
+    if args.overlap:
+        from benchmarks._attention_overlap import HIDDEN, rows
+
+        found = rows(told, args.repeats)
+        both = [row for row in found if row["direction"] == "both"]
+        if not args.json:
+            for row in both:
+                out.print(
+                    f"{row['topology']} {row['method']}: {row['seconds'] * 1e3:.0f} ms, computation "
+                    f"{row['compute_s'] * 1e3:.0f} ms, messages alone {row['messages_s'] * 1e3:.0f} ms: "
+                    f"{row['hidden']:.1%} hidden (bar {HIDDEN:.0%})"
+                )
+    else:
+        from benchmarks._attention_long import row as long_row
+
+        one = long_row(args.methods or "ring")
+        found = [one]
+        if not args.json:
+            out.print(
+                f"{one['length']} positions, {one['method']}: {one['seconds']:.0f} s over {one['ranks']} ranks with at "
+                f"most {one['peak_bytes'] / 2**20:.0f} MiB each, {one['one_rank_s']:.0f} s on one with "
+                f"{one['one_rank_bytes'] / 2**20:.0f} MiB: {one['part']:.3f} of it (1/{one['ranks']} is "
+                f"{1 / one['ranks']:.3f}); sums of squares {one['apart']:.1e} apart"
+            )
+    if args.json:
+        print(json.dumps({"rows": found}))
+    return 0
 
 
 def _topology(name: str, args: Any, told: Any, rates: Any) -> tuple[list[dict[str, Any]], Any]:

@@ -42,16 +42,20 @@ class CpAttention:
             ValueError: the members' tensors do not fit together, or the method cannot serve them; nothing is sent then.
             CommError: naming the step and the rank that was waited for.
         """
+        sharing, there, back = self.prepare(q, k, v)
+        if sharing is None:
+            return attention(q, k, v, there, back).flatten(2)
+        out = attention(*exchanged(q, k, v, sharing), there, back)
+        return returned(out, sharing, q.shape[2]).flatten(2)
+
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Sharing | None, Trip, Trip]:
+        """What the first call with such tensors would plan; all members call it. Raises ValueError as a call does."""
         shape = (q.shape[0], q.shape[2], k.shape[2], q.shape[3], v.shape[3], q.dtype)
         if shape not in self._known:
             self._check(q, k, v)
             agree(self.cp, f"{self.method} {self.canonical} {self.mask} {self.cp.layout} {shape}")
             self._known[shape] = self._planned(q, k, v)
-        sharing, there, back = self._known[shape]
-        if sharing is None:
-            return attention(q, k, v, there, back).flatten(2)
-        out = attention(*exchanged(q, k, v, sharing), there, back)
-        return returned(out, sharing, q.shape[2]).flatten(2)
+        return self._known[shape]
 
     def _check(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         here = sum(map(len, self.cp.layout[self.cp.index]))
