@@ -90,3 +90,16 @@ def test_shared_ports_lose_and_pairs_share_a_connection() -> None:
 def test_what_was_measured_to_be_best_is_chosen(heads: tuple[int, int], wires: Wires, best: str) -> None:
     rates = Rates(1.27e11, 1.4e11, 2.6e-5, 6e-5, cores=2.0)
     assert choices(place(wires, heads), FLOATS, rates, canonical=False)[0].method == best
+
+
+def test_what_comes_first_goes_home_first() -> None:
+    where = place(mesh(4, 0.01), mask=Mask(causal=False))
+    journey = METHODS["sliced"](where).backward
+    there = {(leg.chunk, leg.dst): leg.step for leg in journey.there.legs}
+    back = {(leg.chunk, leg.src): leg.step for leg in journey.back.legs}
+    assert there == back
+    assert len(set(back.values())) > 1
+    flops = 2.5 * 4.0 * 8 * 256 * 1024 * 64
+    messages = of("sliced", where).backward_s
+    computed = of("sliced", where, Rates(1e18, flops / (2 * messages), 0.0, 0.0, copied=float("inf"))).backward_s
+    assert computed < 2.3 * messages, "all but the last slices' messages are hidden"
