@@ -26,6 +26,7 @@ from trainsys.comm.wires import Wires
 Run = Callable[[Group, Tensor], Tensor]
 Span = tuple[float, float]
 NATIVE = "gloo"
+SOON_S = 0.03
 DECAY = 0.5  # of an all-scan's state from member to member: a power of two, so that sums are exact
 
 
@@ -192,6 +193,15 @@ _NATIVE: dict[str, Run] = {
 }
 
 
+def agreed_start(group: Group) -> float:
+    """Wait for a moment that is the same for all: those whom a barrier lets go first keep others from the cores."""
+    group.backend.barrier().wait()
+    start = torch.tensor([time.perf_counter() + SOON_S], dtype=torch.float64)
+    group.backend.broadcast([start]).wait()
+    time.sleep(max(0.0, float(start) - time.perf_counter()))
+    return float(start)
+
+
 def body(
     rank: int,
     world_size: int,
@@ -212,8 +222,7 @@ def body(
     errors = dict.fromkeys(methods, 0.0)
     for _ in range(repeats):
         for method, run in runs.items():
-            group.backend.barrier().wait()
-            start = time.perf_counter()
+            start = agreed_start(group)
             found = run(group, own)
             spans[method].append((start, time.perf_counter()))
             errors[method] = max(errors[method], float((found - right).abs().max()))

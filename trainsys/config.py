@@ -37,6 +37,7 @@ class ModelConfig:
     experts_per_token: int = 2  # experts that the router chooses for a token
     expert_ffn_dim: int = 0  # hidden width of one expert; 0: ffn_dim
     shared_ffn_dim: int = 0  # hidden width of a gated expert that every token uses as well; 0: none
+    window: int = 0  # positions that attention looks back at, its own among them; 0: all
     decay: Literal["none", "scalar", "diagonal", "delta"] = "scalar"  # what a linear layer forgets (linear_llama)
     softmax_every: int = 0  # every so many layers attention is softmax, the others are linear; 0: none (linear_llama)
     conv_width: int = 4  # positions that a linear layer's queries, keys and values see; 0: their own (linear_llama)

@@ -73,7 +73,7 @@ CASES: list[tuple[tuple[str, ...], list[str], list[str]]] = [
     (ALL, ["batch.global_size=-4"], ["batch.global_size=-4"]),
     (ALL, ["model.dropout=1"], ["model.dropout=1"]),
     (ALL, ["model.vocab_size=0"], ["model.vocab_size=0"]),
-    (ALL, ["model.family=bert"], ["bert", "gpt2, llama"]),
+    (ALL, ["model.family=bert"], ["bert", "gpt2, linear_llama, llama"]),
     (ALL, ["run_dir="], ["run_dir"]),
     (ALL, ["faults.kills=-1"], ["faults.kills=-1"]),
     # model, batch and layout

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import collectives
 from benchmarks.collectives import (
     COLLECTIVES,
+    choose,
     least_s,
     main,
     methods_of,
@@ -69,6 +70,13 @@ def test_bounds_and_formulas() -> None:
     assert on_wires("all_gather", "gloo", wires, 100) is None
     counted = dict.fromkeys(wires.links, 200) | {(0, 1): 190}
     assert worst_edge(counted, formula) == pytest.approx(0.05)
+
+
+def test_equal_predictions_are_told_apart() -> None:
+    other = {"a": 3.0, "b": 1.0, "c": 0.0}
+    assert choose({"a": 1.0, "b": 1.002, "c": 1.1}, lambda method: other[method]) == "b"
+    assert choose({"a": 1.0, "b": 1.02, "c": 1.1}, lambda method: other[method]) == "a"
+    assert choose({}, lambda method: 0.0) is None
 
 
 def test_the_summary_compares_the_choice() -> None:

@@ -48,6 +48,8 @@ def test_dropout() -> None:
 def test_the_last_queries_look_at_all_keys(kv_heads: int) -> None:
     q, k, v = random(2, S, 4, 8), random(2, S, kv_heads, 8), random(2, S, kv_heads, 8)
     torch.testing.assert_close(causal_attention(q[:, 3:], k, v), causal_attention(q, k, v)[:, 3:])
+    near = causal_attention(q, k, v, window=2)
+    torch.testing.assert_close(near[:, 4:5], causal_attention(q[:, 4:5], k[:, 3:5], v[:, 3:5]))
     torch.testing.assert_close(causal_attention(q[:, 3:6], k[:, :6], v[:, :6]), causal_attention(q, k, v)[:, 3:6])
 
 

@@ -132,7 +132,7 @@ def halos(rank: int, world_size: int, store: Any, cases: Sequence[tuple[tuple[in
 def model(rank: int, world_size: int, store: Any, layout: str, method: str) -> dict[str, float]:
     """Largest errors of one rank's logits, of 13 positions in that layout, and of the gradients added up over ranks."""
     comm, team = connect(rank, world_size, store)
-    cp = ContextParallel(team.group, team.members, 13, torch.device("cpu"), layout)
+    cp = ContextParallel(team.group, team.members, 13, torch.device("cpu"), layout, method="all_gather")
     errors = {}
     for decay, inside_tp in (("diagonal", False), ("delta", True)):
         config = ModelConfig(

@@ -14,7 +14,6 @@ from trainsys.parallel.sequence.attend import CpAttention
 from trainsys.parallel.sequence.context import ContextParallel
 from trainsys.sequence.mask import Mask
 
-
 PLAIN = Mask()
 
 

@@ -58,9 +58,10 @@ def test_every_position_is_somewhere_and_the_work_is_even(cp: int, seq_len: int)
                 {"cp": 2, "dp": 2, "zero": 2, "order": "cp,dp,pp,tp"},
             ],
         ),
+        ({"window": 5}, 19, [{"cp": 4}, {"cp": 2, "tp": 2, "cp_method": "tasp", "cp_layout": "striped"}]),
         (MIXTURE, 16, [{"cp": 2, "dp": 2, "ep": 2, "zero": 2}, {"cp": 2, **SPLIT}]),
     ],
-    ids=["gpt2 tied dropout", "gqa, uneven", "mixture of experts"],
+    ids=["gpt2 tied dropout", "gqa, uneven", "window", "mixture of experts"],
 )  # fmt: skip
 def test_one_process_has_the_same_numbers(ranks: RankPool, model: Grid, seq_len: int, grids: list[Grid]) -> None:
     expected = expectation(ranks, 1, config_of("float64", model, seq_len))

@@ -43,14 +43,15 @@ def check(ranks: RankPool, size: int, cases: list[Case], most: float) -> list[li
 def test_methods_are_exact_in_float64(ranks: RankPool, size: int) -> None:
     cases = [
         Case(method, heads=heads, sizes=sizes, layout=layout, mask=mask)
-        for i, (method, mask, layout) in enumerate(product(served(size), MASKS, LAYOUTS))
+        for i, (mask, method) in enumerate(product(MASKS, served(size)))
+        for layout in (list(LAYOUTS)[i % 4], list(LAYOUTS)[(i + 2) % 4])
         for heads, sizes in [HEADS[i % len(HEADS)]]
     ]
     check(ranks, size, cases, 1e-13)
 
 
 def test_eight_teams_with_more_rings_than_positions(ranks: RankPool) -> None:
-    cases = [Case(method, seq_len=length, heads=(8, 4)) for method in served(8) for length in (17, 40)]
+    cases = [Case(method, seq_len=length, heads=(8, 4)) for method in served(8) for length in (17,)]
     check(ranks, 8, cases, 1e-13)
 
 

@@ -14,8 +14,9 @@ EXAMPLES = """\
   trainsys drill configs/run/tiny.yaml faults.kills=2 faults.seed=7 faults.rejoin_after=5 --json"""
 
 ABOUT = """\
-Train twice: once while ranks are killed (kill@STEP:RANK[:PHASE]), frozen (stop@STEP:RANK[:PHASE]) and added
-(join@STEP) as faults.schedule says, and once undisturbed; then compare every step bit for bit.
+Train twice: once while ranks are killed (kill@STEP:RANK[:PHASE]), frozen (stop@STEP:RANK[:PHASE]), told to leave
+(drain@STEP:RANK) and added (join@STEP) as faults.schedule says, and once undisturbed; then compare every step bit for
+bit.
 Phases of a step: forward, send, backward, reduce, snapshot, optimizer. Phases of a change of layout: plan, connect,
 transfer, verify, commit. Instead of a schedule, faults.kills=N kills N ranks at random times fixed by faults.seed.
 The report lands in run_dir. Exit code 0 only if every fault struck and nothing was lost."""

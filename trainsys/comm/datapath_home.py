@@ -7,6 +7,8 @@ turn comes. Imports no torch.
 
 from __future__ import annotations
 
+import itertools
+
 from trainsys.comm.datapath import Datapath, Send
 
 
@@ -22,7 +24,7 @@ def homeward(path: Datapath) -> Datapath:
     hops: dict[int, list[Send]] = {}
     for row in path.sends.tolist():
         hops.setdefault(row[1], []).append(Send(*row))
-    if any(a.dst != b.src for way in hops.values() for a, b in zip(way, way[1:], strict=False)):
+    if any(a.dst != b.src for way in hops.values() for a, b in itertools.pairwise(way)):
         return path
     steps, found = path.num_steps, []
     for chunk, way in hops.items():

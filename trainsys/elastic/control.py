@@ -14,7 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Client, Connection
 from typing import Any, TypeVar
 
-from trainsys.elastic.messages import Beat, Fault, Quit, StopWanted
+from trainsys.elastic.messages import Beat, Fault, Leaving, Quit, StopWanted
 
 M = TypeVar("M")
 Address = tuple[str, int] | str
@@ -45,7 +45,8 @@ class ControlClient:
         self._send_lock = threading.Lock()
         self._on_fault = on_fault
         self.epoch = -1  # entered by the worker
-        self.stop_wanted = False  # set by a signal handler; told with the next heartbeat
+        self.stop_wanted = self.leave_wanted = False  # set by signal handlers; told with the next heartbeat
+        self._soon = threading.Event()  # the next heartbeat is due now
         threading.Thread(target=self._read, daemon=True, name="control").start()
         threading.Thread(target=self._beat, args=(beat_s,), daemon=True, name="heartbeat").start()
 
@@ -96,5 +97,11 @@ class ControlClient:
 
     def _beat(self, beat_s: float) -> None:
         while True:
-            self.send(StopWanted() if self.stop_wanted else Beat())
-            time.sleep(beat_s)
+            self._soon.clear()
+            self.send(StopWanted() if self.stop_wanted else Leaving() if self.leave_wanted else Beat())
+            self._soon.wait(beat_s)
+
+    def leave(self) -> None:
+        """Ask to be let go. A signal handler may call it: it takes no lock that this thread could hold."""
+        self.leave_wanted = True
+        threading.Thread(target=self._soon.set, daemon=True).start()

@@ -146,6 +146,8 @@ def _result(
         **compare(config, disturbed, undisturbed),
         "faults": [fault.as_dict() for fault in disturbed.faults],
         "joins": [{"step": step, "rank": rank} for step, rank in disturbed.joins],
+        "drains": [{"step": step, "rank": rank} for step, rank in disturbed.drains],
+        "steps_redone": sum(change.redo for change in disturbed.changes),
         "not_struck": _not_struck(events, disturbed),
         "unplanned": _unplanned(events, disturbed, undisturbed),
         "predicted_step_s": predicted_s,
@@ -193,7 +195,10 @@ def _not_struck(events: Sequence[FaultEvent], disturbed: Recorder) -> list[str]:
     when a step was done while it stood by.
     """
     struck = {(f.kind, f.rank, f.phase) for f in disturbed.faults}
-    missing = [str(e) for e in events if e.kind != "join" and (e.kind, e.rank, e.phase) not in struck]
+    drained = {rank for _, rank in disturbed.drains}
+    lost = [e for e in events if e.kind in ("kill", "stop")]
+    missing = [str(e) for e in lost if (e.kind, e.rank, e.phase) not in struck]
+    missing += [str(e) for e in events if e.kind == "drain" and e.rank not in drained]
     joins = [e for e in events if e.kind == "join"]
     return missing + [str(e) for e in joins[_arrivals(disturbed.run_dir, disturbed.config.train.steps) :]]
 

@@ -15,12 +15,16 @@ from pathlib import Path
 STEP_PHASES = ("forward", "send", "backward", "reduce", "snapshot", "optimizer")
 CHANGE_PHASES = ("plan", "connect", "transfer", "verify", "commit")  # inside a transition
 PHASES = STEP_PHASES + CHANGE_PHASES
-_FORM = re.compile(r"^(kill|stop)@(\d+):(\d+)(?::([a-z]+))?$|^(join)@(\d+)$")
+_FORM = re.compile(r"^(kill|stop|drain)@(\d+):(\d+)(?::([a-z]+))?$|^(join)@(\d+)$")
+
+
+_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "drain": signal.SIGUSR1}
 
 
 @dataclass(frozen=True)
 class FaultEvent:
-    """``kill`` (SIGKILL) or ``stop`` (SIGSTOP) of `rank` as it enters `phase` of `step`; or a ``join`` at `step`.
+    """``kill`` (SIGKILL) or ``stop`` (SIGSTOP) of `rank` as it enters `phase` of `step`, or ``drain``: it gets notice
+    (SIGUSR1) that its place will be taken away; or a ``join`` at `step`.
 
     A phase of a transition (plan … commit) hits the first transition at or after `step`; a transfer by portions in its
     middle, when half of the source is released.
@@ -45,9 +49,7 @@ def parse_faults(text: str, world_size: int, steps: int) -> tuple[FaultEvent, ..
     for item in filter(None, (part.strip() for part in text.split(","))):
         match = _FORM.match(item)
         if match is None:
-            raise ValueError(
-                f"faults.schedule: {item!r} is not kill@STEP:RANK[:PHASE], stop@STEP:RANK[:PHASE] or join@STEP"
-            )
+            raise ValueError(f"faults.schedule: {item!r} is not kill@STEP:RANK[:PHASE], stop@…, drain@… or join@STEP")
         kind, step, rank, phase, join, at = match.groups()
         event = FaultEvent("join", int(at)) if join else FaultEvent(kind, int(step), int(rank), phase or "forward")
         if event.step >= steps:
@@ -146,4 +148,4 @@ class Injector:
             "time": time.monotonic(),
         }
         (self._folder / f"{self._rank}.json").write_text(json.dumps(record))
-        os.kill(os.getpid(), signal.SIGKILL if event.kind == "kill" else signal.SIGSTOP)
+        os.kill(os.getpid(), _SIGNALS[event.kind])

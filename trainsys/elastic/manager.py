@@ -28,6 +28,7 @@ from trainsys.elastic.messages import (
     Failed,
     Fault,
     Hello,
+    Leaving,
     Open,
     Proposal,
     Quiesced,
@@ -125,6 +126,8 @@ class Manager:
         self._respawns: list[tuple[float, int]] = []
         self._save_due = False
         self._fresh: set[int] = set()  # ranks that joined since the layout was last chosen
+        self._leaving: set[int] = set()  # ranks whose place will be taken away
+        self._needed: set[int] = set()  # of these, those without whom no layout is left
         self._saved_step = start_step
         self._rate = rate(config.cluster, world_size)  # measured once, before ranks load the machine
         self._standing = Standing(self.space, self.config)
@@ -182,6 +185,10 @@ class Manager:
                 if self._wrong == MOST_WRONG:
                     self.abort(f"{message.reason}, {MOST_WRONG} times in a row; {self._way_back()}")
                 self._begin_change(message.reason)
+            case Leaving():
+                self._leaving.add(rank)
+                if self.phase is Phase.RUNNING:
+                    self._dismiss()
             case StopWanted():
                 self.request_stop()
             case Saved():
@@ -260,7 +267,8 @@ class Manager:
 
     def _lost(self, rank: int, cause: str) -> None:
         member = self.members.pop(rank)
-        self._fresh.discard(rank)
+        for ranks in (self._fresh, self._leaving, self._needed):
+            ranks.discard(rank)
         if self.phase is Phase.DONE:
             return
         self.observer.lost(rank, cause, self.step)
@@ -270,8 +278,7 @@ class Manager:
             self.abort(
                 f"rank {rank} died at step {self.step} and this launcher cannot go on without it; {self._way_back()}"
             )
-        if self.config.elastic.spare_delay_s >= 0:
-            self._respawns.append((time.monotonic() + self.config.elastic.spare_delay_s, member.node))
+        self._replace(member)
         self._quiet.pop(rank, None)
         if self.phase is Phase.QUIESCING:
             self._broadcast(self.members.keys() - self._quiet.keys(), Fault(self.epoch))
@@ -279,17 +286,34 @@ class Manager:
         elif self.phase is not Phase.RUNNING or (self.layout is not None and rank in self.layout.ranks):
             self._begin_change(f"rank {rank} lost")
 
+    def _replace(self, member: Member) -> None:
+        """Have a fresh rank in its node later, if that is wanted."""
+        if self.config.elastic.spare_delay_s >= 0:
+            self._respawns.append((time.monotonic() + self.config.elastic.spare_delay_s, member.node))
+
+    def _dismiss(self) -> None:
+        """Let those go who are leaving and hold nothing any more."""
+        assert self.layout is not None
+        for rank in sorted(self._leaving - set(self.layout.ranks)):
+            member = self.members.pop(rank)
+            member.link.send(Quit(""))
+            for ranks in (self._fresh, self._leaving, self._needed):
+                ranks.discard(rank)
+            self.observer.left(rank, self.step)
+            self._replace(member)
+
     # -- changing ------------------------------------------------------------------------------------------------
 
     def _begin_change(self, reason: str, informed: Collection[int] = ()) -> None:
         """Call off whatever is under way; every member answers Quiesced. `informed` ranks know it from a Verdict."""
         self.epoch += 1
-        self.phase = Phase.QUIESCING
         if self.target is not None:
             self._standing.called_off(self.epoch - 1, self.target)
         self._quiet, self._staged, self._proposals, self.target = {}, {}, {}, None
         self._broadcast(self.members.keys() - set(informed), Fault(self.epoch))
-        self._change = Change(self.epoch, self.step, reason, self.layout, time.monotonic())
+        redo = self.phase is Phase.RUNNING and not informed
+        self.phase = Phase.QUIESCING
+        self._change = Change(self.epoch, self.step, reason, self.layout, time.monotonic(), redo)
         if not self.members:
             self._open_if_quiet()
 
@@ -303,7 +327,7 @@ class Manager:
         """Choose the layout for the members that there are and send everybody there."""
         nodes = {r: m.node for r, m in self.members.items()}
         try:
-            self._planned, self.target = choose(self.config, self.layout, self.parallel, nodes, self._rate)
+            self._planned, self.target = self._choose(nodes)
             self._standing.settle(q.released for q in self._quiet.values())
             alive = self._standing.holders(self.members)
         except LostError as error:
@@ -326,6 +350,19 @@ class Manager:
         )  # fmt: skip
         self.phase = Phase.CHANGING
         self._broadcast(self._participants, order)
+
+    def _choose(self, nodes: dict[int, int]) -> tuple[ParallelConfig, Layout]:
+        """The layout of those who stay; where they are too few, of all, until a fresh rank comes. Raises ValueError."""
+        staying = {rank: node for rank, node in nodes.items() if rank not in self._leaving}
+        try:
+            found = choose(self.config, self.layout, self.parallel, staying, self._rate)
+            self._needed = set()
+        except ValueError:
+            if staying == nodes:
+                raise
+            found = choose(self.config, self.layout, self.parallel, nodes, self._rate)
+            self._needed = set(self._leaving)
+        return found
 
     def _clean_everywhere(self, name: str, seq: int) -> bool:
         """Whether all members of a group are participants, have it quiet, and count the same operations."""
@@ -352,6 +389,7 @@ class Manager:
         self.observer.changed(
             replace(self._change, after=self.layout, parallel=self.parallel, bytes_moved=moved, transfer_s=seconds)
         )
+        self._dismiss()
         if stop and not self._save_due:
             self._finish()
 
@@ -368,7 +406,8 @@ class Manager:
         due = stop or (every > 0 and self.step % every == 0)
         self._save_due = self._save_due or (due and not self.config.train.emulate)
         verdict = Verdict(decision, self._save_due, stop)
-        grow = not stop and self._grows()
+        leaving = (self._leaving - self._needed) & set(self.layout.ranks)
+        grow = not stop and (bool(leaving) or self._grows())
         if grow:
             verdict = replace(verdict, change=self.epoch + 1)
         self._broadcast(self.layout.ranks, verdict)
@@ -381,14 +420,15 @@ class Manager:
             if not self._save_due:
                 self._finish()
         elif grow:
-            self._begin_change("a rank joins", informed=self.layout.ranks)
+            names = ", ".join(map(str, sorted(leaving)))
+            self._begin_change(f"rank {names} leaves" if leaving else "a rank joins", informed=self.layout.ranks)
 
     def _grows(self) -> bool:
         """Whether ranks have joined that the best layout has a use for; others stand by until the next change."""
         if self._fresh:
             try:
                 nodes = {r: m.node for r, m in self.members.items()}
-                best = choose(self.config, self.layout, self.parallel, nodes, self._rate)
+                best = self._choose(nodes)
             except ValueError:
                 return True  # what is wrong is said where the layout is chosen
             if best == (self.parallel, self.layout):

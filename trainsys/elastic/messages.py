@@ -108,6 +108,11 @@ class StopWanted:
 
 
 @dataclass(frozen=True)
+class Leaving:
+    """The rank's place will be taken away soon (a preemption notice): move its work elsewhere at a step boundary."""
+
+
+@dataclass(frozen=True)
 class Open:
     """Enter `epoch`: connect, bring the state from `src` to `dst`, report Staged."""
 

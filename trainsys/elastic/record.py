@@ -19,6 +19,7 @@ class Change:
     Attributes:
         step: optimizer steps committed when it began; the step in flight is redone.
         began: when the manager called the old epoch off.
+        redo: whether a step was under way, which is done again.
         transfer_s: longest time any rank took to connect, transfer and verify.
     """
 
@@ -27,6 +28,7 @@ class Change:
     reason: str
     before: Layout | None
     began: float
+    redo: bool = False
     after: Layout | None = None
     parallel: ParallelConfig | None = None
     bytes_moved: int = 0
@@ -41,6 +43,8 @@ class Observer(Protocol):
     def never_joined(self, rank: int, why: str) -> None: ...
 
     def lost(self, rank: int, cause: str, step: int) -> None: ...
+
+    def left(self, rank: int, step: int) -> None: ...
 
     def changed(self, change: Change) -> None: ...
 

@@ -22,7 +22,7 @@ from trainsys.elastic.files import Board, JsonLines, keep_before
 from trainsys.elastic.messages import Proposal
 from trainsys.elastic.progress import Progress, Screen
 from trainsys.elastic.record import Change
-from trainsys.elastic.story import FaultRecord, tell_end, tell_join, tell_loss
+from trainsys.elastic.story import FaultRecord, tell_end, tell_join, tell_leaving, tell_loss
 from trainsys.parallel.step import Decision
 from trainsys.schedule.compare import Comparison
 from trainsys.schedule.simulate import Event
@@ -66,6 +66,7 @@ class Recorder:
         self.faults: list[FaultRecord] = []
         self.changes: list[Change] = []
         self.joins: list[tuple[int, int]] = []
+        self.drains: list[tuple[int, int]] = []
         self.saves: list[tuple[int, str, str]] = []
         self.traces: dict[int, dict[int, tuple[Event, ...]]] = {}
         self.layouts: dict[int, Layout] = {}
@@ -113,6 +114,14 @@ class Recorder:
             self._progress.say(tell_loss(fault, None, None))
         self._standing_by = [r for r in self._standing_by if r != rank]
         self._note("lost", **fault.as_dict(), cause=cause)
+
+    def left(self, rank: int, step: int) -> None:
+        change = self.changes[-1]
+        worked = change.before is not None and rank in change.before.ranks
+        self.drains.append((step, rank))
+        self.say(tell_leaving(rank, step, change if worked else None))
+        self._standing_by = [r for r in self._standing_by if r != rank]
+        self._note("left", rank=rank, step=step)
 
     def changed(self, change: Change) -> None:
         assert change.after is not None

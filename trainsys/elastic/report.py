@@ -50,10 +50,15 @@ def summary(drill: Drill) -> list[str]:
     """What happened, in a few plain sentences: the last screen, and the head of report.md."""
     r = drill.result
     lost, joined = len(r["faults"]), len(r["joins"])
+    drained = f", {_count(len(r['drains']), 'rank', 'ranks')} left as told" if r["drains"] else ""
     lines = [
-        f"{_count(lost, 'rank was', 'ranks were')} lost and {_count(joined, 'rank', 'ranks')} joined while "
+        f"{_count(lost, 'rank was', 'ranks were')} lost and {_count(joined, 'rank', 'ranks')} joined{drained} while "
         f"{_count(r['steps'], 'step', 'steps')} were trained."
     ]
+    if r["drains"]:
+        lines.append(
+            f"{_count(r['steps_redone'], 'step', 'steps')} redone, for {lost} lost and {len(r['drains'])} leaving."
+        )
     if r["steps_lost"] or r["samples_lost"] or r["samples_repeated"]:
         lines.append(
             f"{_count(r['steps_lost'], 'step', 'steps')} lost, {_count(r['samples_lost'], 'sample', 'samples')} lost, "

@@ -26,6 +26,8 @@ from trainsys.elastic.worker import Worker
 from trainsys.models.geometry import resolve
 from trainsys.models.registry import build
 
+NOTICE = signal.SIGUSR1  # to a rank: its place will be taken away soon
+
 
 def warm_up(config: RunConfig) -> None:
     """Run one microbatch through a one-layer model, so that a rank that joins does not hold up its first real step."""
@@ -58,6 +60,7 @@ def serve(
         config, rank, node, lambda on_fault: ControlClient(rendezvous.control, rendezvous.authkey, beat_s, on_fault),
         store, faults,
     )  # fmt: skip
+    signal.signal(NOTICE, lambda signum, frame: worker.control.leave())
     for number in stop_on:
         signal.signal(number, lambda signum, frame: setattr(worker.control, "stop_wanted", True))
     try:

@@ -72,6 +72,15 @@ def tell_join(ranks: list[int], change: Change) -> str:
     return f"{who} from step {change.step} on; {tell_shape(change.before, change.after)}; {_moved(change)}"
 
 
+def tell_leaving(rank: int, step: int, change: Change | None) -> str:
+    """``rank 2 left before step 12 as it was told to; dp 2→1 at stage 1; …; no step redone``."""
+    parts = [f"rank {rank} left before step {step} as it was told to"]
+    if change is None:
+        return parts[0] + "; it was a spare, nothing changes"
+    again = "the step under way is redone" if change.redo else "no step redone"
+    return "; ".join([*parts, tell_shape(change.before, change.after), _moved(change), again])
+
+
 def tell_shape(before: Layout | None, after: Layout | None) -> str:
     """How the layout changed; where every stage kept its layers, stage by stage: ``dp 2→1 at stage 1``."""
     assert after is not None

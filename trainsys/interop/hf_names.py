@@ -142,6 +142,10 @@ def ignorable(config: ModelConfig, name: str) -> bool:
 
 def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """The ``config.json`` of a checkpoint with this architecture."""
+    if config.window:
+        raise ValueError(
+            f"model.window={config.window} has no place in Hugging Face's {config.family}; set model.window=0"
+        )
     config = resolve(config)
     common = {
         "architectures": [_CLASSES[config.family]],

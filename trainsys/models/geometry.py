@@ -47,6 +47,8 @@ def resolve(config: ModelConfig) -> ModelConfig:
     for name in ("vocab_size", "dim", "num_layers", "num_heads", "max_seq_len", "vocab_parts"):
         if getattr(config, name) < 1:
             raise ValueError(f"model.{name}={getattr(config, name)} must be at least 1")
+    if config.window < 0:
+        raise ValueError(f"model.window={config.window} must be positive, or 0 to look at all positions before")
     for name in ("num_kv_heads", "head_dim", "ffn_dim"):
         if getattr(config, name) < 0:
             raise ValueError(f"model.{name}={getattr(config, name)} must be positive, or 0 to derive it")

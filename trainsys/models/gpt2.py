@@ -6,14 +6,14 @@ falls on the embedding and on what each region adds to the residual stream, not 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainsys.config import ModelConfig
-from trainsys.models.attention import causal_attention
+from trainsys.models.attention import Attend, causal_attention
 from trainsys.models.decoder import Decoder
 from trainsys.models.dropout import KeyedDropout, SampleKeys
 from trainsys.models.family import head_dim
@@ -46,7 +46,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = causal_attention  # a runtime may cut the sequence
+        self.attend: Attend = partial(causal_attention, window=config.window)  # a runtime may cut the sequence
         self.head_dim = head_dim(config)
         self.wq = nn.Linear(config.dim, config.dim)
         self.wk = nn.Linear(config.dim, config.dim)

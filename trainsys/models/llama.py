@@ -6,12 +6,13 @@ Its tensors and split rules: llama_geometry.py. `attention` and `feed_forward` a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainsys.config import ModelConfig
-from trainsys.models.attention import causal_attention
+from trainsys.models.attention import Attend, causal_attention
 from trainsys.models.decoder import Decoder
 from trainsys.models.dropout import SampleKeys
 from trainsys.models.family import head_dim, kv_dim, q_dim
@@ -30,7 +31,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.rows: Rows | None = None
-        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = causal_attention
+        self.attend: Attend = partial(causal_attention, window=config.window)
         self.head_dim, self.theta = head_dim(config), config.rope_theta
         self.wq = nn.Linear(config.dim, q_dim(config), bias=False)
         self.wk = nn.Linear(config.dim, kv_dim(config), bias=False)

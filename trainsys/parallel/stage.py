@@ -30,6 +30,7 @@ from trainsys.parallel.sequence.linear import SCANS
 from trainsys.parallel.sequence.linear.apply import apply_linear
 from trainsys.parallel.split import Deferred, Halves, Made, complete, split_backward
 from trainsys.parallel.tensor import TensorParallel, apply_tensor_parallel
+from trainsys.sequence.mask import Mask
 from trainsys.space.tensor import LogicalTensor
 
 
@@ -254,7 +255,9 @@ def build_stage(
     if tp is not None and tp.size > 1:
         apply_tensor_parallel(model, tp)
     if cp is not None:
-        apply_context_parallel(model, cp, tp, lambda name: CpAttention(cp, cp.method, canonical=cp.canonical))
+        apply_context_parallel(
+            model, cp, tp, lambda name: CpAttention(cp, cp.method, Mask(window=config.window), cp.canonical)
+        )
         apply_linear(model, cp, cp.seq_len, cp.layout, SCANS["auto"](cp.wires), tp is not None and tp.sequence_parallel)
     scale_router_losses(model, num_microbatches, tp)
     if deferred is not None:

@@ -42,7 +42,7 @@ def methods_of(config: RunConfig, stages: Stages, topology: Topology) -> list[Ch
     group = stages.sequence_groups(0)[0]
     place = Place(
         LAYOUTS[parallel.cp_layout](config.batch.seq_len, stages.cp),
-        Mask(),
+        Mask(window=model.window),
         wires_of(topology, list(group), config.cluster.fabric),
         model.num_heads // stages.tp,
         max(1, model.num_kv_heads // stages.tp),

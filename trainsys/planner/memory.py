@@ -202,8 +202,24 @@ def activation_bytes(config: RunConfig, stages: Stages, stage: int, in_flight: i
 def activation_parts(config: RunConfig, stages: Stages, stage: int) -> tuple[float, float]:
     """Bytes that a rank of `stage` keeps of one microbatch, and those of the layer at work.
 
-    The latter stand beside what is kept where a layer is computed again in the backward, or where the host keeps it.
+    The latter stand beside what is kept where a layer is computed again in the backward, or where the host keeps it;
+    under cp also the keys of other teams.
     """
+    each, always = _activation_parts(config, stages, stage)
+    return each, always + travelling_bytes(config, stages)
+
+
+def travelling_bytes(config: RunConfig, stages: Stages) -> float:
+    """Keys and values of other teams that are here at once, at most, and in the backward a team's gradients in float32:
+    canonical merging may have to keep all until their turn comes (`parallel/sequence/in_turn.py`)."""
+    if stages.cp == 1:
+        return 0.0
+    model, size = resolve(config.model), Precision.of(config.train.dtype).activation
+    width = 2 * kv_dim(model) // min(stages.tp, model.num_kv_heads)
+    return team_tokens(config) * width * ((stages.cp - 1) * size + 2 * max(4, size))
+
+
+def _activation_parts(config: RunConfig, stages: Stages, stage: int) -> tuple[float, float]:
     parallel, last = config.parallel, stage == stages.head
     layer, whole = layer_bytes(config, stages.tp), kept_bytes(config, stages, stages.layers[stage], last)
     if parallel.offload == "activations":

@@ -12,7 +12,7 @@ from trainsys.models.geometry import resolve
 from trainsys.models.linear_llama_geometry import is_softmax, state_elements
 from trainsys.planner.precision import Precision
 from trainsys.planner.stages import Stages
-from trainsys.sequence.layouts import contiguous, zigzag
+from trainsys.sequence.layouts import LAYOUTS, contiguous
 from trainsys.sequence.moves import moves
 
 
@@ -38,7 +38,7 @@ def linear_s(config: RunConfig, stages: Stages, run: int, link: Link | None) -> 
     times = 2 * sum(layer - 1 not in layers for layer in layers)
     scan_s, convert_s = (
         _scan_s(stages.cp, link, state, transition),
-        _convert_s(stages.cp, link, config.batch.seq_len, row),
+        _convert_s(config.parallel.cp_layout, stages.cp, link, config.batch.seq_len, row),
     )
     return len(layers) * scan_s + times * convert_s
 
@@ -54,8 +54,8 @@ def _scan_s(cp: int, link: Link, state: float, transition: float) -> float:
 
 
 @lru_cache(maxsize=256)
-def _convert_s(cp: int, link: Link, seq_len: int, row: int) -> float:
-    """From zigzag to neighbours or back."""
-    moved = moves(zigzag(seq_len, cp), contiguous(seq_len, cp), row)
+def _convert_s(layout: str, cp: int, link: Link, seq_len: int, row: int) -> float:
+    """From a layout to neighbours or back."""
+    moved = moves(LAYOUTS[layout](seq_len, cp), contiguous(seq_len, cp), row)
     busiest = max(*map(sum, moved), *map(sum, zip(*moved, strict=True)))
-    return link.transfer_s(busiest)
+    return link.transfer_s(busiest) if busiest else 0.0

@@ -1,8 +1,8 @@
 """Which positions look at which, and how that falls into blocks that an attention kernel can do.
 
 A block is a rectangle of local rows and keys that is all visible (``full``), a square of which each row sees one key
-more than the one before (``causal``), or one with a mask of its own (``masked``). What nobody sees is in no block: it is
-neither computed nor sent.
+more than the one before (``causal``), or one with a mask of its own (``masked``). What nobody sees is in no block: it
+is neither computed nor sent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Mask:
 
     def __post_init__(self) -> None:
         if self.window < 0 or (self.window and not self.causal):
-            raise ValueError(f"window={self.window} needs a causal mask and must be 0 (no window) or more")
+            raise ValueError(f"model.window={self.window} needs a causal mask, and must be 0 (no window) or more")
         if any(a >= b for a, b in pairwise((0, *self.documents))):
             raise ValueError(f"documents={self.documents} must be rising positions after 0")
 

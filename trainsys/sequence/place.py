@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -91,7 +91,6 @@ class Plan:
     shared: int = 1
     at_once: bool = False
     exact_wire: bool = True
-    place: Place | None = field(default=None)
 
 
 def in_canonical_order(plan: Plan, place: Place) -> Plan:
@@ -102,8 +101,8 @@ def in_canonical_order(plan: Plan, place: Place) -> Plan:
     """
     if plan.shared > 1 and (plan.shared < place.size or place.kv_heads % place.size):
         raise ValueError(
-            f"parallel.cp_merge=canonical cannot share parallel.cp={place.size} teams' {place.kv_heads} key heads (on a "
-            "tp rank) in other than whole and equal parts; set parallel.cp_merge=schedule or parallel.cp_method=auto"
+            f"parallel.cp_merge=canonical cannot share parallel.cp={place.size} teams' {place.kv_heads} key heads (on "
+            "a tp rank) in other than whole and equal parts; set parallel.cp_merge=schedule or parallel.cp_method=auto"
         )
     journeys = []
     for journey in (plan.forward, plan.backward):

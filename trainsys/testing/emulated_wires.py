@@ -70,8 +70,11 @@ class EmulatedWiresLab:
         return {edge: count - self._before.get(edge, 0) for edge, count in self._counted().items()}
 
     def _counted(self) -> dict[Edge, int]:
-        self._relay.send("counters")
-        found: dict[Edge, int] = self._relay.recv()
+        try:
+            self._relay.send("counters")
+            found: dict[Edge, int] = self._relay.recv()
+        except (EOFError, OSError):
+            raise RuntimeError("no emulated wires: the relay has ended") from None
         return found
 
 

@@ -138,6 +138,8 @@ class Relay:
                 caller, _ = self._listener.accept()
             except BlockingIOError:
                 return
+            except ConnectionError:
+                continue  # called and gone
             caller.setblocking(False)
             self._watch(caller.fileno(), partial(self._greet, caller), select.EPOLLIN)
 

@@ -10,6 +10,7 @@ from trainsys.comm.exchange import exchange
 from trainsys.parallel.sequence.context import ContextParallel
 
 _TAG = 1 << 29 | 13 << 24
+BAD = "!"  # a description that begins so says what is wrong with a member's own tensors
 _SAID = 480  # bytes of a description that travel beside its hash
 
 
@@ -17,9 +18,13 @@ def agree(cp: ContextParallel, what: str) -> None:
     """Compare `what` over all members.
 
     Raises:
-        ValueError: on every member alike, naming the first that differs and both descriptions.
+        ValueError: on every member alike, naming the first that differs and both descriptions, or saying what is wrong
+            with a member's own tensors.
     """
     said = _all(cp, what)
+    for words in map(_words, said):
+        if words.startswith(BAD):
+            raise ValueError(words.removeprefix(BAD))
     for rank, other in zip(cp.members, said, strict=True):
         if not torch.equal(other, said[0]):
             raise ValueError(

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from trainsys.parallel.sequence.agree import agree, told
+from trainsys.parallel.sequence.agree import BAD, agree, told
 from trainsys.parallel.sequence.attention import attention
 from trainsys.parallel.sequence.context import ContextParallel
 from trainsys.parallel.sequence.heads import Sharing, exchanged, returned
@@ -52,23 +52,27 @@ class CpAttention:
         """What the first call with such tensors would plan; all members call it. Raises ValueError as a call does."""
         shape = (q.shape[0], q.shape[2], k.shape[2], q.shape[3], v.shape[3], q.dtype)
         if shape not in self._known:
-            self._check(q, k, v)
-            agree(self.cp, f"{self.method} {self.canonical} {self.mask} {self.cp.layout} {shape}")
+            agree(
+                self.cp,
+                self._problem(q, k, v) or f"{self.method} {self.canonical} {self.mask} {self.cp.layout} {shape}",
+            )
             self._known[shape] = self._planned(q, k, v)
         return self._known[shape]
 
-    def _check(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def _problem(self, q: Tensor, k: Tensor, v: Tensor) -> str:
+        """What is wrong with this member's tensors, all of whose peers are told; nothing if they fit."""
         here = sum(map(len, self.cp.layout[self.cp.index]))
         if {q.shape[1], k.shape[1], v.shape[1]} != {here}:
-            raise ValueError(
-                f"rank {self.cp.group.rank} has {here} of {self.cp.seq_len} positions (batch.seq_len), but got "
+            return (
+                f"{BAD}rank {self.cp.group.rank} has {here} of {self.cp.seq_len} positions (batch.seq_len), but got "
                 f"queries, keys and values of {q.shape[1]}, {k.shape[1]} and {v.shape[1]}"
             )
         if q.shape[2] % k.shape[2] or k.shape[2] != v.shape[2] or q.shape[3] != k.shape[3]:
-            raise ValueError(
-                f"queries of {q.shape[2]} heads of {q.shape[3]}, keys of {k.shape[2]} of {k.shape[3]} and values of "
-                f"{v.shape[2]} do not fit: model.num_heads must be a multiple of model.num_kv_heads"
+            return (
+                f"{BAD}queries of {q.shape[2]} heads of {q.shape[3]}, keys of {k.shape[2]} of {k.shape[3]} and values "
+                f"of {v.shape[2]} do not fit: model.num_heads must be a multiple of model.num_kv_heads"
             )
+        return ""
 
     def _planned(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Sharing | None, Trip, Trip]:
         cp = self.cp

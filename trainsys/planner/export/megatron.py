@@ -41,6 +41,8 @@ def megatron_args(config: RunConfig) -> str:
 
 def _refuse(config: RunConfig) -> None:
     parallel, dtype = config.parallel, config.train.dtype
+    if config.model.window:
+        raise ValueError(f"--export megatron: model.window={config.model.window} is not written; set model.window=0")
     if config.model.family == "linear_llama":
         raise ValueError("--export megatron: it has no model.family=linear_llama; set model.family=llama")
     if parallel.schedule not in ("1f1b", "interleaved") and parallel.pp > 1:

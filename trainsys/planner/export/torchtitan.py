@@ -86,6 +86,10 @@ def _key(model: ModelConfig) -> tuple[str, int, int, int]:
 
 def _refuse(config: RunConfig) -> None:
     parallel = config.parallel
+    if config.model.window:
+        raise ValueError(
+            f"--export torchtitan: its models have no model.window={config.model.window}; set model.window=0"
+        )
     for name in ("stage_replicas", "stage_layers"):
         if getattr(parallel, name):
             raise ValueError(f"--export torchtitan: it has no ragged layouts; leave out parallel.{name}")
