@@ -13,7 +13,14 @@ from trainsys.comm.datapath import Datapath, Send
 
 
 def homeward(path: Datapath) -> Datapath:
-    """The all-gather whose backwards the results of `path` go home on; `path` itself where chunks fan out."""
+    """The all-gather whose backwards the results of `path` go home on; `path` itself where chunks fan out on the way.
+
+    Where nothing is passed on, results of what comes first go home first.
+    """
+    if all(path.source(chunk) == src for _, chunk, src, _ in path.sends.tolist()):
+        last = path.num_steps - 1
+        turned = (Send(last - step, chunk, src, dst) for step, chunk, src, dst in path.sends.tolist())
+        return Datapath.of(f"{path.name} home", path.size, path.slices, turned)
     hops: dict[int, list[Send]] = {}
     for row in path.sends.tolist():
         hops.setdefault(row[1], []).append(Send(*row))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -73,6 +74,7 @@ def play(
     links: Mapping[Edge, Link],
     alpha_s: float,
     crowd: float = 1.0,
+    connections: Sequence[int] | None = None,
 ) -> list[float]:
     """When each message has arrived, in s. A message costs its pair `alpha_s` first; wires add their latency after.
 
@@ -80,13 +82,19 @@ def play(
         messages: in the order in which their pairs send them; `Message.after` names earlier ones by position.
         routes: of each pair, the edges.
         crowd: the part of its rate that an edge gives while messages share it.
+        connections: of each pair; pairs of the same one take turns, first come first; None: each has its own.
     """
     latency = [sum(links[edge].latency_s for edge in route) for route in routes]
-    return _Play(messages, latency, _Shares(routes, links, crowd), alpha_s).run()
+    shares = _Shares(routes, links, crowd)
+    return _Play(messages, latency, shares, alpha_s, connections or range(len(routes))).run()
 
 
 class _Play:
-    def __init__(self, messages: Sequence[Message], latency: Sequence[float], shares: _Shares, alpha_s: float) -> None:
+    def __init__(
+        self, messages: Sequence[Message], latency: Sequence[float], shares: _Shares, alpha_s: float,
+        connections: Sequence[int],
+    ) -> None:  # fmt: skip
+        self.connections = connections
         self.messages, self.latency, self.shares, self.alpha_s = messages, latency, shares, alpha_s
         self.queues: list[list[int]] = [[] for _ in latency]
         self.waits = [len(message.after) for message in messages]
@@ -96,7 +104,9 @@ class _Play:
             for before in message.after:
                 self.next[before].append(i)
         self.place = [0] * len(latency)  # of each pair, in its queue
-        self.busy = [False] * len(latency)
+        self.posted = [False] * len(latency)  # the next message of each pair flows, or waits for its connection
+        self.busy = dict.fromkeys(connections, False)
+        self.line: dict[int, deque[int]] = {connection: deque() for connection in self.busy}
         self.left = np.zeros(len(latency))
         self.active = np.zeros(len(latency), dtype=bool)
         self.arrival = [0.0] * len(messages)
@@ -126,15 +136,25 @@ class _Play:
         return self.arrival
 
     def _try(self, pair: int, now: float) -> None:
-        """Begin with the next message of `pair`, if it may."""
+        """Post the next message of `pair`, if it may begin."""
         queue, place = self.queues[pair], self.place[pair]
-        if self.busy[pair] or place == len(queue) or self.waits[queue[place]]:
+        if self.posted[pair] or place == len(queue) or self.waits[queue[place]]:
             return
-        self.busy[pair] = True
+        self.posted[pair] = True
+        self.line[self.connections[pair]].append(pair)
+        self._next(self.connections[pair], now)
+
+    def _next(self, connection: int, now: float) -> None:
+        """Begin with what has waited longest for `connection`, if it is free."""
+        if self.busy[connection] or not self.line[connection]:
+            return
+        self.busy[connection] = True
+        pair = self.line[connection].popleft()
+        i = self.queues[pair][self.place[pair]]
         if self.alpha_s:
-            heappush(self.events, (now + self.alpha_s, 0, queue[place]))
+            heappush(self.events, (now + self.alpha_s, 0, i))
         else:
-            self._flow(queue[place])
+            self._flow(i)
 
     def _flow(self, i: int) -> None:
         pair = self.messages[i].pair
@@ -143,13 +163,15 @@ class _Play:
     def _end(self, pair: int, now: float) -> None:
         i = self.queues[pair][self.place[pair]]
         self.place[pair] += 1
-        self.busy[pair], self.active[pair] = False, False
+        self.posted[pair], self.active[pair] = False, False
+        self.busy[self.connections[pair]] = False
         self.left[pair] = 0.0
         if self.latency[pair]:
             heappush(self.events, (now + self.latency[pair], 1, i))
         else:
             self._arrive(i, now)
         self._try(pair, now)
+        self._next(self.connections[pair], now)
 
     def _arrive(self, i: int, now: float) -> None:
         self.arrival[i] = now

@@ -33,7 +33,7 @@ class CpAttention:
 
     def __init__(self, cp: ContextParallel, method: str, mask: Mask | None = None, canonical: bool = True) -> None:
         self.cp, self.method, self.mask, self.canonical = cp, method, mask or Mask(), canonical
-        self._known: dict[tuple[object, ...], tuple[Plan, Trip, Trip]] = {}
+        self._known: dict[tuple[object, ...], tuple[Sharing | None, Trip, Trip]] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[B, S_i, heads, D], [B, S_i, kv_heads, D], [B, S_i, kv_heads, E] -> [B, S_i, heads · E].
@@ -42,6 +42,14 @@ class CpAttention:
             ValueError: the members' tensors do not fit together, or the method cannot serve them; nothing is sent then.
             CommError: naming the step and the rank that was waited for.
         """
+        sharing, there, back = self.prepare(q, k, v)
+        if sharing is None:
+            return attention(q, k, v, there, back).flatten(2)
+        out = attention(*exchanged(q, k, v, sharing), there, back)
+        return returned(out, sharing, q.shape[2]).flatten(2)
+
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Sharing | None, Trip, Trip]:
+        """What the first call with such tensors would plan; all members call it. Raises ValueError as a call does."""
         shape = (q.shape[0], q.shape[2], k.shape[2], q.shape[3], v.shape[3], q.dtype)
         if shape not in self._known:
             agree(
@@ -49,12 +57,7 @@ class CpAttention:
                 self._problem(q, k, v) or f"{self.method} {self.canonical} {self.mask} {self.cp.layout} {shape}",
             )
             self._known[shape] = self._planned(q, k, v)
-        plan, there, back = self._known[shape]
-        if plan.shared == 1:
-            return attention(q, k, v, there, back).flatten(2)
-        sharing = self._sharing(plan)
-        out = attention(*exchanged(q, k, v, sharing), there, back)
-        return returned(out, sharing, q.shape[2]).flatten(2)
+        return self._known[shape]
 
     def _problem(self, q: Tensor, k: Tensor, v: Tensor) -> str:
         """What is wrong with this member's tensors, all of whose peers are told; nothing if they fit."""
@@ -71,7 +74,7 @@ class CpAttention:
             )
         return ""
 
-    def _planned(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Plan, Trip, Trip]:
+    def _planned(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Sharing | None, Trip, Trip]:
         cp = self.cp
         place = Place(cp.layout, self.mask, cp.wires, q.shape[2], k.shape[2], q.shape[3], v.shape[3])
         plan = METHODS[self._method(place, q)](place)
@@ -82,7 +85,7 @@ class CpAttention:
         members = cp.members[cp.index % plan.shared :: plan.shared]
         wire = None if plan.exact_wire else q.dtype
         there = Trip(cp.group, members, plan.forward, q.shape[3] ** -0.5, wire, plan.at_once, self.canonical, origins)
-        return plan, there, replace(there, journey=plan.backward)
+        return self._sharing(plan), there, replace(there, journey=plan.backward)
 
     def _method(self, place: Place, q: Tensor) -> str:
         if self.method != "auto":
@@ -91,7 +94,9 @@ class CpAttention:
         found = choices(place, shape, self.cp.rates, self.canonical) if self.cp.index == 0 else []
         return told(self.cp, found[0].method if found else "")
 
-    def _sharing(self, plan: Plan) -> Sharing:
+    def _sharing(self, plan: Plan) -> Sharing | None:
+        if plan.shared == 1:
+            return None
         first = self.cp.index // plan.shared * plan.shared
         near = slice(first, first + plan.shared)
         return Sharing(self.cp.group, self.cp.members[near], self.cp.layout[near], sorted=not self.canonical)

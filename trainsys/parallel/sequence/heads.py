@@ -9,10 +9,11 @@ order of members.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 import torch
@@ -22,22 +23,9 @@ from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
 from trainsys.sequence.layouts import Positions
 from trainsys.sequence.place import united
+from trainsys.sequence.shares import Share, key_heads, query_heads, repeated, serving
 
 _TAG = 1 << 29 | 15 << 24
-
-Share = tuple[int, int]  # heads [first, last)
-
-
-def query_heads(heads: int, size: int, member: int) -> Share:
-    """Of `member` among `size`."""
-    return member * heads // size, (member + 1) * heads // size
-
-
-def key_heads(heads: int, kv_heads: int, size: int, member: int) -> Share:
-    """Those that serve the query heads of `member`."""
-    first, last = query_heads(heads, size, member)
-    group = heads // kv_heads
-    return (first // group, -(-last // group)) if first < last else (0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,65 +62,98 @@ class Sharing:
         at = {position: row for row, position in enumerate(every)}
         return torch.tensor([at[position] for position in wanted])
 
-    def to_heads(self, x: Tensor, shares: Sequence[Share]) -> Tensor:
-        """[B, S_i, H, D] of every member -> [B, S, own heads, D], positions in the order of `united`."""
-        first, last = shares[self.me]
-        leaving = [x[:, :, a:b].contiguous() for a, b in shares]
-        into = [x.new_empty((x.shape[0], length, last - first, x.shape[3])) for length in self.lengths]
-        self._exchange(leaving, into)
-        every = torch.cat(into, dim=1)
-        return every if self.order is None else every.index_select(1, self.order.to(x.device))
+    def to_heads(self, tensors: Sequence[Tensor], shares: Sequence[Sequence[Share]]) -> tuple[Tensor, ...]:
+        """Tensors [B, S_i, H, D] of every member -> [B, S, own heads, D], positions in the order of `united`.
 
-    def from_heads(self, x: Tensor, shares: Sequence[Share], heads: int) -> Tensor:
-        """[B, S, own heads, D] of every member -> [B, S_i, H, D]; what several have of a head is added up."""
+        Args:
+            shares: of each tensor, the heads that go to each member.
+        """
+        leaving = [[x[:, :, slice(*of[m])] for x, of in zip(tensors, shares, strict=True)] for m in self._all]
+        own = [of[self.me][1] - of[self.me][0] for of in shares]
+        shapes = [
+            [(x.shape[0], length, h, x.shape[3]) for x, h in zip(tensors, own, strict=True)] for length in self.lengths
+        ]
+        found = [torch.cat(parts, dim=1) for parts in zip(*self._exchange(leaving, shapes), strict=True)]
+        return tuple(x if self.order is None else x.index_select(1, self.order.to(x.device)) for x in found)
+
+    def from_heads(self, tensors: Sequence[Tensor], shares: Sequence[Sequence[Share]]) -> tuple[Tensor, ...]:
+        """Tensors [B, S, own heads, D] of every member -> [B, S_i, H, D]; what several have of a head is added up."""
         if self.order is not None:
-            x = torch.empty_like(x).index_copy_(1, self.order.to(x.device), x)
-        leaving = [part.contiguous() for part in x.split(self.lengths, dim=1)]
-        into = [x.new_empty((x.shape[0], self.lengths[self.me], b - a, x.shape[3])) for a, b in shares]
-        self._exchange(leaving, into)
-        disjoint = all(a[1] <= b[0] for a, b in itertools.pairwise(shares))
-        if disjoint:
-            return torch.cat(into, dim=2)
-        wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
-        whole = x.new_zeros((*into[0].shape[:2], heads, x.shape[3]), dtype=wide)
-        for (a, b), part in zip(shares, into, strict=True):
-            whole[:, :, a:b] += part
-        return whole.to(x.dtype)
+            order = self.order.to(tensors[0].device)
+            tensors = [torch.empty_like(x).index_copy_(1, order, x) for x in tensors]
+        leaving = list(zip(*(x.split(self.lengths, dim=1) for x in tensors), strict=True))
+        shapes = [
+            [
+                (x.shape[0], self.lengths[self.me], of[m][1] - of[m][0], x.shape[3])
+                for x, of in zip(tensors, shares, strict=True)
+            ]
+            for m in self._all
+        ]
+        come = zip(*self._exchange(leaving, shapes), strict=True)
+        return tuple(_whole(parts, of) for parts, of in zip(come, shares, strict=True))
 
-    def _exchange(self, leaving: list[Tensor], into: list[Tensor]) -> None:
-        into[self.me].copy_(leaving[self.me])
-        peers = [(rank, i) for i, rank in enumerate(self.members) if i != self.me]
+    @property
+    def _all(self) -> range:
+        return range(len(self.members))
+
+    def _exchange(
+        self, leaving: Sequence[Sequence[Tensor]], shapes: Sequence[Sequence[tuple[int, ...]]]
+    ) -> list[Sequence[Tensor]]:
+        """Some tensors for each member, as one message; those of `shapes` come back."""
+        like = leaving[self.me][0]
+        out = {m: torch.cat([x.reshape(-1) for x in leaving[m]]) for m in self._all if m != self.me}
+        into = {m: like.new_empty(sum(map(prod, shapes[m]))) for m in out}
         exchange(
             self.group,
-            [(rank, leaving[i], _TAG) for rank, i in peers if leaving[i].numel()],
-            [(rank, into[i], _TAG) for rank, i in peers if into[i].numel()],
+            [(self.members[m], flat, _TAG) for m, flat in out.items() if flat.numel()],
+            [(self.members[m], flat, _TAG) for m, flat in into.items() if flat.numel()],
         )
+        found: list[Sequence[Tensor]] = []
+        for m in self._all:
+            if m == self.me:
+                found.append(leaving[m])
+            else:
+                parts = into[m].split([prod(shape) for shape in shapes[m]])
+                found.append([x.view(shape) for x, shape in zip(parts, shapes[m], strict=True)])
+        return found
+
+
+def _whole(parts: Sequence[Tensor], shares: Sequence[Share]) -> Tensor:
+    """All heads from those of each member; what several have is added up in their order."""
+    if all(a[1] <= b[0] for a, b in pairwise(shares)):
+        return torch.cat(tuple(parts), dim=2)
+    first = parts[0]
+    wide = torch.float32 if first.dtype in (torch.bfloat16, torch.float16) else first.dtype
+    whole = first.new_zeros((*first.shape[:2], shares[-1][1], first.shape[3]), dtype=wide)
+    for (a, b), part in zip(shares, parts, strict=True):
+        whole[:, :, a:b] += part
+    return whole.to(first.dtype)
 
 
 class _ToHeads(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sharing: Sharing, shares: Sequence[Share]) -> Tensor:
-        ctx.sharing, ctx.shares, ctx.heads = sharing, shares, x.shape[2]
-        return sharing.to_heads(x, shares)
+    def forward(ctx: Any, sharing: Sharing, shares: Sequence[Sequence[Share]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.sharing, ctx.shares = sharing, shares
+        return sharing.to_heads(tensors, shares)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.sharing.from_heads(grad, ctx.shares, ctx.heads), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.sharing.from_heads(grads, ctx.shares)
 
 
 class _FromHeads(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sharing: Sharing, shares: Sequence[Share], heads: int) -> Tensor:
+    def forward(ctx: Any, sharing: Sharing, shares: Sequence[Share], x: Tensor) -> Tensor:
         ctx.sharing, ctx.shares = sharing, shares
-        return sharing.from_heads(x, shares, heads)
+        return sharing.from_heads([x], [shares])[0]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.sharing.to_heads(grad, ctx.shares), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, ctx.sharing.to_heads([grad], [ctx.shares])[0]
 
 
 def exchanged(q: Tensor, k: Tensor, v: Tensor, sharing: Sharing) -> tuple[Tensor, Tensor, Tensor]:
-    """Local heads of q, k and v [B, S_i, heads, D] at all members' positions, [B, S, own heads, D].
+    """Local heads of q, k and v [B, S_i, heads, D] at all members' positions, [B, S, own heads, D], in one exchange.
 
     Key heads come with equally many query heads each; where the own query heads are cut amid those of a key head, keys
     are repeated, here only.
@@ -140,15 +161,9 @@ def exchanged(q: Tensor, k: Tensor, v: Tensor, sharing: Sharing) -> tuple[Tensor
     size, heads, kv_heads = len(sharing.members), q.shape[2], k.shape[2]
     of_q = [query_heads(heads, size, m) for m in range(size)]
     of_k = [key_heads(heads, kv_heads, size, m) for m in range(size)]
-    q, k, v = (
-        _ToHeads.apply(t, sharing, shares)  # type: ignore[no-untyped-call]
-        for t, shares in ((q, of_q), (k, of_k), (v, of_k))
-    )
-    (first, last), (base, _), group = of_q[sharing.me], of_k[sharing.me], heads // kv_heads
-    serving = [head // group - base for head in range(first, last)]
-    counts = {serving.count(head) for head in serving}
-    if len(counts) > 1:
-        which = torch.tensor(serving, device=k.device)
+    q, k, v = _ToHeads.apply(sharing, (of_q, of_k, of_k), q, k, v)  # type: ignore[no-untyped-call]
+    if repeated(heads, kv_heads, size, sharing.me) > k.shape[2]:
+        which = torch.tensor(serving(heads, kv_heads, size, sharing.me), device=k.device)
         k, v = k.index_select(2, which), v.index_select(2, which)
     return q, k, v
 
@@ -156,5 +171,5 @@ def exchanged(q: Tensor, k: Tensor, v: Tensor, sharing: Sharing) -> tuple[Tensor
 def returned(out: Tensor, sharing: Sharing, heads: int) -> Tensor:
     """[B, S, own heads, E] -> [B, S_i, heads, E]."""
     shares = [query_heads(heads, len(sharing.members), m) for m in range(len(sharing.members))]
-    back: Tensor = _FromHeads.apply(out, sharing, shares, heads)  # type: ignore[no-untyped-call]
+    back: Tensor = _FromHeads.apply(sharing, shares, out)  # type: ignore[no-untyped-call]
     return back
