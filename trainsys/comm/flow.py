@@ -3,7 +3,8 @@
 Receives are posted before the sends that answer them and `AHEAD` steps early, so that a peer's notice does not wait
 behind payload (`exchange`). A chunk's memory is made when its receive is posted, which waits for the caller to be done
 with the steps before, and given up when caller and last send are done with it: no more than a few steps' worth lies
-about. The order of everything is the datapath's; nothing depends on timing. The way back is `flow_back`.
+about. What is here leaves up to `AHEAD` steps early, so that no wire is idle between two steps. No result depends on
+timing. The way back is `flow_back`.
 """
 
 from __future__ import annotations
@@ -102,8 +103,9 @@ class Gather:
     def _carry(self) -> Iterator[None]:
         """What the courier does; an event is the arrival of one leg."""
         posted = [list[Work]() for _ in self._arrivals]
-        leaving = [list[Work]() for _ in self._sends]
-        at_once = 1 if self._routed.relays else len(self._sends)
+        leaving: list[dict[Leg, Work]] = [{} for _ in self._sends]
+        here = set(self._chunks)
+        ahead = AHEAD if self._routed.relays else len(leaving)  # steps whose sends may leave early
         next_post = 0
 
         def post(until: int) -> int:
@@ -113,24 +115,33 @@ class Gather:
                 posted[step] = [self._receive(leg) for leg in self._arrivals[step]]
             return max(next_post, min(until, len(posted)))
 
+        def send(until: int) -> None:
+            for step in range(max(0, until - ahead - 1), min(until, len(leaving))):
+                for leg in self._sends[step]:
+                    if leg.chunk in here and leg not in leaving[step]:
+                        leaving[step][leg] = self._send(leg)
+
         next_post = post(AHEAD + 1)
-        for step in range(at_once):
-            leaving[step] = [self._send(leg) for leg in self._sends[step]]
+        send(ahead + 1)
         for step, works in enumerate(posted):
-            for work in works:
+            for leg, work in zip(self._arrivals[step], works, strict=True):
                 self._group.finish([work])
+                here.add(leg.chunk)
+                send(step + ahead + 1)
                 yield
             works.clear()
-            if step + 1 >= at_once and step + 1 < len(leaving):
-                leaving[step + 1] = [self._send(leg) for leg in self._sends[step + 1]]
+            send(step + ahead + 2)
             next_post = post(step + AHEAD + 2)
-            if at_once == 1:
-                self._group.finish(leaving[step])
-                leaving[step].clear()
-        for step, works in enumerate(leaving):
-            for leg, work in zip(self._sends[step], works, strict=False):
-                self._sending = leg
-                self._group.finish([work])
+            if self._routed.relays:
+                self._finish(leaving[step])
+        for left in leaving:
+            self._finish(left)
+
+    def _finish(self, works: dict[Leg, Work]) -> None:
+        for leg, work in works.items():
+            self._sending = leg
+            self._group.finish([work])
+        works.clear()
 
     def _receive(self, leg: Leg) -> Work:
         offsets = self._offsets(leg.chunk)
