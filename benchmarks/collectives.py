@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks._collectives_methods import NATIVE, body
 from trainsys.cli.arguments import Parser, screen
 from trainsys.comm.datapath_bound import bound_s
-from trainsys.comm.datapath_choice import ROUTED, Candidates, nearly_least
+from trainsys.comm.datapath_choice import ROUTED, Candidates
 from trainsys.comm.datapath_time import all_to_all_s, best_blocks, chain_s, edge_bytes
 from trainsys.comm.topology import Link
 from trainsys.comm.wires import Edge, Wires, mesh, star, two_level
@@ -196,7 +196,7 @@ def chain(wires: Wires) -> list[Edge]:
 def choose(collective: str, predicted: Mapping[str, float], paths: Candidates, piece: int) -> str | None:
     """What `Collectives` would take of these methods."""
     if collective in ROUTED and predicted:
-        return nearly_least(predicted, lambda method: paths.unaided_s(collective, method, piece))
+        return paths.preferred(collective, predicted, piece)
     return min(predicted, key=lambda method: predicted[method], default=None)
 
 

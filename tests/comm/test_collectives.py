@@ -93,9 +93,14 @@ def test_a_reduce_scatter_is_made_for_the_turned_wires() -> None:
 
 
 def test_equal_predictions_are_told_apart() -> None:
-    other = {"a": 3.0, "b": 1.0, "c": 0.0}
-    assert nearly_least({"a": 1.0, "b": 1.002, "c": 1.1}, lambda method: other[method]) == "b"
-    assert nearly_least({"a": 1.0, "b": 1.02, "c": 1.1}, lambda method: other[method]) == "a"
+    steps = {"a": 3.0, "b": 1.0, "c": 0.0, "d": 1.001}
+    for seconds, relays, best in (
+        ({"a": 1.0, "b": 1.002, "c": 1.1}, {}, "b"),
+        ({"a": 1.0, "b": 1.02, "c": 1.1}, {}, "a"),
+        ({"b": 1.0, "d": 1.0}, {"b": 4, "d": 0}, "d"),
+        ({"b": 1.0, "d": 1.0}, {}, "b"),
+    ):
+        assert nearly_least(seconds, seconds.__getitem__, steps.__getitem__, lambda one: relays.get(one, 0)) == best
 
 
 class _Alone:

@@ -6,7 +6,7 @@ turned wires and goes backwards. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -74,14 +74,23 @@ class Candidates:
         return added / (ADD_GBPS * 1e9) + sum(seconds_by_steps(path, self.wires, nbytes) for path in halves)
 
     def _choose(self, collective: str, nbytes: int) -> str:
-        """The method of the least `seconds`; of those within `SAME` the one with the least `unaided_s`.
+        """The method of the least `seconds`; of those within `SAME` of it, `unaided_s`; of these, fewest relays.
 
         The same on every member. Raises ValueError where none suits the wires.
         """
         if not self.methods:
             raise ValueError(f"no datapath suits {self.wires.name}: some rank cannot be reached from another")
         predicted = {method: self.seconds(collective, method, nbytes) for method in self.methods}
-        return nearly_least(predicted, lambda method: self.unaided_s(collective, method, nbytes))
+        return self.preferred(collective, predicted, nbytes)
+
+    def preferred(self, collective: str, predicted: Mapping[str, float], nbytes: float) -> str:
+        """Of methods with their predicted seconds; see `choose`."""
+        return nearly_least(
+            predicted,
+            lambda method: predicted[method],
+            lambda method: self.unaided_s(collective, method, nbytes),
+            lambda method: sum(_relays(path) for path in self.halves(collective, method)),
+        )
 
     def _suits(self, method: str) -> bool:
         try:
@@ -105,7 +114,17 @@ def _last_arrivals(path: Datapath) -> int:
     return int(np.bincount(path.sends[path.sends[:, 0] == path.num_steps - 1, 3]).max(initial=0))
 
 
-def nearly_least(predicted: Mapping[str, float], otherwise: Callable[[str], float]) -> str:
-    """The key of the least value; among those within `SAME` of it, of the least by another measure."""
-    near = min(predicted.values()) * (1 + SAME)
-    return min((method for method in predicted if predicted[method] <= near), key=otherwise)
+def _relays(path: Datapath) -> int:
+    """Sends of what the sender has from another, in an all-gather or backwards."""
+    sources = path.sends[:, 1] // path.slices
+    return int(((path.sends[:, 2] != sources) & (path.sends[:, 3] != sources)).sum())
+
+
+def nearly_least(among: Iterable[str], *measures: Callable[[str], float]) -> str:
+    """The first of those with the least measure; each further one decides among those within `SAME` of the least."""
+    left = list(among)
+    for measure in measures:
+        values = {one: measure(one) for one in left}
+        most = min(values.values()) * (1 + SAME)
+        left = [one for one in left if values[one] <= most]
+    return left[0]
