@@ -5,8 +5,11 @@ With the layouts ``zigzag`` and ``striped`` it is what carries these names, with
 
 from trainsys.sequence.place import Place, Plan
 
+MOST = 1024  # positions of a slice: what is under way stays small beside a long sequence
+
 
 def plan(place: Place) -> Plan:
     """One outgoing link of each rank carries everything."""
-    journey = place.keys("ring")
+    longest = max(sum(map(len, positions)) for positions in place.layout)
+    journey = place.keys("ring", slices=max(1, -(-longest // MOST)))
     return Plan(journey, journey)
