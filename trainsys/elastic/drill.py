@@ -21,8 +21,8 @@ from trainsys.parallel.step import Decision
 from trainsys.planner.predict import predict
 
 _OUTPUTS = (
-    "checkpoints", "faults", "tensorboard", "undisturbed", "metrics.jsonl", "history.jsonl", "report.json", "report.md",
-    "loss.png", "timeline.png", "trace.json",
+    "checkpoints", "faults", "history", "tensorboard", "undisturbed", "metrics.jsonl", "history.jsonl", "report.json",
+    "report.md", "loss.png", "timeline.png", "trace.json",
 )  # fmt: skip
 
 
