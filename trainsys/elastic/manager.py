@@ -424,7 +424,7 @@ class Manager:
 
     def _finish(self, reason: str = "", missing: str = "") -> None:
         self.phase = Phase.DONE
-        self.history.ended(self.step, reason, missing, tuple(self.members))
+        self.history.ended(self.step, reason, missing, tuple(self.members), self._standing.held)
         self._broadcast(self.members, Quit(reason))
 
     def _way_back(self) -> str:

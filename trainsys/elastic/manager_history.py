@@ -17,6 +17,7 @@ from trainsys.elastic.messages import Open, Proposal
 from trainsys.elastic.rank_history import bits
 from trainsys.parallel.step import Decision
 from trainsys.space.layout import Layout
+from trainsys.space.portions import Held
 from trainsys.space.tensor import LogicalTensor, Space
 
 
@@ -38,6 +39,7 @@ class ManagerHistory(History):
                 config.run_dir, "manager", self.run, start_step=start_step, steps=config.train.steps,
                 global_size=config.batch.global_size, tokens=config.batch.tokens, emulated=config.train.emulate,
                 heartbeat_limit_s=elastic.heartbeat_limit_s, comm_timeout_s=elastic.comm_timeout_s,
+                stall_limit_s=elastic.stall_limit_s,
                 tensors=[_brief(tensor) for tensor in space.tensors],
             )  # fmt: skip
 
@@ -59,11 +61,10 @@ class ManagerHistory(History):
     def opened(self, order: Open) -> None:
         """Everybody is told where to go."""
         if self.on:
-            held = [[h.epoch, h.first, h.stop] for h in order.held]
             self.add(
                 "opened", epoch=order.epoch, step=order.step, fresh=order.src is None, participants=order.participants,
-                alive=order.alive, kept=order.keep, resume=order.resume, held=held, portions=order.portions,
-                fingerprint=fingerprint(order.dst), layout=order.dst.to_dict(),
+                alive=order.alive, kept=order.keep, resume=order.resume, held=_where(order.held),
+                portions=order.portions, fingerprint=fingerprint(order.dst), layout=order.dst.to_dict(),
             )  # fmt: skip
 
     def switched(self, epoch: int, step: int, layout: Layout, staged: Sequence[int]) -> None:
@@ -85,9 +86,14 @@ class ManagerHistory(History):
         if self.on and hasattr(message, "epoch"):
             self.add("ignored", rank=rank, kind=type(message).__name__.lower(), epoch=message.epoch)
 
-    def ended(self, step: int, reason: str, missing: str, ranks: Sequence[int]) -> None:
-        """Everybody is told to leave. `missing`: coordinates that nobody holds any more; `ranks`: who was there."""
-        self.add("ended", step=step, reason=reason, missing=missing, ranks=sorted(ranks))
+    def ended(self, step: int, reason: str, missing: str, ranks: Sequence[int], held: Sequence[Held]) -> None:
+        """Everybody is told to leave. `missing`: coordinates that none of `ranks`, who are left, holds any more."""
+        self.add("ended", step=step, reason=reason, missing=missing, ranks=sorted(ranks), held=_where(held))
+
+
+def _where(held: Sequence[Held]) -> list[list[int]]:
+    """(epoch of the layout, first portion, end) of what stands where."""
+    return [[h.epoch, h.first, h.stop] for h in held]
 
 
 def _brief(tensor: LogicalTensor) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a rank writes down: epochs, groups, the samples of each step, the verdicts it applied, its share of the state."""
+"""What a rank writes down: epochs, groups, the samples of each step, the verdicts it applied, its part of the state."""
 
 from __future__ import annotations
 
