@@ -204,6 +204,9 @@ def test_a_rank_and_its_mirror(tmp_path: Path) -> None:
     assert line.startswith(f"trainsys: state is lost with ranks 0, {mirror}: ") and "no living rank holds it" in line
     assert any(name in line for name in ("tok_embeddings", "layers."))
     assert "there is no checkpoint yet to resume from" in line
+    found = check_run(tmp_path)
+    assert {name for name, one in found.items() if one.holds is not True} == {"I3"}
+    assert found["I7"].checked["ends for lost state"] == 1
 
 
 def test_fewer_ranks_than_asked_for(tmp_path: Path) -> None:

@@ -65,11 +65,13 @@ def _rank(attempt: Attempt, rank: int, lines: list[Line], found: Findings) -> No
 
 def _silent(attempt: Attempt, rank: int, eviction: Line, slack_s: float, found: Findings) -> None:
     """Nothing of the rank comes after its eviction, by the clock where it is the same, and by epoch."""
+    opened = [line["epoch"] for line in attempt.told("opened") if line.number < eviction.number]
+    last = max(opened, default=-1)
     for line in attempt.ranks.get(rank, ()):
         late_s = line["t_s"] - eviction["t_s"]
         if attempt.same_clock(rank) and late_s > slack_s:
             found.wrong(line, f"rank {rank} writes {late_s:.3f} s after its eviction ({eviction.where})")
             return
-        if line.event != "abandoned" and line.data.get("epoch", -1) > eviction["epoch"]:
-            found.wrong(line, f"rank {rank} is in epoch {line['epoch']}, evicted in {eviction['epoch']}")
+        if line.event != "abandoned" and line.data.get("epoch", -1) > last:
+            found.wrong(line, f"rank {rank} is in epoch {line['epoch']}, but was evicted in {last} ({eviction.where})")
             return
