@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.faults.test_kills import train
+from tests.tiny import ROOT
 from trainsys.cli.main import main
 from trainsys.elastic.check.findings import Findings
 from trainsys.elastic.check.registry import check_run, verdicts
@@ -453,6 +456,12 @@ def test_the_verb_names_file_and_line(
     assert told["violations"]["I1"][0]["where"] == f"manager-run.jsonl:{number}"
     assert main(["check", str(tmp_path / "nowhere")]) == 2
     assert "elastic.history=true" in capsys.readouterr().err
+
+
+def test_a_check_needs_no_torch(recorded: Path) -> None:
+    code = f"import sys; from trainsys.cli.main import main; code = main(['check', {str(recorded)!r}]);"
+    code += "sys.exit(code or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
 
 
 def test_a_floor_lets_losses_differ_by_so_much(
