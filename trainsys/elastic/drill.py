@@ -163,8 +163,10 @@ def _invariants(config: RunConfig) -> dict[str, bool | None]:
     if not config.elastic.history:
         return {}
     quiet = Path(config.run_dir) / "undisturbed"
-    alone = verdicts(check_run(quiet))
-    held = verdicts(check_run(config.run_dir, quiet))
+    try:
+        alone, held = verdicts(check_run(quiet)), verdicts(check_run(config.run_dir, quiet))
+    except ValueError:  # nothing could be written
+        return {"I0": False}
     return {name: False if alone[name] is False else holds for name, holds in held.items()}
 
 

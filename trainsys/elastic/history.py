@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,8 +35,11 @@ class History:
     def open(self, run_dir: Path | str, who: str, run: str, **facts: Any) -> None:
         """Begin ``WHO-RUN.jsonl``, with a line about this process."""
         folder = Path(run_dir) / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lines = JsonLines(folder / f"{who}-{run}.jsonl", False, _complain)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lines = JsonLines(folder / f"{who}-{run}.jsonl", False, lambda sentence: None)
+        except OSError:
+            return  # a full disk stops no training; the record of the run tells of it, and a check of what is missing
         self.add("started", run=run, pid=os.getpid(), host=platform.node(), **facts)
 
     def add(self, event: str, **facts: Any) -> None:
@@ -70,7 +72,3 @@ def open_files() -> int:
 def threads() -> int:
     """Threads of this process, those of libraries among them."""
     return len(os.listdir("/proc/self/task"))
-
-
-def _complain(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
