@@ -56,6 +56,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "elastic.staging_mib": (2**-10, 2**20, "must lie in 1/1024 to 1048576"),
     "elastic.chunk": (1, _WHOLE, "must be at least 1"),
     "elastic.port": (0, 65535, "must lie in 0 to 65535 (0: any free port)"),
+    "elastic.history_every": (0, _WHOLE, "must be at least 1, or 0 for at changes and at the end only"),
     "faults.kills": (0, _WHOLE, "must not be negative"),
     "faults.rejoin_after": (0, _WHOLE, "must be at least 1, or 0 for never"),
 }

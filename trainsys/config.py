@@ -226,6 +226,8 @@ class ElasticConfig:
     staging_mib: float = 16.0  # MiB of buffers while the layout changes; with release=progressive, of all that is extra
     chunk: int = 16384  # elements per unit of ZeRO ownership and of the gradient norm; fixed for the run
     port: int = 0  # of the agent's store; 0: any free port
+    history: bool = True  # every process writes down what it did, for trainsys check
+    history_every: int = 0  # steps between hashes of the state in the history; 0: at changes and at the end only
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import pytest
 
 from trainsys.cli.main import main
 from trainsys.config import load
+from trainsys.elastic.check.registry import check_run
 from trainsys.elastic.drill import _unplanned, drill
 from trainsys.elastic.faults import parse_faults
 
@@ -43,6 +44,7 @@ def test_a_killed_rank_costs_nothing_but_time(tmp_path: Path) -> None:
     assert 0 < fault["detect_s"] < fault["recover_s"] < 30
     assert fault["bytes_moved"] > 0
     assert result["not_struck"] == []
+    assert result["invariants"] == dict.fromkeys((f"I{n}" for n in range(8)), True)
     for name in ("report.md", "report.json", "loss.png", "timeline.png", "trace.json", "metrics.jsonl"):
         assert (tmp_path / name).stat().st_size > 100, name
     assert json.loads((tmp_path / "report.json").read_text()) == result
@@ -158,3 +160,6 @@ def test_sigterm_stops_cleanly_and_the_next_start_resumes(tmp_path: Path) -> Non
     outcome = json.loads(again.stdout)
     assert (outcome["start_step"], outcome["steps"]) == (done, done + 2)
     assert [json.loads(line)["step"] for line in metrics.open()] == list(range(done + 2))
+    found = check_run(tmp_path)  # two lives, one after the other
+    assert found["I2"].checked["steps"] == done + 2
+    assert {name for name, one in found.items() if one.holds is not True} == {"I3", "I6"}

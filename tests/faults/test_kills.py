@@ -13,6 +13,7 @@ import pytest
 from tests.tiny import STEPS, command, tiny
 from trainsys.config import RunConfig, load
 from trainsys.elastic.agent import run_local
+from trainsys.elastic.check.registry import check_run
 from trainsys.elastic.drill import by_step, samples_lost_repeated
 from trainsys.elastic.faults import CHANGE_PHASES, STEP_PHASES, parse_faults
 from trainsys.elastic.manager import ElasticError
@@ -97,7 +98,7 @@ def train(folder: Path, layout: str, faults: str = "", *overrides: str) -> Patie
 
 
 def check(recorder: Recorder, reference: Recorder, config: RunConfig) -> None:
-    """Nothing lost, nothing repeated, the same bits."""
+    """Nothing lost, nothing repeated, the same bits, and a history that says so."""
     ours, theirs = by_step(recorder.decisions), by_step(reference.decisions)
     assert [d.step for d in recorder.decisions] == list(range(STEPS))
     assert samples_lost_repeated(recorder.samples, STEPS * config.batch.global_size) == (0, 0)
@@ -106,6 +107,9 @@ def check(recorder: Recorder, reference: Recorder, config: RunConfig) -> None:
     assert [ours[s].grad_norm.hex() for s in range(STEPS)] == [theirs[s].grad_norm.hex() for s in range(STEPS)]
     assert len({d.loss for d in recorder.decisions}) == STEPS  # it did train
     assert [error for _, _, error in recorder.saves] == [""]  # and saved at the end
+    results = check_run(recorder.run_dir, reference.run_dir)
+    assert {name: found.violations for name, found in results.items() if found.violations} == {}
+    assert {name for name, found in results.items() if found.holds is None} <= {"I6"}  # where nobody was lost
 
 
 def test_every_phase_is_among_the_kills() -> None:
@@ -200,6 +204,9 @@ def test_a_rank_and_its_mirror(tmp_path: Path) -> None:
     assert line.startswith(f"trainsys: state is lost with ranks 0, {mirror}: ") and "no living rank holds it" in line
     assert any(name in line for name in ("tok_embeddings", "layers."))
     assert "there is no checkpoint yet to resume from" in line
+    found = check_run(tmp_path)
+    assert {name for name, one in found.items() if one.holds is not True} == {"I3"}
+    assert found["I7"].checked["ends for lost state"] == 1
 
 
 def test_fewer_ranks_than_asked_for(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ VERBS = {
     "plan": "search the layouts of a model on a cluster: step time, memory, what bounds it",
     "train": "train a config on a local cluster; resumes by itself",
     "drill": "train under a fault schedule and prove that nothing was lost",
+    "check": "hold the history of a run against the invariants",
     "simulate": "draw the timeline of one planned step",
     "profile": "measure this cluster and write it as a cluster file",
     "validate": "hold the performance model against published measurements",

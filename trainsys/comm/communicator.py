@@ -118,6 +118,10 @@ class Communicator:
         """Names of the quiet groups with their operation counts; those that agree on all members are carried over."""
         return {g.name: g.seq for g in self._groups.values() if g.clean}
 
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return tuple(self._groups.values())
+
     def close(self) -> None:
         """Release every group; an `abort` from another thread finds nothing left to touch."""
         with self._changed:

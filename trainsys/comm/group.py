@@ -95,6 +95,7 @@ class Group:
         self.pending = 0
         self.torn = False
         self.frozen = False  # refuses new operations until carried into the next generation
+        self.refused = 0  # operations that were not begun, because the generation had been aborted
         self._guard = threading.Lock()
         self._waiting: set[Answers] = set()  # one per thread that waits here
         self._index = {r: i for i, r in enumerate(self.ranks)}
@@ -111,6 +112,11 @@ class Group:
         return len(self.ranks)
 
     @property
+    def num_sockets(self) -> int:
+        """Connections that came with it."""
+        return len(self._sockets)
+
+    @property
     def clean(self) -> bool:
         """Nothing failed and nothing is under way: the group may be used in the next epoch."""
         return not self.torn and self.pending == 0
@@ -119,6 +125,7 @@ class Group:
         """Count an operation as begun; refuses once aborted, so that no thread blocks after the abort."""
         with self._guard:
             if self.torn or self.frozen:
+                self.refused += 1
                 raise CommError(f"group {self.name} was aborted")
             self.seq += 1
             self.pending += 1

@@ -13,6 +13,7 @@ from typing import Any
 
 from trainsys.config import RunConfig
 from trainsys.elastic.agent import run_local
+from trainsys.elastic.check.registry import check_run, verdicts
 from trainsys.elastic.claim import claimed, is_drill, mark_drill
 from trainsys.elastic.faults import CHANGE_PHASES, STEP_PHASES, FaultEvent, parse_faults, random_kills
 from trainsys.elastic.progress import Screen
@@ -21,8 +22,8 @@ from trainsys.parallel.step import Decision
 from trainsys.planner.predict import predict
 
 _OUTPUTS = (
-    "checkpoints", "faults", "tensorboard", "undisturbed", "metrics.jsonl", "history.jsonl", "report.json", "report.md",
-    "loss.png", "timeline.png", "trace.json",
+    "checkpoints", "faults", "history", "tensorboard", "undisturbed", "metrics.jsonl", "history.jsonl", "report.json",
+    "report.md", "loss.png", "timeline.png", "trace.json",
 )  # fmt: skip
 
 
@@ -37,10 +38,12 @@ class Drill:
 
     @property
     def passed(self) -> bool:
-        """Nothing lost or repeated, the planned faults struck and no others, every loss the same to the bit."""
+        """Nothing lost or repeated, the planned faults struck and no others, every loss the same to the bit, and no
+        invariant violated."""
         r = self.result
         faults = r["not_struck"] or r["unplanned"]
         clean = not (r["steps_lost"] or r["samples_lost"] or r["samples_repeated"] or faults)
+        clean = clean and False not in r["invariants"].values()
         return clean and (self.config.train.emulate or (r["bit_equal_loss"] and r["bit_equal_grad_norm"]))
 
 
@@ -153,7 +156,20 @@ def _result(
         "predicted_step_s": predicted_s,
         "measured_step_s": median(undisturbed.step_s),
         "emulated": config.train.emulate,
+        "invariants": _invariants(config),
     }
+
+
+def _invariants(config: RunConfig) -> dict[str, bool | None]:
+    """The disturbed run held against the undisturbed one, which must not violate any by itself; empty: no history."""
+    if not config.elastic.history:
+        return {}
+    quiet = Path(config.run_dir) / "undisturbed"
+    try:
+        alone, held = verdicts(check_run(quiet)), verdicts(check_run(config.run_dir, quiet))
+    except ValueError:  # nothing could be written
+        return {"I0": False}
+    return {name: False if alone[name] is False else holds for name, holds in held.items()}
 
 
 def compare(config: RunConfig, disturbed: Recorder, undisturbed: Recorder) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,12 +111,15 @@ class Injector:
     """Carries out this rank's faults; its `at` hangs in every phase of step and transition.
 
     Just before it strikes it writes ``<folder>/<rank>.json`` with the time (CLOCK_MONOTONIC), so that the time to
-    recovery can be counted from the fault itself.
+    recovery can be counted from the fault itself, and tells `struck` of the fault and the step.
     """
 
-    def __init__(self, events: Sequence[FaultEvent], rank: int, folder: Path) -> None:
+    def __init__(
+        self, events: Sequence[FaultEvent], rank: int, folder: Path,
+        struck: Callable[[FaultEvent, int], None] = lambda event, step: None,
+    ) -> None:  # fmt: skip
         self._events = [e for e in events if e.rank == rank and e.kind != "join"]
-        self._rank, self._folder = rank, folder
+        self._rank, self._folder, self._struck = rank, folder, struck
         self.step = 0
         self.microbatches = 1  # of this rank in a step
         self.portions = 1  # of a transition
@@ -148,4 +151,5 @@ class Injector:
             "time": time.monotonic(),
         }
         (self._folder / f"{self._rank}.json").write_text(json.dumps(record))
+        self._struck(event, self.step)
         os.kill(os.getpid(), _SIGNALS[event.kind])

@@ -27,6 +27,7 @@ class Link:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_LIMIT_S, 0))
         self.rank = -1  # once it said Hello
         self.heard = time.monotonic()  # when something last arrived
+        self.forgiven_s = 0.0  # of the silence since then, in which the manager's own process did not run
 
     def send(self, message: Any) -> None:
         try:
@@ -37,7 +38,7 @@ class Link:
 
     def read(self) -> Any:
         message = self._connection.recv()
-        self.heard = time.monotonic()
+        self.heard, self.forgiven_s = time.monotonic(), 0.0
         return message
 
     def close(self) -> None:
@@ -75,6 +76,7 @@ class Links:
         if away_s > self._tick_s:
             for link in links:
                 link.heard = min(now, link.heard + away_s)
+                link.forgiven_s += away_s
         return [link for link in links if now - link.heard > limit_s]
 
     def _read(self, link: Link) -> None:

@@ -23,6 +23,7 @@ from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.census import check_census
 from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.links import Link, Links
+from trainsys.elastic.manager_history import ManagerHistory
 from trainsys.elastic.messages import (
     CommitEpoch,
     Failed,
@@ -131,6 +132,7 @@ class Manager:
         self._saved_step = start_step
         self._rate = rate(config.cluster, world_size)  # measured once, before ranks load the machine
         self._standing = Standing(self.space, self.config)
+        self.history = ManagerHistory(config, self.space, start_step)
         self._wrong = 0  # transitions in a row in which what arrived was not what left
         self._change: Change | None = None
         self._participants: tuple[int, ...] = ()
@@ -194,7 +196,7 @@ class Manager:
             case Saved():
                 self._saved(message)
             case _:
-                pass  # of an epoch that is over
+                self.history.ignored(rank, message)  # of an epoch that is over
 
     def _check_clock(self) -> None:
         now = time.monotonic()
@@ -253,6 +255,7 @@ class Manager:
     def _joined(self, member: Member) -> None:
         self._started.pop(member.rank, None)
         self.members[member.rank] = member
+        self.history.joined(member.rank, member.node, member.pid)
         self.observer.joined(member.rank, member.node)
         self._fresh.add(member.rank)
         if self.phase is Phase.STARTING and len(self.members) == self.world_size:
@@ -271,6 +274,7 @@ class Manager:
             ranks.discard(rank)
         if self.phase is Phase.DONE:
             return
+        self.history.lost(rank, cause, self.epoch, self.step, member.link)
         self.observer.lost(rank, cause, self.step)
         if self.layout is None:
             self.abort(f"rank {rank} ended before the first layout stood; its error, if it left one, is above")
@@ -299,6 +303,7 @@ class Manager:
             member.link.send(Quit(""))
             for ranks in (self._fresh, self._leaving, self._needed):
                 ranks.discard(rank)
+            self.history.left(rank, self.epoch, self.step)
             self.observer.left(rank, self.step)
             self._replace(member)
 
@@ -311,6 +316,7 @@ class Manager:
             self._standing.called_off(self.epoch - 1, self.target)
         self._quiet, self._staged, self._proposals, self.target = {}, {}, {}, None
         self._broadcast(self.members.keys() - set(informed), Fault(self.epoch))
+        self.history.called_off(self.epoch, self.step, reason)
         redo = self.phase is Phase.RUNNING and not informed
         self.phase = Phase.QUIESCING
         self._change = Change(self.epoch, self.step, reason, self.layout, time.monotonic(), redo)
@@ -332,7 +338,7 @@ class Manager:
             alive = self._standing.holders(self.members)
         except LostError as error:
             gone = ", ".join(str(r) for r in sorted(self._standing.ranks - nodes.keys()))
-            self.abort(f"state is lost with ranks {gone}: {error}; {self._way_back()}")
+            self.abort(f"state is lost with ranks {gone}: {error}; {self._way_back()}", missing=str(error))
         except ValueError as error:
             self.abort(str(error))
         assert self.target is not None
@@ -346,10 +352,11 @@ class Manager:
         order = Open(
             self.epoch, self.layout, self.target, self._planned, self.step, nodes, alive, self._participants, keep,
             self.resume if self.layout is None else "", self._standing.held if progressive else (),
-            self._standing.portions,
+            self._standing.portions, self.history.run,
         )  # fmt: skip
         self.phase = Phase.CHANGING
         self._broadcast(self._participants, order)
+        self.history.opened(order)
 
     def _choose(self, nodes: dict[int, int]) -> tuple[ParallelConfig, Layout]:
         """The layout of those who stay; where they are too few, of all, until a fresh rank comes. Raises ValueError."""
@@ -379,6 +386,7 @@ class Manager:
             self.abort(str(error))
         stop = self._stopping()
         self._save_due = self._save_due or (stop and self.step > self._saved_step and not self.config.train.emulate)
+        self.history.switched(self.epoch, self.step, self.target, tuple(evidence))
         self._broadcast(self._participants, CommitEpoch(self.epoch, self._save_due, stop))
         moved = sum(s.bytes_received for s in self._staged.values())
         seconds = max(s.seconds for s in self._staged.values())
@@ -410,6 +418,7 @@ class Manager:
         grow = not stop and (bool(leaving) or self._grows())
         if grow:
             verdict = replace(verdict, change=self.epoch + 1)
+        self.history.committed(decision, proposals, self.epoch)
         self._broadcast(self.layout.ranks, verdict)
         self.observer.committed(decision, proposals, self.epoch, self.layout)
         while self._joins and self._joins[0] < self.step + 1:
@@ -454,8 +463,9 @@ class Manager:
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    def _finish(self, reason: str = "") -> None:
+    def _finish(self, reason: str = "", missing: str = "") -> None:
         self.phase = Phase.DONE
+        self.history.ended(self.step, reason, missing, tuple(self.members), self._standing.held)
         self._broadcast(self.members, Quit(reason))
 
     def _way_back(self) -> str:
@@ -463,9 +473,9 @@ class Manager:
             return f"restart to resume from step {self._saved_step}"
         return "there is no checkpoint yet to resume from; set checkpoint.every to have some"
 
-    def abort(self, reason: str) -> None:
-        """Tell everybody to leave and raise `ElasticError`."""
-        self._finish(reason)
+    def abort(self, reason: str, missing: str = "") -> None:
+        """Tell everybody to leave and raise `ElasticError`. `missing`: the coordinates that nobody holds any more."""
+        self._finish(reason, missing)
         raise ElasticError(reason)
 
     def _broadcast(self, ranks: Iterable[int], message: Any) -> None:

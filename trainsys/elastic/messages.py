@@ -128,6 +128,7 @@ class Open:
     resume: str = ""
     held: tuple[Held, ...] = ()  # where which portions stand; empty: under `src`, which stays until the commit
     portions: int = 1
+    run: str = ""  # names this attempt's files in the history
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainsys.config import RunConfig
+from trainsys.elastic.check.registry import sentence
 from trainsys.elastic.drill import Drill, by_step
 from trainsys.elastic.measured import tell_comparison, write_timelines
 from trainsys.elastic.story import MIB
@@ -24,6 +25,7 @@ FILES = {
     "trace.json": "the same step for ui.perfetto.dev",
     "metrics.jsonl": "every step: loss, gradient norm, rate, memory",
     "history.jsonl": "every rank lost or joined, every change of layout",
+    "history/": "what every process did, for `trainsys check`",
     "tensorboard/": "the metrics for `tensorboard --logdir`",
     "config.yaml": "the resolved configuration",
 }
@@ -72,6 +74,8 @@ def summary(drill: Drill) -> list[str]:
         lines.append(f"loss bit-equal over {_count(r['steps'], 'step', 'steps')} to the undisturbed run.")
     else:
         lines.append(f"loss NOT bit-equal to the undisturbed run: it differs by up to {r['max_abs_loss_diff']:.3g}.")
+    if r["invariants"]:
+        lines.append(sentence(r["invariants"]))
     times = [f["recover_s"] for f in r["faults"] if f["recover_s"] is not None]
     if times:
         lines.append(f"From a fault to the step in flight being done again: {max(times):.2f} s at most.")

@@ -44,6 +44,7 @@ from trainsys.elastic.messages import (
     Verdict,
 )
 from trainsys.elastic.progressive import Passage, PortionError
+from trainsys.elastic.rank_history import RankHistory
 from trainsys.elastic.staging import Staging
 from trainsys.elastic.transit import run_transition
 from trainsys.models.geometry import resolve, tensors
@@ -78,7 +79,8 @@ class Worker:
         self.device = device_of(config, rank)
         self.dtype = master_dtype(DTYPES[config.train.dtype])
         self.comm = Communicator(store, rank, config.cluster.device.backend, config.elastic.comm_timeout_s)
-        self.injector = Injector(faults, rank, Path(config.run_dir) / "faults")
+        self.history = RankHistory(config, self.space, rank, node)
+        self.injector = Injector(faults, rank, Path(config.run_dir) / "faults", self.history.struck)
         self.sampler: Sampler | None = None
         if not config.train.emulate:
             source = build_source(config.data, config.model.vocab_size)
@@ -115,8 +117,10 @@ class Worker:
                 if self.engine is not None:
                     self.train()
             except Abandoned as call:
+                self.history.abandoned(call.epoch, self.comm)
                 self.control.send(Quiesced(call.epoch, self.comm.clean(), self.released))
             except CommError as error:
+                self.history.failed(str(error))
                 self.control.send(Failed(self.control.epoch, str(error), isinstance(error, PortionError)))
 
     # -- entering an epoch ---------------------------------------------------------------------------------------
@@ -134,14 +138,17 @@ class Worker:
         everyone = tuple(sorted(order.participants))
         wanted = [everyone] if len(everyone) > 1 else []
         self.comm.reconfigure(order.epoch, wanted + wanted_groups(self.space, order.dst, routes), order.keep)
+        self.history.entered(order, self.comm)
         new, received, before = self._stage(order, self.comm.group(everyone) if wanted else None)
         at("verify")
         census = take_census(
             self.space, self.rank, order.src, order.alive, self.state, order.dst, new, self.step, before
         )
+        self.history.staged(census, order.dst, new)
         self.control.send(Staged(order.epoch, census, received, time.monotonic() - started))
         commit = self.control.expect(CommitEpoch)
         self.state, self.layout, self.step, self.holdings = new, order.dst, order.step, {}
+        self.history.switched(order.dst, order.step)
         for flat in new.slots.values():
             want_huge_pages(flat)  # what was to be released in small ones stays now
         at("commit")
@@ -220,12 +227,14 @@ class Worker:
         while True:
             step = self.step + self.ahead.open
             self.injector.step = step
-            report = engine.compute(self._batch(engine, step))
+            batch = self._batch(engine, step)
+            report = engine.compute(batch)
             if self.ahead.open and not self._follow(engine):
                 engine.discard()
                 continue
             traced = step >= self.config.train.steps - self.config.train.trace_steps
             events = tuple(engine.executor.events) if traced else ()
+            self.history.computed(batch, report)
             self.control.send(Proposal(self.control.epoch, report, events, peak_bytes(self.device)))
             if not self.ahead.propose(step, engine):
                 self._follow(engine)
@@ -242,12 +251,14 @@ class Worker:
 
     def _apply(self, verdict: Verdict) -> None:
         """The optimizer step of what counts now."""
-        assert self.engine is not None
+        assert self.engine is not None and self.layout is not None and self.state is not None
         now, self.injector.step = self.injector.step, self.step
         self.injector.at("optimizer")
         self.injector.step = now
         self.engine.apply(verdict.decision)
         self.step += 1
+        self.history.applied(verdict.decision, self.step)
+        self.history.hashed(self.layout, self.state, self.step, verdict.stop)
 
     def _at(self, phase: str) -> None:
         """In every phase of a step."""
