@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainsys.cli.arguments import Parser, screen
+from trainsys.cli.arguments import Parser, among, screen, whole_numbers
 
 REGRET = 0.05  # bars: of the choice
 BYTES = 0.02  # of counted bytes beside the formula's
@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     from trainsys.testing.wires_lab import missing
 
     args = _parser(TOPOLOGIES, LENGTHS, MASKS).parse_args(argv)
+    _check(args, MASKS)
     why = missing() if args.lab == "namespaces" else ""
     if why:
         said = f"{why}; --lab emulated needs no privileges"
@@ -71,6 +72,21 @@ def _parser(topologies: Mapping[str, Any], lengths: Sequence[int], masks: Mappin
     parser.add_argument("--lab", default="namespaces", choices=("namespaces", "emulated"))
     parser.add_argument("--json", action="store_true")
     return parser
+
+
+def _check(args: Any, masks: Mapping[str, Any]) -> None:
+    """What can be refused before a laboratory is built. Raises ValueError."""
+    from trainsys.sequence.methods import METHODS
+
+    whole_numbers("--repeats", str(args.repeats))
+    whole_numbers("--lengths", args.lengths)
+    if not among("--masks", args.masks, masks):
+        raise ValueError(f"--masks is empty; there are {', '.join(masks)}")
+    among("--methods", args.methods, METHODS)
+    for heads in args.heads.split(","):
+        query, _, key = heads.partition(":")
+        if not (query.isdigit() and key.isdigit() and int(key) and int(query) and int(query) % int(key) == 0):
+            raise ValueError(f"--heads {heads} must be QUERY:KEY, the first a multiple of the second, such as 8:2")
 
 
 def _apart(args: Any, told: Any) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._collectives_methods import NATIVE, body
-from trainsys.cli.arguments import Parser, screen
+from trainsys.cli.arguments import Parser, screen, whole_numbers
 from trainsys.comm.datapath_bound import bound_s
 from trainsys.comm.datapath_choice import ROUTED, Candidates
 from trainsys.comm.datapath_time import all_to_all_s, best_blocks, chain_s, edge_bytes
@@ -67,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--lab", default="namespaces", choices=("namespaces", "emulated"))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
+    whole_numbers("--repeats", str(args.repeats))
+    whole_numbers("--bytes", str(args.bytes), least=0)
     why = missing() if args.lab == "namespaces" else ""
     if why:
         said = f"{why}; --lab emulated needs no privileges"

@@ -20,7 +20,7 @@ from math import sqrt
 
 import numpy as np
 
-from trainsys.cli.arguments import Parser, screen
+from trainsys.cli.arguments import Parser, screen, whole_numbers
 
 NODE = 8  # ranks
 MTBF_HOURS = {  # of a node of 8 devices
@@ -149,11 +149,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--announced", type=float, default=0.2, help="share of failures with notice: assumed")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    for name in ("days", "seeds", "step_s", "checkpoint_s", "replica_nodes"):
-        if getattr(args, name) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name):g} must be more than 0")
+    for name in ("days", "seeds", "step_s", "checkpoint_s", "replica_nodes", "far_s", "repair_hours"):
+        if not 0 < getattr(args, name) < 1e6:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name):g} must be more than 0, and below 1e6")
+    for name in ("spares", "announced", "overhead"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise ValueError(f"--{name} {getattr(args, name):g} is a share; set it from 0 to 1")
+    for name in ("restart_s", "detect_s", "switch_s"):
+        if not 0 <= getattr(args, name) < 1e6:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name):g} must not be negative")
+    sizes = whole_numbers("--ranks", args.ranks)
     rows = []
-    for ranks in map(int, args.ranks.split(",")):
+    for ranks in sizes:
         nodes = max(1, ranks // NODE)
         full = Job(
             nodes, args.step_s, args.checkpoint_s, args.restart_s, args.detect_s, args.switch_s, args.repair_hours,

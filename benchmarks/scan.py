@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._clock import Span, span
-from trainsys.cli.arguments import Parser
+from trainsys.cli.arguments import Parser, whole_numbers
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
@@ -172,6 +172,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="of which the fastest counts")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
+    whole_numbers("--repeats", str(args.repeats))
     why = missing()
     if why:
         print(json.dumps({"skipped": why}) if args.json else f"skipped: {why}")

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from trainsys.cli.arguments import Parser, screen
+from trainsys.cli.arguments import Parser, screen, whole_numbers
 from trainsys.models.geometry import split_layers
 from trainsys.schedule.costs import Costs
 from trainsys.schedule.generators import generate
@@ -103,10 +103,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--together", action="store_true", help="all in one stage")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    counts = [int(part) for part in args.failures.split(",")]
-    if not all(0 <= count < REPLICAS for count in counts):
+    counts = whole_numbers("--failures", args.failures)
+    if not all(count < REPLICAS for count in counts):
         raise ValueError(
-            f"--failures {args.failures} must lie between 0 and {REPLICAS - 1}: each strikes another replica"
+            f"--failures {args.failures} must be at most {REPLICAS - 1} each: every one strikes another replica"
         )
     whole = {way: step_s(tuple(split_layers(LAYERS, STAGES)), (REPLICAS,) * STAGES, MICROBATCHES, schedule)
              for way, schedule in (("ours", "zb1p"), ("1f1b", "1f1b"))}  # fmt: skip

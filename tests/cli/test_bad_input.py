@@ -74,6 +74,10 @@ CASES: list[tuple[tuple[str, ...], list[str], list[str]]] = [
     (ALL, ["model.dropout=1"], ["model.dropout=1"]),
     (ALL, ["model.vocab_size=0"], ["model.vocab_size=0"]),
     (ALL, ["model.family=bert"], ["bert", "gpt2, linear_llama, llama"]),
+    (ALL, ["model.window=-1"], ["model.window=-1"]),
+    (("plan",), ["parallel.cp=4", "parallel.cp_method=foo"], ["parallel.cp_method=foo", "auto, ring, tasp"]),
+    (("plan",), ["parallel.cp_merge=x"], ["parallel.cp_merge", "canonical"]),
+    (("drill",), ["faults.schedule=drain@3"], ["drain@3", "drain@"]),
     (ALL, ["run_dir="], ["run_dir"]),
     (ALL, ["faults.kills=-1"], ["faults.kills=-1"]),
     # model, batch and layout

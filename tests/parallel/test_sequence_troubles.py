@@ -60,8 +60,16 @@ def lacks_positions(rank: int, world_size: int, store: Any) -> str:
     group = Group(store, "lacks", range(world_size), rank, "gloo", 10.0)
     cp = ContextParallel(group, range(world_size), 60, CPU)
     q = torch.randn(1, 20 - (rank == 2), 4, 8)
+    attention = CpAttention(cp, "ring")
     with pytest.raises(ValueError, match="positions") as caught:
-        CpAttention(cp, "ring")(q, q, q)
+        attention(q, q, q)
+    whole = torch.randn(1, 20, 4, 8)
+    attention(whole, whole, whole)
+    if rank == 2:
+        with pytest.raises(
+            ValueError, match="rank 2 has 20 of 60 positions"
+        ):  # later, too
+            attention(q, q, q)
     group.close()
     return str(caught.value)
 

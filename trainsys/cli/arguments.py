@@ -1,8 +1,9 @@
-"""What all verbs share: a parser whose errors are one line, and the screen."""
+"""What all verbs share: a parser whose errors are one line, lists in flags, and the screen."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -42,3 +43,20 @@ def screen(stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def whole_numbers(flag: str, text: str, least: int = 1) -> list[int]:
+    """A list such as ``4,8``. Raises ValueError naming the flag."""
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) >= least for part in parts):
+        raise ValueError(f"{flag} {text} must be whole numbers from {least} on, separated by commas")
+    return [int(part) for part in parts]
+
+
+def among(flag: str, text: str, known: Collection[str]) -> list[str]:
+    """Names such as ``ring,tasp``; none of an empty text. Raises ValueError naming the flag and what there is."""
+    names = [part for part in text.split(",") if part]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{flag} {unknown[0]} is unknown; there are {', '.join(known)}")
+    return names

@@ -34,8 +34,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help=f"show every violation, not the first {SHOWN} of each")
     parser.add_json("verdicts, counts and violations")
     args = parser.parse_args(argv)
-    if not args.floor >= 0:
-        raise ValueError(f"--floor {args.floor:g} must not be negative")
+    if not 0 <= args.floor < float("inf"):
+        raise ValueError(f"--floor {args.floor:g} must be a number from 0 on")
     from pathlib import Path
 
     from trainsys.elastic.check.registry import as_json, check_run

@@ -43,7 +43,7 @@ def show_attention(config: RunConfig, found: list[Choice]) -> None:
     if not found:
         return
     method = config.parallel.cp_method
-    taken = next((choice for choice in found if choice.method == method), found[0])
+    taken = found[0] if method == "auto" else next(choice for choice in found if choice.method == method)
     others = ", ".join(f"{c.method} {seconds(c.price.seconds)}" for c in found[:_SHOWN] if c is not taken)
     price = taken.price
     text = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -32,7 +31,9 @@ class ManagerHistory(History):
         super().__init__()
         self.run = secrets.token_hex(4) if config.elastic.history else ""
         if not start_step:
-            shutil.rmtree(Path(config.run_dir) / FOLDER, ignore_errors=True)
+            for kind in ("manager", "rank"):
+                for path in Path(config.run_dir, FOLDER).glob(f"{kind}-*.jsonl"):
+                    path.unlink()
         if self.run:
             elastic = config.elastic
             self.open(

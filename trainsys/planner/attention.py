@@ -13,6 +13,7 @@ from trainsys.models.geometry import resolve
 from trainsys.planner.device import rate
 from trainsys.planner.precision import Precision
 from trainsys.planner.stages import Stages
+from trainsys.planner.states import softmax_layers
 from trainsys.sequence.layouts import LAYOUTS
 from trainsys.sequence.mask import Mask
 from trainsys.sequence.place import Place
@@ -35,8 +36,9 @@ def rates_of(cluster: ClusterConfig, num_ranks: int) -> Rates:
 
 
 def methods_of(config: RunConfig, stages: Stages, topology: Topology) -> list[Choice]:
-    """All methods that can serve the cp teams of the first stage, the fastest first; none without cp."""
-    if stages.cp == 1:
+    """All methods that can serve the cp teams of the first stage, the fastest first; none without cp
+    or where no layer has softmax."""
+    if stages.cp == 1 or not any(softmax_layers(config, stages, run) for run in range(len(stages.runs))):
         return []
     model, parallel = resolve(config.model), config.parallel
     group = stages.sequence_groups(0)[0]
@@ -51,4 +53,5 @@ def methods_of(config: RunConfig, stages: Stages, topology: Topology) -> list[Ch
     )
     size = Precision.of(config.train.dtype).activation
     shape = Shape(config.batch.microbatch_size, size, max(4, size))
-    return choices(place, shape, rates_of(config.cluster, stages.num_ranks), parallel.cp_merge == "canonical")
+    rates, canonical = rates_of(config.cluster, stages.num_ranks), parallel.cp_merge == "canonical"
+    return choices(place, shape, rates, canonical, named=parallel.cp_method)

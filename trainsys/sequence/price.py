@@ -21,16 +21,13 @@ from trainsys.sequence.mask import Mask, calls
 from trainsys.sequence.place import Place, Plan
 from trainsys.sequence.shares import key_heads, query_heads, repeated
 
-_TILE, _CPU_TILE = (
-    128,
-    512,
-)  # keys that a kernel takes at once, on an accelerator and on a CPU (torch's flash attention)
+_TILE = 128  # keys that a kernel takes at once on an accelerator
+_CPU_TILE = 512  # and on a CPU (torch's flash attention)
 _COPIES = 3.0  # of what is exchanged for heads: into a message, out of it, into the kernel's order
 _PASS_ON_S = 5e-4  # fitted: four ranks on two cores
 _HANDLED = 2.0  # fitted: what a message takes of the cores of its two ranks, in times of alpha_s
-_OUT, _HOME, _IN, _BACK, _WORK, _COURIER = range(
-    6
-)  # what a pair carries: what travels, results, heads, seconds of work
+# what a pair carries: what travels, results, heads, seconds of work
+_OUT, _HOME, _IN, _BACK, _WORK, _COURIER = range(6)
 _BACKWARD = 2.5  # products of a backward over those of a forward: five to two (Dao et al. 2022, arXiv:2205.14135)
 
 

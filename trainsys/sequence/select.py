@@ -8,8 +8,9 @@ from trainsys.sequence.methods import METHODS
 from trainsys.sequence.place import Place, Plan, in_canonical_order
 from trainsys.sequence.price import Price, Rates, Shape, price
 
-MANY = 8  # teams, from which on only methods are priced whose messages grow with their number and not its square
+MANY = 8  # teams, beyond which only methods are priced whose messages grow with their number and not its square
 FEW_MESSAGES = ("ring", "ulysses", "hybrid", "hierarchical", "two_level")
+AS_OTHERS = ("token_ring", "burst", "all_gather")  # merged canonically, they are ring, ring and direct
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,20 @@ class Choice:
     price: Price
 
 
-def choices(place: Place, shape: Shape, rates: Rates, canonical: bool, training: bool = True) -> list[Choice]:
+def choices(
+    place: Place, shape: Shape, rates: Rates, canonical: bool, training: bool = True, named: str = ""
+) -> list[Choice]:
     """Of all methods that can serve the place, the fastest first; equal ones in the order of the registry.
 
     Args:
-        canonical: of those, the ones that can merge canonically.
+        canonical: of those, the ones that can merge canonically and are then none of the others.
         training: forward and backward count, else the forward alone.
+        named: one that is priced in any case.
     """
     found = []
     for method, make in METHODS.items():
-        if place.size > MANY and method not in FEW_MESSAGES:
+        left_out = (place.size > MANY and method not in FEW_MESSAGES) or (canonical and method in AS_OTHERS)
+        if left_out and method != named:
             continue
         try:
             plan = make(place)

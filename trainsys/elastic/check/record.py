@@ -139,7 +139,7 @@ def read(run_dir: Path | str) -> Record:
     for path in paths:
         lines = _lines(path, record)
         record.num_lines += len(lines)
-        if not lines or lines[0].event != "started" or "run" not in lines[0].data:
+        if not lines or not _begins(lines[0], path.name.startswith("manager-")):
             record.defects.append((f"{path.name}:1", "the file does not begin with its process's start"))
         elif path.name.startswith("manager-"):
             managers[lines[0]["run"]] = Attempt(lines)
@@ -157,6 +157,12 @@ def read(run_dir: Path | str) -> Record:
     if not record.attempts:
         raise ValueError(f"{folder} has no manager's history; copy that file too")
     return record
+
+
+def _begins(line: Line, manager: bool) -> bool:
+    """Whether a first line names its run, its time, and its rank."""
+    named = isinstance(line.data.get("run"), str) and isinstance(line.data["unix_s"], int | float)
+    return line.event == "started" and named and (manager or isinstance(line.data.get("rank"), int))
 
 
 def _lines(path: Path, record: Record) -> list[Line]:

@@ -50,12 +50,14 @@ class CpAttention:
 
     def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Sharing | None, Trip, Trip]:
         """What the first call with such tensors would plan; all members call it. Raises ValueError as a call does."""
-        shape = (q.shape[0], q.shape[2], k.shape[2], q.shape[3], v.shape[3], q.dtype)
+        shape = (*q.shape, *k.shape[1:], *v.shape[1:], q.dtype)
         if shape not in self._known:
-            agree(
-                self.cp,
-                self._problem(q, k, v) or f"{self.method} {self.canonical} {self.mask} {self.cp.layout} {shape}",
-            )
+            alike = (q.shape[0], q.shape[2], *k.shape[2:], v.shape[3], q.dtype)  # on all members, unlike lengths
+            problem = self._problem(q, k, v)
+            if problem and self._known:  # the others go on by what is known already
+                raise ValueError(problem.removeprefix(BAD))
+            said = f"{self.method} {self.canonical} {self.mask} {self.cp.layout} {alike}"
+            agree(self.cp, problem or said)
             self._known[shape] = self._planned(q, k, v)
         return self._known[shape]
 

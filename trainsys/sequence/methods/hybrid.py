@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainsys.comm.datapath_home import homeward
 from trainsys.sequence.journey import Journey
 from trainsys.sequence.place import Place, Plan, datapath, united
 
@@ -28,7 +29,5 @@ def shared(place: Place, u: int) -> Plan:
     layout = tuple(united(place.layout[first : first + u]) for first in range(0, place.size, u))
     wires = place.wires.among(range(0, place.size, u))
     path = datapath("ring", wires, 0)
-    from trainsys.comm.datapath_home import homeward
-
     journey = Journey(layout, place.mask, path, homeward(path))
     return Plan(journey, journey, shared=u)
