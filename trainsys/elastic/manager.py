@@ -319,7 +319,7 @@ class Manager:
         self.history.called_off(self.epoch, self.step, reason)
         redo = self.phase is Phase.RUNNING and not informed
         self.phase = Phase.QUIESCING
-        self._change = Change(self.epoch, self.step, reason, self.layout, time.monotonic(), redo)
+        self._change = Change(self.epoch, self.step, reason, self.layout, time.monotonic(), redo=redo)
         if not self.members:
             self._open_if_quiet()
 

@@ -28,11 +28,11 @@ class Change:
     reason: str
     before: Layout | None
     began: float
-    redo: bool = False
     after: Layout | None = None
     parallel: ParallelConfig | None = None
     bytes_moved: int = 0
     transfer_s: float = 0.0
+    redo: bool = False
 
 
 class Observer(Protocol):
