@@ -66,9 +66,7 @@ def lacks_positions(rank: int, world_size: int, store: Any) -> str:
     whole = torch.randn(1, 20, 4, 8)
     attention(whole, whole, whole)
     if rank == 2:
-        with pytest.raises(
-            ValueError, match="rank 2 has 20 of 60 positions"
-        ):  # later, too
+        with pytest.raises(ValueError, match="rank 2 has 20 of 60 positions"):  # later, too
             attention(q, q, q)
     group.close()
     return str(caught.value)
