@@ -28,6 +28,7 @@ _PASS_ON_S = 5e-4  # fitted: four ranks on two cores
 _HANDLED = 2.0  # fitted: what a message takes of the cores of its two ranks, in times of alpha_s
 # what a pair carries: what travels, results, heads, seconds of work
 _OUT, _HOME, _IN, _BACK, _WORK, _COURIER = range(6)
+_AHEAD = 1  # fitted: steps that a courier is ahead; it may be `flow.AHEAD`
 _BACKWARD = 2.5  # products of a backward over those of a forward: five to two (Dao et al. 2022, arXiv:2205.14135)
 
 
@@ -325,14 +326,14 @@ def _by_step(routed: Routed) -> list[Leg]:
 
 class _Courier:
     """Who passes things on goes step by step (`comm/flow.py`, `comm/flow_back.py`): a member sends in a step when all
-    that comes to it in the steps before has arrived."""
+    that comes to it in the steps before has arrived, but for the last `_AHEAD` of these."""
 
     def __init__(self, size: int) -> None:
         self._arrivals: list[list[tuple[int, int]]] = [[] for _ in range(size)]  # (step, message)
 
     def before(self, leg: Leg) -> tuple[int, ...]:
         """What `leg`, whose member comes to it, waits for."""
-        return tuple(message for step, message in self._arrivals[leg.src] if step < leg.step)
+        return tuple(message for step, message in self._arrivals[leg.src] if step < leg.step - _AHEAD)
 
     def took(self, leg: Leg, message: int) -> int:
         self._arrivals[leg.dst].append((leg.step, message))
