@@ -23,7 +23,6 @@ from trainsys.cli.arguments import Parser, among, screen, whole_numbers
 REGRET = 0.05  # bars: of the choice
 BYTES = 0.02  # of counted bytes beside the formula's
 PEER = 1.03  # of the choice's time beside a peer's
-COLUMNS = ("method", "forward ms", "both ms", "said ms", "over bound", "MB on wires", "by formula", "error", "")
 STRIPED = 640  # positions to which other layouts are measured, too
 EXACT = 2.0  # times the error of dense attention in float32, or
 ROUNDING = 5e-7  # of the greatest number

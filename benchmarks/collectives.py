@@ -26,7 +26,8 @@ from benchmarks._collectives_methods import NATIVE, body
 from trainsys.cli.arguments import Parser, screen, whole_numbers
 from trainsys.comm.datapath_bound import bound_s
 from trainsys.comm.datapath_choice import ROUTED, Candidates
-from trainsys.comm.datapath_time import all_to_all_s, best_blocks, chain_s, edge_bytes
+from trainsys.comm.datapath_time import ALPHA_S, all_to_all_s, edge_bytes
+from trainsys.comm.scan_time import MOST_BLOCKS, all_scan_s, best_blocks
 from trainsys.comm.topology import Link
 from trainsys.comm.wires import Edge, Wires, mesh, star, two_level
 from trainsys.comm.wires_file import read_wires
@@ -185,8 +186,8 @@ def predict_s(collective: str, method: str, paths: Candidates, piece: int) -> fl
         return all_to_all_s(paths.wires, piece)
     if collective == "all_scan":
         n, slowest = paths.wires.num_ranks, min(paths.wires.link(a, b).gbps for a, b in chain(paths.wires))
-        blocks = best_blocks(n, piece, slowest) if method == "chain" else int(method.removeprefix("chain-"))
-        return chain_s(n, piece, blocks, slowest)
+        best = best_blocks(n, piece, slowest, ALPHA_S, MOST_BLOCKS)
+        return all_scan_s(n, piece, slowest, ALPHA_S, best if method == "chain" else int(method.removeprefix("chain-")))
     return paths.seconds(collective, method, piece)
 
 

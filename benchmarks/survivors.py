@@ -69,7 +69,7 @@ def recycle(lost: Lost) -> float:
 def oobleck(lost: Lost) -> float:
     """Pipelines of their own: microbatches are dealt so that the slowest of them ends first."""
     shorter = [sum(replica == r for _, r in lost) for replica in range(REPLICAS)]
-    shares, times = [1] * REPLICAS, [0.0] * REPLICAS
+    shares = [1] * REPLICAS
 
     def time_of(replica: int, share: int) -> float:
         stages = STAGES - shorter[replica]

@@ -14,6 +14,7 @@ from trainsys.comm.datapath_bound import bound_s
 from trainsys.comm.datapath_check import check
 from trainsys.comm.datapaths import DATAPATHS
 from trainsys.comm.fluid import Message, play
+from trainsys.comm.scan_time import all_scan_s, best_blocks
 from trainsys.comm.topology import Link
 from trainsys.comm.wires import Wires, mesh, star, two_level
 
@@ -65,7 +66,7 @@ def test_a_suitable_datapath_is_near_the_bound(name: str, wires: Wires, most: fl
     back = time.seconds(path.backwards(), wires, nbytes) / bound_s(wires, nbytes, "reduce_scatter")
     assert 1.0 - 1e-9 <= back < most
     assert time.seconds_by_steps(path, wires, nbytes) >= time.seconds(path, wires, nbytes) * (1 - 1e-9)
-    both = time.all_reduce_s(path, wires, nbytes)
+    both = time.seconds(path.backwards(), wires, nbytes) + time.seconds(path, wires, nbytes)
     assert 1.0 - 1e-9 <= both / bound_s(wires, nbytes, "all_reduce") < most
 
 
@@ -116,13 +117,14 @@ def test_all_to_all_meets_the_shared_port() -> None:
 
 
 def test_a_chain_in_blocks() -> None:
-    assert time.chain_s(4, MB, 1, 0.001, 0.0) == pytest.approx(3.0)
-    assert time.chain_s(4, MB, 100, 0.001, 0.0) == pytest.approx(1.02)
-    assert time.chain_s(1, MB, 8, 0.001) == 0.0
-    best = time.best_blocks(4, 4 * 2**20, 0.0075, 1e-3)
+    assert all_scan_s(4, MB, 0.001, 0.0, 1) == pytest.approx(3.0)
+    assert all_scan_s(4, MB, 0.001, 0.0, 100) == pytest.approx(1.02)
+    assert all_scan_s(1, MB, 0.001, 1.5e-4, 8) == 0.0
+    best = best_blocks(4, 4 * 2**20, 0.0075, 1e-3, 64)
     assert best == pytest.approx((2 * 4 * 2**20 / (1e-3 * 0.0075e9)) ** 0.5, abs=1)
 
 
+@pytest.mark.alone
 def test_two_thousand_messages_are_quick() -> None:
     wires = mesh(8, 0.025)
     path = DATAPATHS["sliced"](wires, 40)

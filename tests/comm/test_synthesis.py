@@ -92,6 +92,7 @@ def test_shared_wires_are_crossed_once_per_chunk() -> None:
     assert len(set(across)) == len(across) == path.num_chunks
 
 
+@pytest.mark.alone
 def test_a_torus_of_128_takes_well_under_a_second() -> None:
     wires = torus((8, 16), 50.0, 1e-6)
     begin = perf_counter()

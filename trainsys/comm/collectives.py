@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
+from trainsys.comm import tags
 from trainsys.comm.datapath import Datapath
 from trainsys.comm.datapath_choice import Candidates
-from trainsys.comm.datapath_time import best_blocks
-from trainsys.comm.flow import TAG, Gather
+from trainsys.comm.datapath_time import ALPHA_S
+from trainsys.comm.flow import Gather
 from trainsys.comm.flow_back import Reduce
 from trainsys.comm.group import CommError, Group
 from trainsys.comm.routed import Routed, route, route_back
+from trainsys.comm.scan_time import MOST_BLOCKS, best_blocks
 from trainsys.comm.wires import Wires
 
 _KEPT = 256  # sizes that are remembered
@@ -79,7 +81,7 @@ class Collectives:
             raise ValueError(f"wires of {wires.num_ranks} ranks cannot serve {len(members)} members")
         self._group, self._members, self._wires, self._method = group, tuple(members), wires, method
         self._me, self._size, self._channel = self._members.index(group.rank), len(members), channel
-        self._tag, self._candidates = TAG | channel << 24, Candidates(wires)
+        self._tag, self._candidates = tags.channel(channel), Candidates(wires)
         if method != "auto":
             self._candidates.check(method)
         self._ready = lru_cache(_KEPT)(self._make_ready)
@@ -170,7 +172,7 @@ class Collectives:
         """How many blocks an all-scan of `nbytes` is passed on in."""
         neighbours = [pair for pair in pairwise(range(self._size)) if pair in self._wires.routes]
         slowest = min((self._wires.link(*pair).gbps for pair in neighbours), default=1.0)
-        return best_blocks(self._size, nbytes, slowest)
+        return best_blocks(self._size, nbytes, slowest, ALPHA_S, MOST_BLOCKS)
 
     def _gather(self, collective: str, whole: Tensor) -> None:
         """Everybody's piece of `whole` to where it belongs."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -65,19 +64,3 @@ class Datapath:
         rows[:, 0] = self.num_steps - 1 - rows[:, 0]
         rows[:, [2, 3]] = rows[:, [3, 2]]
         return Datapath(f"{self.name} backwards", self.size, self.slices, rows[np.argsort(rows[:, 0], kind="stable")])
-
-    @cached_property
-    def sends_of(self) -> tuple[tuple[Send, ...], ...]:
-        """Of each member, what it sends, in its order."""
-        found: list[list[Send]] = [[] for _ in range(self.size)]
-        for row in self.sends.tolist():
-            found[row[2]].append(Send(*row))
-        return tuple(map(tuple, found))
-
-    @cached_property
-    def arrivals_at(self) -> tuple[tuple[Send, ...], ...]:
-        """Of each member, what arrives there, in the order of steps."""
-        found: list[list[Send]] = [[] for _ in range(self.size)]
-        for row in self.sends.tolist():
-            found[row[3]].append(Send(*row))
-        return tuple(map(tuple, found))

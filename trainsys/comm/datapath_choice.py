@@ -18,9 +18,7 @@ from trainsys.comm.datapaths import DATAPATHS
 from trainsys.comm.wires import Wires
 
 SAME = 0.005  # predictions so close, relatively, are one
-ADD_GBPS = (
-    3.0  # of what comes; fitted: over a mesh of 5, sums of 1.9 MB pieces were 8 ms later where nothing overlapped
-)
+ADD_GBPS = 3.0  # of what comes; fitted: on a mesh of 5, sums of 1.9 MB were 8 ms later where nothing overlapped
 _KEPT = 256  # choices that are remembered
 ROUTED = ("all_gather", "reduce_scatter", "all_reduce")  # the collectives that a datapath is for
 

@@ -92,25 +92,6 @@ def all_to_all_s(wires: Wires, nbytes_per_pair: float, alpha_s: float = ALPHA_S)
     return max(play([Message(i, nbytes_per_pair) for i in range(len(routes))], routes, wires.links, alpha_s), default=0)
 
 
-def all_reduce_s(path: Datapath, wires: Wires, nbytes_per_member: float, alpha_s: float = ALPHA_S) -> float:
-    """Reduce-scatter, then all-gather, of tensors of ``size · nbytes_per_member``."""
-    there = seconds(path.backwards(), wires, nbytes_per_member, alpha_s)
-    return there + seconds(path, wires, nbytes_per_member, alpha_s)
-
-
-def chain_s(members: int, nbytes: float, blocks: int, gbps: float, alpha_s: float = ALPHA_S) -> float:
-    """An all-scan: `nbytes` from each member to the next in `blocks`, passed on block by block.
-
-    ``(P-1 + K-1) · (α + S / (K·B))`` (ZeCO, arXiv 2507.01004).
-    """
-    return 0.0 if members < 2 else (members + blocks - 2) * (alpha_s + nbytes / (blocks * gbps * 1e9))
-
-
-def best_blocks(members: int, nbytes: float, gbps: float, alpha_s: float = ALPHA_S, most: int = 64) -> int:
-    """The number of blocks with the least `chain_s`: near ``sqrt((P-2)·S / (α·B))``."""
-    return min(range(1, most + 1), key=lambda blocks: chain_s(members, nbytes, blocks, gbps, alpha_s))
-
-
 class _Pairs:
     """The ordered pairs that send: `routes` of each, `of` each send the number of its pair."""
 

@@ -17,12 +17,12 @@ from typing import NamedTuple
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
+from trainsys.comm import tags
 from trainsys.comm.group import CommError, Group
 from trainsys.comm.routed import Leg, Routed
 
 AHEAD = 2  # steps whose receives are posted beyond the one that the caller is at
-TAG = 1 << 29  # apart from those of other messages on a group of the same ranks
-_CHECK_S = 0.5  # how often a courier that waits for its caller looks whether the group was aborted
+CHECK_S = 0.5  # how often a courier that waits for its caller looks whether the group was aborted
 
 Offsets = Callable[[int], Sequence[int]]  # of a chunk: where its runs begin in its tensor, and where the last one ends
 
@@ -44,7 +44,7 @@ class Gather:
         members: global ranks by member number.
         own: this member's chunks in order, flat.
         offsets: in elements, alike on all members.
-        channel: 0 to 15; those of flows that are under way at the same time differ.
+        channel: 0 to 10 (`tags`); those of flows that are under way at the same time differ.
         into: where a chunk shall be, flat; None: in memory that is made for it and given up after its last use.
     """
 
@@ -54,7 +54,7 @@ class Gather:
     ) -> None:  # fmt: skip
         assert routed.size * routed.slices <= 1 << 24, routed.name
         self._group, self._members, self._routed, self._offsets, self._into = group, members, routed, offsets, into
-        self._me, self._tag, self._like = members.index(group.rank), TAG | channel << 24, own[0]
+        self._me, self._tag, self._like = members.index(group.rank), tags.channel(channel), own[0]
         self._sends, self._arrivals = routed.sends[self._me], routed.arrivals[self._me]
         self._chunks = {self._me * routed.slices + part: tensor for part, tensor in enumerate(own)}
         self._begin: dict[int, int] = {}  # of each chunk: where in it begins what has come
@@ -174,6 +174,6 @@ def named(error: CommError, routed: Routed, members: Sequence[int], me: int, leg
 
 def wait_for_caller(done: threading.Semaphore, group: Group) -> None:
     """Until the semaphore is released. Raises CommError if the group is aborted meanwhile."""
-    while not done.acquire(timeout=_CHECK_S):
+    while not done.acquire(timeout=CHECK_S):
         if group.torn or group.frozen:
             raise CommError(f"group {group.name} was aborted")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
-from trainsys.comm.flow import AHEAD, TAG, Offsets, named
+from trainsys.comm import tags
+from trainsys.comm.flow import AHEAD, CHECK_S, Offsets, named
 from trainsys.comm.group import CommError, Group
 from trainsys.comm.routed import Leg, Routed, Span
 
@@ -50,7 +51,12 @@ class Reduce:
         lent: bool = False,
     ) -> None:  # fmt: skip
         self._group, self._members, self._routed, self._offsets = group, members, routed, offsets
-        self._me, self._tag, self._combine, self._gives = members.index(group.rank), TAG | channel << 24, combine, gives
+        self._me, self._tag, self._combine, self._gives = (
+            members.index(group.rank),
+            tags.channel(channel),
+            combine,
+            gives,
+        )
         self._blank_of, self._kept, self._wire, self._device = blank or self._zeros, kept, wire or kept, device
         self._sends, self._arrivals = routed.sends[self._me], routed.arrivals[self._me]
         self._span = {leg.chunk: (leg.first, leg.last) for legs in self._sends for leg in legs}
@@ -165,6 +171,6 @@ class Reduce:
             self._partial[chunk] = self._blank(chunk)
         with self._fed:
             while chunk not in self._partial:
-                if not self._fed.wait(timeout=0.5) and (self._group.torn or self._group.frozen):
+                if not self._fed.wait(timeout=CHECK_S) and (self._group.torn or self._group.frozen):
                     raise CommError(f"group {self._group.name} was aborted")
         return self._partial[chunk]

@@ -15,6 +15,7 @@ from math import sqrt
 
 from trainsys.comm.wires import Edge, Wires
 
+MOST_BLOCKS = 64  # of an all-scan, unless told
 MESSAGE_S = 1e-4  # what a message takes at least, of software; measured between processes of one machine
 
 

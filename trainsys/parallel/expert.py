@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
+from trainsys.comm.tags import EXPERTS
 from trainsys.models.decoder import Decoder
 from trainsys.models.moe import Experts
 from trainsys.parallel.tensor import apply
 from trainsys.space.layout import Layout
 
-_COUNTS, _ROWS = 1 << 29, (1 << 29) + 1  # tags apart from those of other messages on a group of the same ranks
+_COUNTS, _ROWS = EXPERTS, EXPERTS + 1
 
 
 class ExpertParallel:

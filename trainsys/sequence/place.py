@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from trainsys.comm.datapath import Datapath
+from trainsys.comm.datapath_check import check
 from trainsys.comm.datapath_home import canonical_home, homeward
 from trainsys.comm.wires import Wires
 from trainsys.sequence.journey import Journey
@@ -61,13 +62,13 @@ class Place:
             back = homeward(path) if home == out else path
             if back is path:  # fans out: home on the way that is best from there to here
                 back = datapath(home, self.wires.turned(), path.slices)
+            check(back)
             self.journeys[asked] = Journey(self.layout, self.mask, path, back, queries)
         return self.journeys[asked]
 
 
 def datapath(name: str, wires: Wires, slices: int) -> Datapath:
     """The registered datapath, checked before it is used. Raises ValueError for what it cannot serve."""
-    from trainsys.comm.datapath_check import check
     from trainsys.comm.datapaths import DATAPATHS
 
     path = DATAPATHS[name](wires, slices)

@@ -8,18 +8,15 @@ ends, so that nothing is left behind.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from trainsys.comm.topology import Topology
 from trainsys.testing import RankPool
-from trainsys.testing.namespaces import into_own_network, ip, tc
+from trainsys.testing.namespaces import SEGMENT, address, htb, into_own_network, ip, over_network, tc
 from trainsys.testing.namespaces import missing as missing
 
 _MTU = 9000  # headers then take less than 1 % of a rate
-_SEGMENT = 16384  # bytes: what the kernel hands on at once
-_BURST = 8192  # bytes that pass unshaped after a pause, beside a segment; timers keep the rate with so few
 
 
 class Lab:
@@ -57,20 +54,20 @@ class Lab:
 
         An error of a rank ends the laboratory with all its processes.
         """
-        return self._pool.run(_on_shaped_links, self.topology.num_ranks, body, args, timeout_s=timeout_s)
+        return self._pool.run(over_network, self.topology.num_ranks, body, args, timeout_s=timeout_s)
 
     def _wire(self, ranks: list[int], switch: int) -> None:
         """Connect the namespaces of these processes."""
         ip(switch, ["link set lo up", "link add name bridge0 type bridge", "link set bridge0 up"])
         for rank, pid in enumerate(ranks):
-            size = f"mtu {_MTU} gso_max_size {_SEGMENT}"
+            size = f"mtu {_MTU} gso_max_size {SEGMENT}"
             ip(
                 pid,
                 [
                     "link set lo up",
                     f"link add name net0 type veth peer name port{rank} netns {switch}",
                     f"link set net0 {size}",
-                    f"addr add {_address(rank)}/24 dev net0",
+                    f"addr add {address(rank)}/24 dev net0",
                     "link set net0 up",
                 ],
             )
@@ -86,26 +83,11 @@ class Lab:
         away = [p for p in peers if not topology.same_node(rank, p)]
         yield f"qdisc add dev {device} root handle 1: htb"
         if away:
-            yield f"class add dev {device} parent 1: classid 1:1 {_htb(max(rate[p] for p in away))}"
+            yield f"class add dev {device} parent 1: classid 1:1 {htb(max(rate[p] for p in away))}"
         for peer in peers:
             number = f"1:{peer + 16:x}"
             least = rate[peer] / len(away) if peer in away else rate[peer]
             parent = "1:1" if peer in away else "1:"
-            yield f"class add dev {device} parent {parent} classid {number} {_htb(least, rate[peer])}"
-            match = f"match ip {'dst' if sends else 'src'} {_address(peer)}/32"
+            yield f"class add dev {device} parent {parent} classid {number} {htb(least, rate[peer])}"
+            match = f"match ip {'dst' if sends else 'src'} {address(peer)}/32"
             yield f"filter add dev {device} parent 1: protocol ip u32 {match} flowid {number}"
-
-
-def _htb(rate: float, most: float | None = None) -> str:
-    """A class of `rate` bytes per second that may borrow up to `most`."""
-    bits = f"rate {rate * 8:.0f}bit ceil {(most or rate) * 8:.0f}bit"
-    return f"htb {bits} burst {_BURST} cburst {_BURST} quantum {_SEGMENT}"
-
-
-def _address(rank: int) -> str:
-    return f"10.199.0.{rank + 1}"
-
-
-def _on_shaped_links(rank: int, world_size: int, store: Any, body: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    os.environ["GLOO_SOCKET_IFNAME"] = "net0"
-    return body(rank, world_size, store, *args)

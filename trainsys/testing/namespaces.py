@@ -9,13 +9,16 @@ import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 _NEW_NET = 0x40000000  # CLONE_NEWNET of sched.h
 _TOOLS = ("ip", "tc", "nsenter", "unshare")
 _NICE = -15  # ranks that mostly wait shall wake in time, whatever else the machine does
+
+SEGMENT = 16384  # bytes: what the kernel hands on at once
+BURST = 8192  # bytes that pass unshaped after a pause, beside a segment; timers keep the rate with so few
 
 
 def missing() -> str:
@@ -76,3 +79,20 @@ def sent(pid: int) -> dict[str, tuple[int, int]]:
         counts = numbers.split()
         found[device.strip()] = (int(counts[8]), int(counts[9]))
     return found
+
+
+def htb(rate: float, most: float | None = None) -> str:
+    """A class of `rate` bytes per second that may borrow up to `most`."""
+    bits = f"rate {rate * 8:.0f}bit ceil {(most or rate) * 8:.0f}bit"
+    return f"htb {bits} burst {BURST} cburst {BURST} quantum {SEGMENT}"
+
+
+def address(node: int) -> str:
+    """Of a namespace."""
+    return f"10.199.0.{node + 1}"
+
+
+def over_network(rank: int, world_size: int, store: Any, body: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Run a rank's body with gloo on the laboratory's links."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "net0"
+    return body(rank, world_size, store, *args)

@@ -7,20 +7,17 @@ kernel and gloo have; it is not shaped.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from trainsys.comm.wires import Edge, Wires
 from trainsys.testing import RankPool
-from trainsys.testing.namespaces import into_own_network, ip, sent, tc
+from trainsys.testing.namespaces import SEGMENT, address, htb, into_own_network, ip, over_network, sent, tc
 from trainsys.testing.namespaces import missing as missing
 
 MTU = 9000
 HEADERS = 66  # bytes of a packet that are no payload: Ethernet 14, IP 20, TCP 32 with its time stamps
 PAYLOAD = (MTU + 14 - HEADERS) / (MTU + 14)  # of a rate, when packets are full
-_SEGMENT = 16384  # bytes: what the kernel hands on at once, here one packet
-_BURST = 8192  # bytes that pass unshaped after a pause, beside a packet; timers keep the rate with so few
 _SETTINGS = {
     "ip_forward": "1",
     "conf/all/rp_filter": "0",
@@ -79,7 +76,7 @@ class WiresLab:
 
         An error of a rank ends the laboratory with all its processes.
         """
-        return self._pool.run(_on_wires, self.wires.num_ranks, body, args, timeout_s=timeout_s)
+        return self._pool.run(over_network, self.wires.num_ranks, body, args, timeout_s=timeout_s)
 
     def mark(self) -> None:
         """Count from now on."""
@@ -99,11 +96,11 @@ class WiresLab:
 
     def _lay(self) -> None:
         """Connect the namespaces."""
-        pids, size = self._pids, f"mtu {MTU} gso_max_size {_SEGMENT}"
+        pids, size = self._pids, f"mtu {MTU} gso_max_size {SEGMENT}"
         pairs = sorted({(min(edge), max(edge)) for edge in self.wires.links})
         for node, pid in enumerate(pids):
             own = [f"link add name to{b} type veth peer name to{a} netns {pids[b]}" for a, b in pairs if a == node]
-            home = ["link add net0 type bridge", f"addr add {_address(node)}/32 dev net0", "link set net0 up"]
+            home = ["link add net0 type bridge", f"addr add {address(node)}/32 dev net0", "link set net0 up"]
             ip(pid, ["link set lo up", *home, *own])
         for node, pid in enumerate(pids):
             ends = [f"to{a + b - node}" for a, b in pairs if node in (a, b)]
@@ -118,16 +115,16 @@ class WiresLab:
         if node in ranks:
             for end in ranks:
                 if (node, end) in self.wires.routes:
-                    yield f"route add {_address(end)}/32 {_over(self.wires.routes[node, end][0])} src {_address(node)}"
+                    yield f"route add {address(end)}/32 {_over(self.wires.routes[node, end][0])} src {address(node)}"
             return
         sources = set()
         for (source, end), way in self.wires.routes.items():
             for edge in way:
                 if edge[0] == node:
                     sources.add(source)
-                    yield f"route add {_address(end)}/32 {_over(edge)} table {1000 + source}"
+                    yield f"route add {address(end)}/32 {_over(edge)} table {1000 + source}"
         for source in sorted(sources):
-            yield f"rule add from {_address(source)}/32 table {1000 + source}"
+            yield f"rule add from {address(source)}/32 table {1000 + source}"
 
     def _rates(self, node: int) -> Iterable[str]:
         """Commands of tc: the rate of each wire away from `node`, and a queue of its own for each pair of ranks."""
@@ -137,10 +134,10 @@ class WiresLab:
                 continue
             device, rate = f"to{b}", link.gbps * 1e9
             yield f"qdisc add dev {device} root handle 1: htb"
-            yield f"class add dev {device} parent 1: classid 1:1 {_htb(rate, rate)}"
+            yield f"class add dev {device} parent 1: classid 1:1 {htb(rate, rate)}"
             for i, (source, end) in enumerate(pairs):
-                yield f"class add dev {device} parent 1:1 classid 1:{i + 16:x} {_htb(rate / len(pairs), rate)}"
-                match = f"match ip src {_address(source)}/32 match ip dst {_address(end)}/32"
+                yield f"class add dev {device} parent 1:1 classid 1:{i + 16:x} {htb(rate / len(pairs), rate)}"
+                match = f"match ip src {address(source)}/32 match ip dst {address(end)}/32"
                 yield f"filter add dev {device} parent 1: protocol ip u32 {match} flowid 1:{i + 16:x}"
 
 
@@ -154,20 +151,5 @@ def holds_up_nothing(wires: Wires, edge: Edge) -> bool:
     return any((wires.links[other].gbps, other) < (gbps, edge) for other in common if other != edge)
 
 
-def _htb(rate: float, most: float) -> str:
-    """A class of `rate` bytes per second that may borrow up to `most`."""
-    bits = f"rate {rate * 8:.0f}bit ceil {most * 8:.0f}bit"
-    return f"htb {bits} burst {_BURST} cburst {_BURST} quantum {_SEGMENT}"
-
-
 def _over(edge: Edge) -> str:
-    return f"via {_address(edge[1])} dev to{edge[1]} onlink rto_min 1s"
-
-
-def _address(node: int) -> str:
-    return f"10.199.0.{node + 1}"
-
-
-def _on_wires(rank: int, world_size: int, store: Any, body: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    os.environ["GLOO_SOCKET_IFNAME"] = "net0"
-    return body(rank, world_size, store, *args)
+    return f"via {address(edge[1])} dev to{edge[1]} onlink rto_min 1s"

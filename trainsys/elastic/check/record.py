@@ -9,10 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from trainsys.elastic.history import FOLDER
 from trainsys.space.layout import Layout
 from trainsys.space.tensor import LogicalTensor, Space
-
-FOLDER = "history"
 
 
 @dataclass(frozen=True)

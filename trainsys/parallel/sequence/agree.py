@@ -7,9 +7,9 @@ import hashlib
 import torch
 
 from trainsys.comm.exchange import exchange
+from trainsys.comm.tags import AGREEMENT
 from trainsys.parallel.sequence.context import ContextParallel
 
-_TAG = 1 << 29 | 13 << 24
 BAD = "!"  # a description that begins so says what is wrong with a member's own tensors
 _SAID = 480  # bytes of a description that travel beside its hash
 
@@ -44,7 +44,9 @@ def _all(cp: ContextParallel, what: str) -> list[torch.Tensor]:
     said[cp.index] = _bytes(what)
     peers = [(rank, i) for i, rank in enumerate(cp.members) if i != cp.index]
     exchange(
-        cp.group, [(rank, said[cp.index], _TAG) for rank, _ in peers], [(rank, said[i], _TAG) for rank, i in peers]
+        cp.group,
+        [(rank, said[cp.index], AGREEMENT) for rank, _ in peers],
+        [(rank, said[i], AGREEMENT) for rank, i in peers],
     )
     return said
 

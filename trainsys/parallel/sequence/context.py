@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
+from trainsys.comm.tags import STATISTICS
 from trainsys.comm.wires import Wires, star
 from trainsys.models.decoder import Decoder
 from trainsys.models.dropout import KeyedDropout
@@ -25,8 +26,6 @@ from trainsys.parallel.tensor import TensorParallel
 from trainsys.sequence.layouts import LAYOUTS
 from trainsys.sequence.price import Rates
 from trainsys.space.layout import Layout
-
-_TAG = 1 << 29 | 14 << 24  # apart from those of other messages on a group of the same ranks
 
 
 class ContextParallel:
@@ -68,7 +67,7 @@ class ContextParallel:
         numbers = numbers.contiguous()
         into = [numbers if i == self.index else torch.empty_like(numbers) for i in range(self.size)]
         peers = [(rank, i) for i, rank in enumerate(self.members) if i != self.index]
-        exchange(self.group, [(r, numbers, _TAG) for r, _ in peers], [(r, into[i], _TAG) for r, i in peers])
+        exchange(self.group, [(r, numbers, STATISTICS) for r, _ in peers], [(r, into[i], STATISTICS) for r, i in peers])
         total = into[0].clone()
         for part in into[1:]:
             total += part

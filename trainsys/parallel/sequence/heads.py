@@ -21,11 +21,10 @@ from torch import Tensor
 
 from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
+from trainsys.comm.tags import HEADS
 from trainsys.sequence.layouts import Positions
 from trainsys.sequence.place import united
 from trainsys.sequence.shares import Share, key_heads, query_heads, repeated, serving
-
-_TAG = 1 << 29 | 15 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +104,8 @@ class Sharing:
         into = {m: like.new_empty(sum(map(prod, shapes[m]))) for m in out}
         exchange(
             self.group,
-            [(self.members[m], flat, _TAG) for m, flat in out.items() if flat.numel()],
-            [(self.members[m], flat, _TAG) for m, flat in into.items() if flat.numel()],
+            [(self.members[m], flat, HEADS) for m, flat in out.items() if flat.numel()],
+            [(self.members[m], flat, HEADS) for m, flat in into.items() if flat.numel()],
         )
         found: list[Sequence[Tensor]] = []
         for m in self._all:

@@ -14,26 +14,21 @@ from torch import Tensor
 
 from trainsys.comm.flow import Arrival, Gather
 from trainsys.comm.flow_back import Reduce, add
+from trainsys.parallel.sequence.freight import Freight
 from trainsys.parallel.sequence.in_turn import Waiting, joined, taken_apart
 from trainsys.parallel.sequence.merge import Gradients, Partial, Segment
-from trainsys.parallel.sequence.packing import ends, pack, segments
+from trainsys.parallel.sequence.packing import pack, segments
 from trainsys.parallel.sequence.trip import Trip, own_segments
 
 
-class Keys:
+class Keys(Freight):
     """The keys and values of a call: what they look like in a chunk."""
 
     def __init__(self, trip: Trip, k: Tensor, v: Tensor) -> None:
         """k: [N, S, D], v: [N, S, E], contiguous."""
-        self.trip, self.k, self.v = trip, k, v
+        self.k, self.v = k, v
         self.heads, self.size, self.value_size = k.shape[0], k.shape[-1], v.shape[-1]
-        self._ends: dict[int, list[int]] = {}
-
-    def offsets(self, chunk: int) -> list[int]:
-        if chunk not in self._ends:
-            width = self.heads * (self.size + self.value_size)
-            self._ends[chunk] = ends(self.trip.journey.chunks[chunk], width)
-        return self._ends[chunk]
+        super().__init__(trip, self.heads * (self.size + self.value_size))
 
     def own(self) -> list[Segment]:
         return own_segments(self.trip, self.k, self.v)
@@ -44,18 +39,8 @@ class Keys:
         chunks = [pack((self.k, self.v), spans) for spans in trip.parts]
         return Gather(trip.group, trip.members, trip.journey.there, chunks, self.offsets)
 
-    def wanted(self, arrival: Arrival) -> Arrival:
-        """Of what has arrived, the runs that this member's queries see; the rest came for those after it."""
-        first, last = self.trip.journey.wants(self.trip.me, arrival.chunk)
-        if first == last:
-            return Arrival(arrival.chunk, 0, 0, arrival.data[:0])
-        offsets = self.offsets(arrival.chunk)
-        begin = offsets[arrival.first]
-        return Arrival(arrival.chunk, first, last, arrival.data[offsets[first] - begin : offsets[last] - begin])
-
     def segments(self, arrival: Arrival) -> list[Segment]:
-        runs = self.trip.journey.chunks[arrival.chunk][arrival.first : arrival.last]
-        return segments(arrival.data, runs, self.heads, self.size, self.value_size)
+        return segments(arrival.data, self.positions(arrival), self.heads, self.size, self.value_size)
 
 
 def forward(trip: Trip, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

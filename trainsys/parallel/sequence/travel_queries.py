@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainsys.comm.flow import Arrival, Gather
+from trainsys.comm.flow import Gather
 from trainsys.comm.flow_back import Reduce, add
 from trainsys.comm.routed import Span
+from trainsys.parallel.sequence.freight import Freight
 from trainsys.parallel.sequence.merge import Gradients, Partial, merge
 from trainsys.parallel.sequence.packing import ends, pack, unpack
 from trainsys.parallel.sequence.trip import Trip, own_segments
@@ -28,23 +29,17 @@ from trainsys.sequence.layouts import Positions
 _PAD = 8  # features by which a gradient is widened for delta: kernels like multiples
 
 
-class Cargo:
+class Cargo(Freight):
     """Some tensors [N, G, S, *] of this member as they travel, or results of their shapes as they go home.
 
     Args:
+        rows: N, G.
         sizes: last size of each.
-        dtype: on the wire.
     """
 
     def __init__(self, trip: Trip, rows: tuple[int, int], sizes: Sequence[int]) -> None:
-        self.trip, self.rows, self.sizes = trip, rows, tuple(sizes)
-        self._ends: dict[int, list[int]] = {}
-
-    def offsets(self, chunk: int) -> list[int]:
-        if chunk not in self._ends:
-            width = self.rows[0] * self.rows[1] * sum(self.sizes)
-            self._ends[chunk] = ends(self.trip.journey.chunks[chunk], width)
-        return self._ends[chunk]
+        self.rows, self.sizes = rows, tuple(sizes)
+        super().__init__(trip, rows[0] * rows[1] * sum(sizes))
 
     def pack(self, tensors: Sequence[Tensor], spans: Sequence[tuple[int, int]]) -> Tensor:
         """Positions `spans` of tensors [N, G, S, *] as a chunk."""
@@ -65,18 +60,6 @@ class Cargo:
         trip = self.trip
         chunks = [self.pack(tensors, spans) for spans in trip.parts]
         return Gather(trip.group, trip.members, trip.journey.there, chunks, self.offsets)
-
-    def positions(self, arrival: Arrival) -> Positions:
-        return self.trip.journey.chunks[arrival.chunk][arrival.first : arrival.last]
-
-    def wanted(self, arrival: Arrival) -> Arrival:
-        """Of what has arrived, the runs that this member's keys are seen by."""
-        first, last = self.trip.journey.wants(self.trip.me, arrival.chunk)
-        if first == last:
-            return Arrival(arrival.chunk, 0, 0, arrival.data[:0])
-        offsets = self.offsets(arrival.chunk)
-        begin = offsets[arrival.first]
-        return Arrival(arrival.chunk, first, last, arrival.data[offsets[first] - begin : offsets[last] - begin])
 
     def home(self, sums: dict[int, Tensor]) -> list[Tensor]:
         """Tensors [N, G, S, *] of this member from its own chunks."""

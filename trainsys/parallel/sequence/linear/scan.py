@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainsys.comm.group import Group
+from trainsys.comm.tags import SCANS
 
-TAG = 1 << 29 | 12 << 24  # apart from those of other messages on a group of the same ranks; blocks count upwards
+TAG = SCANS  # blocks count upwards
 
 
 class Team(Protocol):
