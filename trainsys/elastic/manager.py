@@ -360,7 +360,8 @@ class Manager:
 
     def _choose(self, nodes: dict[int, int]) -> tuple[ParallelConfig, Layout]:
         """The layout of those who stay; where they are too few, of all, until a fresh rank comes. Raises ValueError."""
-        staying = {rank: node for rank, node in nodes.items() if rank not in self._leaving}
+        leaving = self._leaving if self.layout else ()  # the first layout needs everybody
+        staying = {rank: node for rank, node in nodes.items() if rank not in leaving}
         try:
             found = choose(self.config, self.layout, self.parallel, staying, self._rate)
             self._needed = set()

@@ -58,6 +58,11 @@ LAYOUTS: dict[str, Callable[[int, int], Layout]] = {
 }
 
 
+def num_positions(positions: Positions) -> int:
+    """How many a team has."""
+    return sum(map(len, positions))
+
+
 def sliced(positions: Positions, slices: int) -> list[Positions]:
     """Each run in `slices` nearly equal parts: slice s has the s-th of every run, so that slices, too, are balanced."""
     cut = [_chunks(run, slices) for run in positions]

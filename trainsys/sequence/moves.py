@@ -17,11 +17,6 @@ class Strip(NamedTuple):
     length: int
 
 
-def rows(positions: Positions) -> int:
-    """How many a member has."""
-    return sum(map(len, positions))
-
-
 @lru_cache(maxsize=1 << 12)
 def strips(a: Positions, b: Positions) -> tuple[Strip, ...]:
     """What of a member's rows under one layout are a member's rows under another, in the order of the latter."""

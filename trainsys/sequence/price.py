@@ -16,7 +16,7 @@ from trainsys.comm.fluid import Message, play
 from trainsys.comm.routed import Leg, Routed
 from trainsys.comm.topology import Link
 from trainsys.comm.wires import Edge
-from trainsys.sequence.layouts import Positions
+from trainsys.sequence.layouts import Positions, num_positions
 from trainsys.sequence.mask import Mask, calls
 from trainsys.sequence.place import Place, Plan
 from trainsys.sequence.shares import key_heads, query_heads, repeated
@@ -202,7 +202,7 @@ class _Half:
         arrived: dict[tuple[int, int], int] = {}  # (member, chunk): the message that brought it
         out = self._width_out()
         packed = [
-            self._compute(members[me], out * self._rows(positions) / self.rates.copied, self.begins[members[me]])
+            self._compute(members[me], out * num_positions(positions) / self.rates.copied, self.begins[members[me]])
             for me, positions in enumerate(journey.layout)
         ]
         courier = _Courier(len(members))
@@ -267,12 +267,10 @@ class _Half:
         rate = rates.backward_flops / _BACKWARD if self.backward else rates.flops
         merged = self.heads * work.rows * place.value_dim
         if self.backward:
-            merged = self.heads * work.rows * place.head_dim + self.kv_heads * (work.keys + self._rows(theirs)) * size
+            merged = (
+                self.heads * work.rows * place.head_dim + self.kv_heads * (work.keys + num_positions(theirs)) * size
+            )
         return flops / rate + work.calls * rates.call_s + self.shape.batch * self.shape.kept * merged / rates.copied
-
-    @staticmethod
-    def _rows(positions: Positions) -> int:
-        return sum(map(len, positions))
 
     def _positions(self, leg: Leg) -> int:
         return sum(len(run) for run in self.journey.chunks[leg.chunk][leg.first : leg.last])
@@ -304,7 +302,7 @@ class _Half:
             what comes to each member.
         """
         u, place, element = self.plan.shared, self.place, self.shape.batch * self.shape.element
-        lengths = [self._rows(own) for own in place.layout]
+        lengths = [num_positions(own) for own in place.layout]
         come = [list[int]() for _ in lengths]
         for a in range(place.size):
             near = range(a // u * u, a // u * u + u)

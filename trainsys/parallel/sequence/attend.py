@@ -14,7 +14,7 @@ from trainsys.parallel.sequence.attention import attention
 from trainsys.parallel.sequence.context import ContextParallel
 from trainsys.parallel.sequence.heads import Sharing, exchanged, returned
 from trainsys.parallel.sequence.trip import Trip
-from trainsys.sequence.layouts import Positions
+from trainsys.sequence.layouts import Positions, num_positions
 from trainsys.sequence.mask import Mask
 from trainsys.sequence.methods import METHODS
 from trainsys.sequence.place import Place, Plan, in_canonical_order
@@ -63,7 +63,7 @@ class CpAttention:
 
     def _problem(self, q: Tensor, k: Tensor, v: Tensor) -> str:
         """What is wrong with this member's tensors, all of whose peers are told; nothing if they fit."""
-        here = sum(map(len, self.cp.layout[self.cp.index]))
+        here = num_positions(self.cp.layout[self.cp.index])
         if {q.shape[1], k.shape[1], v.shape[1]} != {here}:
             return (
                 f"{BAD}rank {self.cp.group.rank} has {here} of {self.cp.seq_len} positions (batch.seq_len), but got "

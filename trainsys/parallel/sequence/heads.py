@@ -22,7 +22,7 @@ from torch import Tensor
 from trainsys.comm.exchange import exchange
 from trainsys.comm.group import Group
 from trainsys.comm.tags import HEADS
-from trainsys.sequence.layouts import Positions
+from trainsys.sequence.layouts import Positions, num_positions
 from trainsys.sequence.place import united
 from trainsys.sequence.shares import Share, key_heads, query_heads, repeated, serving
 
@@ -49,7 +49,7 @@ class Sharing:
 
     @cached_property
     def lengths(self) -> list[int]:
-        return [sum(map(len, own)) for own in self.positions]
+        return [num_positions(own) for own in self.positions]
 
     @cached_property
     def order(self) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainsys.parallel.sequence.merge import Gradients, Partial, Segment
 from trainsys.parallel.sequence.trip import Trip
-from trainsys.sequence.layouts import Positions
+from trainsys.sequence.layouts import Positions, num_positions
 
 
 def forward(trip: Trip, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def _turn(me: int, size: int) -> list[int]:
 def _spans(trip: Trip) -> list[slice]:
     found, at = [], 0
     for positions in trip.origins:
-        length = sum(map(len, positions))
+        length = num_positions(positions)
         found.append(slice(at, at + length))
         at += length
     return found

@@ -24,7 +24,7 @@ from trainsys.parallel.sequence.freight import Freight
 from trainsys.parallel.sequence.merge import Gradients, Partial, merge
 from trainsys.parallel.sequence.packing import ends, pack, unpack
 from trainsys.parallel.sequence.trip import Trip, own_segments
-from trainsys.sequence.layouts import Positions
+from trainsys.sequence.layouts import Positions, num_positions
 
 _PAD = 8  # features by which a gradient is widened for delta: kernels like multiples
 
@@ -64,7 +64,7 @@ class Cargo(Freight):
     def home(self, sums: dict[int, Tensor]) -> list[Tensor]:
         """Tensors [N, G, S, *] of this member from its own chunks."""
         trip, every = self.trip, self.rows[0] * self.rows[1]
-        length = sum(map(len, trip.positions))
+        length = num_positions(trip.positions)
         found = [next(iter(sums.values())).new_empty((every, length, size)) for size in self.sizes]
         for part, spans in enumerate(trip.parts):
             chunk = trip.chunk(part)

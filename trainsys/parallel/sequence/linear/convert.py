@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from trainsys.comm.exchange import exchange
 from trainsys.parallel.sequence.linear.scan import TAG, Team
-from trainsys.sequence.layouts import Layout
-from trainsys.sequence.moves import Strip, rows, strips
+from trainsys.sequence.layouts import Layout, num_positions
+from trainsys.sequence.moves import Strip, strips
 
 _TAG = TAG | 1 << 18
 
@@ -27,7 +27,7 @@ def convert(x: Tensor, team: Team, a: Layout, b: Layout) -> Tensor:
     Of all of `team`, with the same layouts; rows that nobody has are zero.
     """
     assert len(a) == len(b) == team.size, (a, b)
-    assert x.shape[1] == rows(a[team.index]), (x.shape, a[team.index])
+    assert x.shape[1] == num_positions(a[team.index]), (x.shape, a[team.index])
     return x if a == b else cast(Tensor, cast(Any, _Convert).apply(x, team, a, b))
 
 
@@ -57,7 +57,7 @@ def _move(x: Tensor, team: Team, a: Layout, b: Layout) -> Tensor:
         [(rank, data, _TAG) for i, rank in peers if (data := into[i]) is not None],
     )
     wide = torch.promote_types(x.dtype, torch.float32)
-    out = x.new_zeros((x.shape[0], rows(b[me]), *x.shape[2:]), dtype=wide)
+    out = x.new_zeros((x.shape[0], num_positions(b[me]), *x.shape[2:]), dtype=wide)
     for arrived, found in zip(coming, into, strict=True):
         if found is not None:
             values = found.split([strip.length for strip in arrived], dim=1)
