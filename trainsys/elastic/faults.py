@@ -18,7 +18,8 @@ PHASES = STEP_PHASES + CHANGE_PHASES
 _FORM = re.compile(r"^(kill|stop|drain)@(\d+):(\d+)(?::([a-z]+))?$|^(join)@(\d+)$")
 
 
-_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "drain": signal.SIGUSR1}
+MANAGER = -1  # in the place of a rank
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "drain": signal.SIGUSR1}
 
 
 @dataclass(frozen=True)
@@ -152,4 +153,4 @@ class Injector:
         }
         (self._folder / f"{self._rank}.json").write_text(json.dumps(record))
         self._struck(event, self.step)
-        os.kill(os.getpid(), _SIGNALS[event.kind])
+        os.kill(os.getpid(), SIGNALS[event.kind])
