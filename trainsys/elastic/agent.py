@@ -45,6 +45,10 @@ class LocalCluster:
     def ended(self) -> Sequence[int]:
         return [rank for rank, process in self._processes.items() if process.exitcode is not None]
 
+    def room(self) -> Sequence[int]:
+        """This machine does not grow."""
+        return ()
+
     def close(self, grace_s: float) -> None:
         """Wait up to `grace_s` seconds for the processes to leave, then end those that are still there."""
         deadline = time.monotonic() + grace_s

@@ -12,10 +12,10 @@ from statistics import median
 from typing import Any
 
 from trainsys.config import RunConfig
-from trainsys.elastic.agent import run_local
 from trainsys.elastic.check.registry import check_run, verdicts
 from trainsys.elastic.claim import claimed, is_drill, mark_drill
 from trainsys.elastic.faults import CHANGE_PHASES, STEP_PHASES, FaultEvent, parse_faults, random_kills
+from trainsys.elastic.launchers import launch
 from trainsys.elastic.progress import Screen
 from trainsys.elastic.recorder import Recorder
 from trainsys.parallel.step import Decision
@@ -135,7 +135,7 @@ def _clear(run_dir: Path) -> None:
 
 def _run(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None) -> Recorder:
     with Recorder(config, config.run_dir, console) as recorder:
-        run_local(config, recorder, events)
+        launch(config, recorder, events)
     if recorder.next_step < config.train.steps:
         raise KeyboardInterrupt
     return recorder

@@ -20,7 +20,7 @@ from trainsys.elastic.record import Change
 from trainsys.parallel.step import Decision
 from trainsys.space.layout import Layout
 
-TAKEN, ENDED, STOP = "taken", "ended", "stop"  # what an agent says
+TAKEN, ENDED, ROOM, STOP = "taken", "ended", "room", "stop"  # what an agent says
 _LAST_S = 5.0
 Entry = tuple[str, tuple[Any, ...]]
 
@@ -40,6 +40,7 @@ class Outbox:
         self._room = threading.Semaphore(1)
         self._lock = threading.Lock()
         self._ended: list[int] = []
+        self._room_in: list[int] = []
         self.stop_wanted = False
         threading.Thread(target=self._listen, daemon=True, name="agent").start()
         threading.Thread(target=self._beat, args=(beat_s,), daemon=True, name="heartbeat").start()
@@ -73,6 +74,10 @@ class Outbox:
 
     def ended(self) -> Sequence[int]:
         return tuple(self._ended)
+
+    def room(self) -> Sequence[int]:
+        found, self._room_in = self._room_in, []
+        return found
 
     # -- an observer ---------------------------------------------------------------------------------------------
 
@@ -117,6 +122,8 @@ class Outbox:
                         self._room.release()
                     case [what, rank] if what == ENDED:
                         self._ended.append(rank)
+                    case [what, node] if what == ROOM:
+                        self._room_in = [*self._room_in, node]
                     case [what] if what == STOP:
                         self.stop_wanted = True
         except (EOFError, OSError):
