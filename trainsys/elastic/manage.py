@@ -30,7 +30,6 @@ class Job:
         world_size: ranks that work when all is well.
         resume: checkpoint folder to start from, or empty.
         start_step: optimizer steps in that checkpoint.
-        elastic: whether the launcher lets ranks die alone.
         faults: to inject.
     """
 
@@ -38,7 +37,6 @@ class Job:
     world_size: int
     resume: str = ""
     start_step: int = 0
-    elastic: bool = True
     faults: Sequence[FaultEvent] = ()
 
 
@@ -61,7 +59,7 @@ def manage(job: Job, listening: socket.socket, authkey: bytes, agent: Connection
     failure, bug = "", ""
     try:
         manager = Manager(
-            job.config, job.world_size, outbox, book, job.resume, job.elastic, job.faults, foresight
+            job.config, job.world_size, outbox, book, job.resume, job.faults, foresight
         )  # fmt: skip
         manager.run(listening, authkey)
     except ElasticError as error:

@@ -90,19 +90,18 @@ class Manager:
         outbox: to the agent, which starts and fences ranks and keeps the record.
         book: of the manager before, or a new one.
         resume: checkpoint folder to start from, or empty.
-        elastic: whether the launcher lets ranks die alone.
         faults: those of the manager strike here.
         foresight: the planner's answers, by default worked out when they are needed.
     """
 
     def __init__(
-        self, config: RunConfig, world_size: int, outbox: Outbox, book: Book, resume: str = "", elastic: bool = True,
+        self, config: RunConfig, world_size: int, outbox: Outbox, book: Book, resume: str = "",
         faults: Sequence[FaultEvent] = (), foresight: Foresight | None = None,
     ) -> None:  # fmt: skip
         self.config = replace(config, model=resolve(config.model))
         self.outbox, self.book = outbox, book
         self.space = Space(tensors(stand_in(config.model) if config.train.emulate else self.config.model))
-        self.world_size, self.resume, self.elastic = world_size, resume, elastic
+        self.world_size, self.resume = world_size, resume
         parallel = config.parallel
         layers = parallel.stage_layers or split_layers(config.model.num_layers, parallel.pp * parallel.vp)
         self.parallel: ParallelConfig = book.parallel or replace(config.parallel, stage_layers=tuple(layers))
@@ -293,10 +292,6 @@ class Manager:
         self.outbox.lost(rank, cause, self.step)
         if self.layout is None:
             self.abort(f"rank {rank} ended before the first layout stood; its error, if it left one, is above")
-        if not self.elastic:
-            self.abort(
-                f"rank {rank} died at step {self.step} and this launcher cannot go on without it; {self._way_back()}"
-            )
         self._recruits.replace(member.node)
         self._quiet.pop(rank, None)
         if self.phase is Phase.QUIESCING:

@@ -135,8 +135,6 @@ class Supervisor:
 
     def _lost(self, cause: str, heard: float) -> None:
         book = self.book
-        if not self._job.elastic and book.layout is None:
-            raise ElasticError("the manager ended before the first layout stood; start again")
         self._lost_at_step = [step for step in self._lost_at_step if step == book.step] + [book.step]
         if len(self._lost_at_step) == _MOST:
             raise ElasticError(f"{_MOST} managers were lost at step {book.step}; restart to resume from a checkpoint")

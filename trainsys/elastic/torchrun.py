@@ -1,9 +1,13 @@
-"""Training under torchrun: the same workers and manager, without an agent of ours.
+"""Training under torchrun: what it starts and watches are keepers, and the ranks are their children.
 
-torchrun owns the processes and tears all of them down when one dies, so a death ends the job here; with
-``--max-restarts`` torchrun starts it again and it resumes from the newest checkpoint. The manager runs in a process
-that rank 0 starts; the others learn its address through torchrun's own store. Process groups connect through the
-manager's store, which is new in every attempt, so a restart never meets the addresses of the dead.
+torchrun tears everything down when one of its processes dies, and cannot be told otherwise. So a keeper does nothing
+that could kill it: it forks its rank, and when that dies it tells the agent and goes on waiting. Training survives in
+place, as under `trainsys train`. Only when a keeper itself dies, as with its machine, does torchrun end all of them;
+with ``--max-restarts`` it starts them again and they resume from the newest checkpoint.
+
+The agent is a process that the keeper of rank 0 starts. Keepers learn its address, take its orders and tell it of
+deaths through torchrun's own store, under keys of this attempt. Process groups connect through the agent's store, which
+is new in every attempt, so a restart never meets the addresses of the dead.
 """
 
 from __future__ import annotations
@@ -11,29 +15,25 @@ from __future__ import annotations
 import base64
 import os
 import pickle
-import signal
-import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+import time
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 from torch._C._distributed_c10d import Store, TCPStore
 
 from trainsys.comm.lookups import retry_soon
 from trainsys.config import RunConfig
-from trainsys.elastic.claim import claimed
-from trainsys.elastic.endpoint import Endpoint, Rendezvous
+from trainsys.elastic.agent import GRACE_S, stopping_on_signals
+from trainsys.elastic.endpoint import Rendezvous
 from trainsys.elastic.forks import forkserver
-from trainsys.elastic.manage import Job
-from trainsys.elastic.manager import ElasticError
-from trainsys.elastic.measured import tell_comparison, write_timelines
-from trainsys.elastic.recorder import Recorder
-from trainsys.elastic.resume import announce, ending, newest
-from trainsys.elastic.serve import serve
-from trainsys.elastic.supervisor import Supervisor
+from trainsys.elastic.serve import rank_main
+from trainsys.elastic.torchrun_agent import Desk, agent_main
+
+_TICK_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,7 @@ class Place:
 
 
 def join_torchrun(config: RunConfig) -> int:
-    """This process's part of the job: its rank, and on rank 0 the manager too. Returns the exit code.
-
-    After a failure the process ends inside this call: destructors of torn process groups would wait for dead peers.
+    """This process's part of the job: keep its rank, and on rank 0 the agent too. Returns the exit code.
 
     Raises:
         ValueError: torchrun's world size is not the cluster's, or a checkpoint of another model is in the way.
@@ -84,27 +82,80 @@ def join_torchrun(config: RunConfig) -> int:
             f"cluster.nodes*cluster.ranks_per_node={ranks}; "
             f"set cluster.nodes and cluster.ranks_per_node, or --nproc-per-node {ranks}"
         )
-    shared, key = place.store(), f"trainsys/{place.attempt}"
-    manager = None
+    shared, prefix = place.store(), f"trainsys/{place.attempt}"
+    desk, agent = Desk(shared, prefix), None
     if place.rank == 0:
         context = forkserver()
         ours, theirs = context.Pipe()
-        manager = context.Process(target=manage, args=(config, place.world_size, place.master[0], theirs))
-        manager.start()
+        agent = context.Process(target=agent_main, args=(config, place.world_size, place.master, prefix, theirs))
+        agent.start()
         theirs.close()
         rendezvous = _answer(ours)
-        shared.set(key, base64.b64encode(pickle.dumps(rendezvous)).decode())
-    rendezvous = pickle.loads(base64.b64decode(shared.get(key)))
+        shared.set(f"{prefix}/rendezvous", base64.b64encode(pickle.dumps(rendezvous)).decode())
+    rendezvous = pickle.loads(base64.b64decode(shared.get(f"{prefix}/rendezvous")))
     if rendezvous is None:
         return 0
-    code = serve(config, place.rank, place.node, rendezvous, stop_on=(signal.SIGTERM, signal.SIGINT))
-    if manager is not None:
-        manager.join(timeout=30)
-    if code:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return 0
+    return Keeper(config, place, desk, rendezvous, agent).run()
+
+
+class Keeper:
+    """One process of torchrun's.
+
+    Args:
+        agent: the agent's process, on rank 0.
+    """
+
+    def __init__(
+        self, config: RunConfig, place: Place, desk: Desk, rendezvous: Rendezvous, agent: BaseProcess | None
+    ) -> None:
+        self._config, self._place, self._desk, self._agent = config, place, desk, agent
+        self._rendezvous = rendezvous
+        self._ranks: dict[int, BaseProcess] = {}
+        self._told: set[int] = set()
+        self._asked = False
+
+    def run(self) -> int:
+        """Keep ranks until the agent says that it is over. Returns the exit code."""
+        with stopping_on_signals(self._stop):
+            self._start(self._place.rank)
+            code = None
+            while code is None:
+                for verb, rank in self._desk.orders(self._place.rank):
+                    if verb == "spawn":
+                        self._start(rank)
+                    elif rank in self._ranks:
+                        self._ranks[rank].kill()
+                for rank, process in self._ranks.items():
+                    if process.exitcode is not None and rank not in self._told:
+                        self._told.add(rank)
+                        self._desk.tell_end(rank)
+                code = self._desk.outcome()
+                if self._agent is not None and self._agent.exitcode is not None and code is None:
+                    code = 1
+                    self._desk.tell_outcome(code)
+                time.sleep(_TICK_S)
+        self._close(code)
+        return code
+
+    def _stop(self) -> None:
+        """SIGTERM or SIGINT from torchrun: the job ends at the next step boundary."""
+        self._desk.stop()
+
+    def _start(self, rank: int) -> None:
+        """Fork: torch is imported already."""
+        process = get_context("fork").Process(
+            target=rank_main, args=(self._config, rank, self._place.node, self._rendezvous), name=f"rank-{rank}"
+        )
+        process.start()
+        self._ranks[rank] = process
+
+    def _close(self, code: int) -> None:
+        until = time.monotonic() + (GRACE_S if code == 0 else 0.0)
+        processes: list[Any] = [*self._ranks.values(), *([self._agent] if self._agent else [])]
+        for process in processes:
+            process.join(max(0.0, until - time.monotonic()))
+            if process.exitcode is None:
+                process.kill()
 
 
 def _answer(link: Connection) -> Rendezvous | None:
@@ -114,62 +165,3 @@ def _answer(link: Connection) -> Rendezvous | None:
         raise ValueError(answer)
     assert answer is None or isinstance(answer, Rendezvous)
     return answer
-
-
-def manage(config: RunConfig, world_size: int, host: str, rank_0: Connection) -> None:
-    """Body of the manager's process.
-
-    Args:
-        rank_0: told the address; its end closes when rank 0 ends.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # torchrun signals the ranks; they tell the manager
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(claimed(config))
-            found = newest(config)
-            if not announce(config, found, partial(console.print, markup=False)):
-                rank_0.send(None)
-                return
-            recorder = stack.enter_context(Recorder(config, config.run_dir, console, found.step))
-            endpoint = Endpoint(host, config.elastic.port)
-            rank_0.send(endpoint.rendezvous)
-            ours = stack.pop_all()
-    except (ValueError, OSError) as error:
-        rank_0.send(str(error))
-        return
-    with ours:
-        job = Job(config, world_size, found.path, found.step, elastic=False)
-        try:
-            Supervisor(job, endpoint, Torchrun(rank_0), recorder).run()
-            console.print(ending(recorder, found), markup=False)
-            comparison = write_timelines(config, recorder)
-            if comparison is not None:
-                recorder.compared(comparison)
-                console.print(tell_comparison(comparison), markup=False)
-        except ElasticError as error:
-            print(f"trainsys: {error}", file=sys.stderr, flush=True)
-
-
-class Torchrun:
-    """A launcher that cannot start or fence anything: torchrun does."""
-
-    def __init__(self, rank_0: Connection) -> None:
-        self._rank_0 = rank_0
-
-    def spawn(self, rank: int, node: int) -> None:
-        raise AssertionError("torchrun starts the ranks")
-
-    def kill(self, rank: int) -> None:
-        return None
-
-    def room(self) -> Sequence[int]:
-        """torchrun's."""
-        return ()
-
-    def ended(self) -> Sequence[int]:
-        """Rank 0 once its process has ended: without it nobody would wait for this manager."""
-        return (0,) if self._rank_0.poll() else ()
