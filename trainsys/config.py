@@ -179,6 +179,7 @@ class ParallelConfig:
     reduction: Literal["canonical", "fast"] = "canonical"  # canonical: the same bits on every layout of one tp and cp
     stage_layers: tuple[int, ...] = ()  # layers of each stage (under vp of each run); empty: as even as possible
     stage_replicas: tuple[int, ...] = ()  # replicas of each stage; empty: dp everywhere
+    replica_shares: tuple[int, ...] = ()  # microbatches of each replica, stage by stage; empty: as even as possible
     devices: tuple[int, ...] = ()  # rank at each place of the mesh, counted in the order above; empty: 0, 1, 2, …
 
 
@@ -204,6 +205,7 @@ class TrainConfig:
     trace_steps: int = 2  # last steps kept in trace.json
     emulate: bool = False  # stages sleep for as long as planned instead of computing; nothing is learned or saved
     emulate_scale: float = 1.0  # emulated seconds per planned second
+    emulate_slow: str = ""  # RANK:FACTOR@FIRST-LAST, FROM>TO:SECONDS@…, or with hang; file:PATH: as that changes
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,10 @@ class ElasticConfig:
     start_limit_s: float = 120.0  # a started rank that has not joined after this is given up
     comm_timeout_s: float = 20.0  # after which a blocked operation fails by itself
     stall_limit_s: float = 300.0  # a change that takes longer is called off; who answers that no sooner is killed
+    hang_limit_s: float = 0.0  # whoever's main thread is in one thing for longer is named and killed; 0: comm_timeout_s
+    stragglers: Literal["tell", "balance", "drain"] = "tell"  # balance: less work first; drain: without it at once
+    straggler_factor: float = 1.3  # times as long as before, or as its equals, that make a rank or link a straggler
+    straggler_steps: int = 3  # in a row
     release: Literal["commit", "progressive"] = "commit"  # of the old state: at the end, or in portions meanwhile
     staging_mib: float = 16.0  # MiB of buffers while the layout changes; with release=progressive, of all that is extra
     chunk: int = 16384  # elements per unit of ZeRO ownership and of the gradient norm; fixed for the run

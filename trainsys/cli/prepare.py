@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ def prepared(args: Sequence[str]) -> RunConfig:
     config = load(args)
     if config.train.emulate:
         config = emulated(config)
+    check_troubles(config)
     check_parallel(config, config.cluster.nodes * config.cluster.ranks_per_node)
     check_machine(config)
     return config
@@ -58,6 +60,16 @@ def emulated(config: RunConfig) -> RunConfig:
     if not device.tflops:
         device = replace(device, tflops=round(gemm_flops() / 1e12, 6))
     return replace(config, cluster=replace(config.cluster, device=device, shared_cores=False))
+
+
+def check_troubles(config: RunConfig) -> None:
+    """Whether ``train.emulate_slow`` can be. Raises ValueError."""
+    from trainsys.elastic.troubles import parse_troubles
+
+    text = config.train.emulate_slow
+    for trouble in parse_troubles("" if text.startswith("file:") else text):
+        if trouble.src is None and 1 < trouble.much < inf and not config.train.emulate:
+            raise ValueError(f"train.emulate_slow={trouble} slows down emulated computing; set train.emulate=true")
 
 
 def check_machine(config: RunConfig) -> None:

@@ -8,12 +8,13 @@ epoch-named prefix. The old groups go only after the new ones stand.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 
 from torch._C._distributed_c10d import Store
 
 from trainsys.comm.group import CommError, Group
+from trainsys.comm.stamps import Stamps
 from trainsys.comm.waiting import brief
 
 Ranks = tuple[int, ...]
@@ -27,10 +28,16 @@ class Communicator:
         rank: this process's global rank.
         backend: ``gloo`` or ``nccl``.
         timeout_s: operation timeout of every group.
+
+    Attributes:
+        stamps: of the operations of all groups.
+        lag_s: emulated: how many seconds late arrives what comes from a rank.
     """
 
     def __init__(self, store: Store, rank: int, backend: str = "gloo", timeout_s: float = 60.0) -> None:
         self._store, self.rank, self._backend, self._timeout_s = store, rank, backend, timeout_s
+        self.stamps = Stamps()
+        self.lag_s: Callable[[int], float] = lambda src: 0.0
         self._spare: Store | None = None  # the connecting thread's own client of the store
         self._groups: dict[Ranks, Group] = {}
         self._changed = threading.Condition()
@@ -47,6 +54,7 @@ class Communicator:
         """
         with self._changed:
             self._epoch = epoch
+        self.stamps.reset()
         mine = list(dict.fromkeys(ranks for ranks in wanted if self.rank in ranks))
         new = {r: g for r, g in self._groups.items() if r in mine and g.clean and g.name in keep}
         new |= self._build(epoch, [ranks for ranks in mine if ranks not in new])
@@ -78,7 +86,8 @@ class Communicator:
                 store = store or cast(Any, self._store).clone()
                 for ranks in missing:
                     name = f"e{epoch}/{','.join(map(str, ranks))}"
-                    built[ranks] = Group(store, name, ranks, self.rank, self._backend, self._timeout_s)
+                    built[ranks] = Group(store, name, ranks, self.rank, self._backend, self._timeout_s, self.stamps)
+                    built[ranks].lag_s = self.lag_s
             except (RuntimeError, ValueError) as failure:
                 error = brief(failure)
             with self._changed:

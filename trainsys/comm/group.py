@@ -12,9 +12,11 @@ import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from math import inf
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -22,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, Work
 
+from trainsys.comm.stamps import ALL, RECV, REDUCE, SEND, Stamps
 from trainsys.comm.waiting import Answers, brief, outcome, run_elsewhere, wait_elsewhere
 
 _LOCAL_SEND_BUFFER = 256 << 10  # bytes; measured: 64 MiB to 4 ranks took 14 % less than with the kernel's 4 MiB
@@ -31,6 +34,7 @@ class CommError(RuntimeError):
     """Communication failed or was aborted; the tensors of the operation are undefined (*torn*)."""
 
 
+_AT_ONCE_S = 1e-4  # a wait that takes no longer found its operation complete
 _END = "\0"  # an answer: all has been done
 
 
@@ -40,6 +44,7 @@ class Expected:
 
     work: Work
     answers: Answers | None
+    stamp: int = 0
 
 
 class Progress:
@@ -56,7 +61,8 @@ class Progress:
             return next(self._events, self) is None
         if self._over:
             return False
-        error = self._answers.get()
+        with self._group.stamps.waiting():
+            error = self._answers.get()
         if error == "":
             return True
         self._over = True
@@ -85,11 +91,13 @@ class Group:
         rank: this process's global rank.
         backend: ``gloo`` or ``nccl``.
         timeout_s: how long an operation may take before it fails by itself.
+        stamps: where operations are stamped; by default its own.
     """
 
     def __init__(
-        self, store: Store, name: str, ranks: Sequence[int], rank: int, backend: str, timeout_s: float
-    ) -> None:
+        self, store: Store, name: str, ranks: Sequence[int], rank: int, backend: str, timeout_s: float,
+        stamps: Stamps | None = None,
+    ) -> None:  # fmt: skip
         self.name, self.ranks, self.rank, self._backend_name = name, tuple(ranks), rank, backend
         self.seq = 0  # operations started; a group is carried over only where all members count the same
         self.pending = 0
@@ -99,6 +107,10 @@ class Group:
         self._guard = threading.Lock()
         self._waiting: set[Answers] = set()  # one per thread that waits here
         self._index = {r: i for i, r in enumerate(self.ranks)}
+        self.stamps = stamps or Stamps(64)
+        self._number = self.stamps.know(name, ranks)
+        self._stamp_of: dict[int, tuple[int, int]] = {}  # id of a work -> its stamp, and its source if it receives
+        self.lag_s: Callable[[int], float] = lambda src: 0.0  # emulated: how late arrives what comes from a rank
         prefix = PrefixStore(name, store)
         before = _connected_sockets()
         # operations begun on it directly are neither counted nor freed by an abort
@@ -139,16 +151,17 @@ class Group:
         """Have an `irecv` waited for from now on: `take` is quick when it is complete by then, a `wait` is not."""
         if self._backend_name == "nccl":
             return Expected(work, None)
-        answers = self._listen()
-        wait_elsewhere([work], answers)
-        return Expected(work, answers)
+        answers, (stamp, _) = self._listen(), self._stamp_of.get(id(work), (0, -1))
+        wait_elsewhere([work], answers, self._outcome)
+        return Expected(work, answers, stamp)
 
     def take(self, expected: Expected) -> None:
         """Finish what `expect` was told of. Raises CommError as `wait_all` does."""
         if expected.answers is None:
             self.wait(expected.work)
             return
-        error = expected.answers.get()
+        with self.stamps.waiting(expected.stamp):
+            error = expected.answers.get()
         with self._guard:
             self._waiting.discard(expected.answers)
             self._count(error)
@@ -166,7 +179,8 @@ class Group:
     def finish(self, works: Iterable[Work]) -> None:
         """As `wait_all`, in a thread that an abort may leave behind. Raises CommError."""
         for work in works:
-            error = outcome(work)
+            with self.stamps.waiting(self._stamp_of.get(id(work), (0, -1))[0]):
+                error = self._outcome(work)
             with self._guard:
                 self._count(error)
             if error:
@@ -200,15 +214,33 @@ class Group:
     def _outcomes(self, works: Sequence[Work]) -> Iterator[str]:
         """What became of each operation: nothing, or what went wrong."""
         if self._backend_name == "nccl":  # orders streams and returns: must happen in the caller's own thread
-            yield from map(outcome, works)
+            yield from map(self._outcome, works)
             return
-        answers = self._listen()
-        wait_elsewhere(works, answers)
+        answers, stamps = self._listen(), [self._stamp_of.get(id(work), (0, -1))[0] for work in works]
+        wait_elsewhere(works, answers, self._outcome)
         try:
-            for _ in works:
-                yield answers.get()
+            for stamp in stamps:
+                with self.stamps.waiting(stamp):
+                    error = answers.get()
+                yield error
         finally:
             self.forget(answers)
+
+    def _outcome(self, work: Work) -> str:
+        """What became of an operation, and its stamp; of what comes over an emulated slow link that is known late."""
+        stamp, source = self._stamp_of.get(id(work), (0, -1))
+        began = time.monotonic()
+        error = outcome(work)
+        late_s = self.lag_s(source) if source >= 0 and not error else 0.0
+        while late_s > 0 and not (self.torn or self.frozen):
+            time.sleep(min(late_s, 0.02))
+            late_s -= 0.02
+        if late_s == inf:
+            return "aborted"
+        self._stamp_of.pop(id(work), None)
+        if not error:
+            self.stamps.end(stamp, known=time.monotonic() - began > _AT_ONCE_S)
+        return error
 
     def _listen(self) -> Answers:
         """Where outcomes will be told, an abort too."""
@@ -231,23 +263,26 @@ class Group:
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
         """Sum in place by the backend's own algorithm: fast, and its bits depend on the group's size."""
-        self.wait(self._post(lambda pg: pg.allreduce([tensor])))
+        self.wait(self._post(lambda pg: pg.allreduce([tensor]), REDUCE, ALL, 0, tensor))
 
     def isend(self, tensor: torch.Tensor, dst: int, tag: int) -> Work:
         """Begin sending a contiguous tensor to global rank `dst`; finish with `wait`."""
-        return self._post(lambda pg: pg.send([tensor], self._index[dst], tag))
+        return self._post(lambda pg: pg.send([tensor], self._index[dst], tag), SEND, dst, tag, tensor)
 
     def irecv(self, tensor: torch.Tensor, src: int, tag: int) -> Work:
         """Begin receiving into a contiguous tensor from global rank `src`; finish with `wait`."""
-        return self._post(lambda pg: pg.recv([tensor], self._index[src], tag))
+        return self._post(lambda pg: pg.recv([tensor], self._index[src], tag), RECV, src, tag, tensor)
 
-    def _post(self, call: Callable[[Any], Work]) -> Work:
+    def _post(self, call: Callable[[Any], Work], kind: int, peer: int, tag: int, tensor: torch.Tensor) -> Work:
         backend = self.start()
+        stamp = self.stamps.begin(kind, self._number, peer, tag, tensor.nbytes)
         try:
-            return call(backend)
+            work = call(backend)
         except RuntimeError as error:
             self.torn = True
             raise CommError(f"group {self.name}: {brief(error)}") from None
+        self._stamp_of[id(work)] = stamp, peer if kind == RECV else -1
+        return work
 
     def freeze(self) -> None:
         """Refuse new operations; free the thread that is inside one. A quiet group stays connected and clean."""

@@ -22,9 +22,13 @@ _SOURCE = re.compile(r"^\[[^\]]*\.(cc|cpp|h):\d+\] ")
 _idle: list[_Orders] = []  # threads with nothing to do
 
 
-def wait_elsewhere(works: Sequence[Work], answers: Answers) -> None:
-    """Have every one of `works` waited for in turn; each outcome is put into `answers`, up to the first failure."""
-    run_elsewhere(lambda: _wait_in_turn(works, answers))
+def wait_elsewhere(works: Sequence[Work], answers: Answers, wait: Callable[[Work], str]) -> None:
+    """Have every one of `works` waited for in turn; each outcome is put into `answers`, up to the first failure.
+
+    Args:
+        wait: `outcome`, or what does more.
+    """
+    run_elsewhere(lambda: _wait_in_turn(works, answers, wait))
 
 
 def run_elsewhere(task: Callable[[], None]) -> None:
@@ -43,9 +47,9 @@ def _serve(orders: _Orders) -> None:
         _idle.append(orders)
 
 
-def _wait_in_turn(works: Sequence[Work], answers: Answers) -> None:
+def _wait_in_turn(works: Sequence[Work], answers: Answers, wait: Callable[[Work], str]) -> None:
     for work in works:
-        error = outcome(work)
+        error = wait(work)
         answers.put(error)
         if error:
             return

@@ -58,9 +58,11 @@ class ControlClient:
         self._on_fault = on_fault
         self.epoch = -1  # entered by the worker
         self.stop_wanted = self.leave_wanted = False  # set by signal handlers; told with the next heartbeat
+        self.beat: Callable[[], Beat] = Beat  # the next one
+        self.pause_s: Callable[[], float] = lambda: beat_s  # until the one after it
         self._soon = threading.Event()  # the next heartbeat is due now
         threading.Thread(target=self._read, daemon=True, name="control").start()
-        threading.Thread(target=self._beat, args=(beat_s,), daemon=True, name="heartbeat").start()
+        threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
 
     def send(self, message: Any) -> None:
         with self._send_lock:
@@ -134,11 +136,11 @@ class ControlClient:
             time.sleep(_AGAIN_S)
         os._exit(1)
 
-    def _beat(self, beat_s: float) -> None:
+    def _beat(self) -> None:
         while True:
             self._soon.clear()
-            self.send(StopWanted() if self.stop_wanted else Leaving() if self.leave_wanted else Beat())
-            self._soon.wait(beat_s)
+            self.send(StopWanted() if self.stop_wanted else Leaving() if self.leave_wanted else self.beat())
+            self._soon.wait(self.pause_s())
 
     def leave(self) -> None:
         """Ask to be let go. A signal handler may call it: it takes no lock that this thread could hold."""

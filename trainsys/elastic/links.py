@@ -27,6 +27,9 @@ class Link:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_LIMIT_S, 0))
         self.rank = -1  # once it said Hello
         self.heard = time.monotonic()  # when something last arrived
+        self.beat: Beat | None = None  # the last one
+        self.told = self.heard  # when it came
+        self.offset_s = float("inf")  # to add to the rank's clock, at most
         self.forgiven_s = 0.0  # of the silence since then, in which the manager's own process did not run
 
     def send(self, message: Any) -> None:
@@ -39,6 +42,9 @@ class Link:
     def read(self) -> Any:
         message = self._connection.recv()
         self.heard, self.forgiven_s = time.monotonic(), 0.0
+        if isinstance(message, Beat) and message.doing is not None:
+            self.beat, self.told = message, self.heard
+            self.offset_s = min(self.offset_s, self.heard - message.doing.now_s)
         return message
 
     def close(self) -> None:

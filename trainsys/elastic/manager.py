@@ -32,6 +32,7 @@ from trainsys.elastic.fingerprints import code_print, config_print
 from trainsys.elastic.foresight import Foresight
 from trainsys.elastic.kept_groups import clean_groups
 from trainsys.elastic.links import Absent, Link, Links
+from trainsys.elastic.lookout import Lookout
 from trainsys.elastic.manager_history import ManagerHistory
 from trainsys.elastic.member import Member, mismatch
 from trainsys.elastic.messages import (
@@ -128,6 +129,7 @@ class Manager:
             self._standing.held, self._standing.portions = book.held, book.portions
             self._standing.broken = book.broken
         self.history = ManagerHistory(config, self.space, book, outbox.line)
+        self._lookout = Lookout(self.config, self.selection, self.history, outbox)
         self._strikes = Strikes(config, faults)
         self._prints = code_print(), config_print(config)
         self._wrong = 0  # transitions in a row in which what arrived was not what left
@@ -209,6 +211,8 @@ class Manager:
         for link in self._links.silent(tuple(links), self.config.elastic.heartbeat_limit_s):
             self.outbox.kill(links[link])  # fenced: it may wake up later
             self._lost(links[link], "hang")
+        if self.phase is Phase.RUNNING:
+            self._check_hang()
         self._recruits.start_due(now)
         for node in self.outbox.room():
             self._recruits.start(node)
@@ -224,6 +228,15 @@ class Manager:
             self._stalled()
         if self.stop_requested and self.phase is Phase.STARTING:
             self._finish("stopped before the first step")
+
+    def _check_hang(self) -> None:
+        """Go on without a rank that hangs in its own work; over a link that lost a message connect anew."""
+        rank, reason = self._lookout.hung(self.members, self.epoch, self.step)
+        if rank is not None:
+            self.outbox.kill(rank)
+            self._lost(rank, "stall")
+        elif reason:
+            self._begin_change(reason)
 
     def _stalled(self) -> None:
         """A change that does not end is called off, which frees whom others hold up; who still does not answer is lost.
@@ -380,6 +393,7 @@ class Manager:
         seconds = max(s.seconds for s in self._staged.values())
         self.layout, self.parallel, self.target = self.target, self._planned, None
         self._standing.committed(self.epoch, self.layout)
+        self._lookout.entered(self.layout, self.parallel, self.members)
         self._wrong, self._stands, self._told = 0, self.epoch, self._participants
         self.phase = Phase.STOPPING if stop else Phase.RUNNING
         self.outbox.changed(
@@ -400,14 +414,16 @@ class Manager:
         decision = decide(self.config, [p.report for p in proposals.values()])
         assert decision.step == self.step, (decision.step, self.step)
         self._strikes.at("collect", self.step)
+        self._lookout.committed(self.step, self.epoch, proposals, self.members)
         self.step += 1
         every, stop = self.config.checkpoint.every, self._stopping()
         due = stop or (every > 0 and self.step % every == 0)
         self._save_due = self._save_due or (due and not self.config.train.emulate)
         verdict = Verdict(decision, self._save_due, stop)
+        remedy = self._lookout.remedy(self.step, self.layout, self.parallel, self.members)
         leaving = (self.selection.leaving - self.selection.needed) & set(self.layout.ranks)
         nodes = {r: m.node for r, m in self.members.items()}
-        grow = not stop and (bool(leaving) or self.selection.grows(self.layout, self.parallel, nodes))
+        grow = not stop and (bool(leaving or remedy) or self.selection.grows(self.layout, self.parallel, nodes))
         if grow:
             verdict = replace(verdict, change=self.epoch + 1)
         self.history.committed(decision, proposals, self.epoch)
@@ -420,8 +436,8 @@ class Manager:
             if not self._save_due:
                 self._finish()
         elif grow:
-            names = ", ".join(map(str, sorted(leaving)))
-            self._begin_change(f"rank {names} leaves" if leaving else "a rank joins", informed=self.layout.ranks)
+            left = f"rank {', '.join(map(str, sorted(leaving)))} leaves" if leaving else ""
+            self._begin_change(left or remedy or "a rank joins", informed=self.layout.ranks)
 
     def _stopping(self) -> bool:
         return self.stop_requested or self.step >= self.config.train.steps

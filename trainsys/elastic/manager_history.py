@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from trainsys.config import RunConfig
+from trainsys.elastic.analyst.verdict import Finding
 from trainsys.elastic.book import Book
 from trainsys.elastic.history import History, fingerprint, runs
 from trainsys.elastic.links import Absent, Link
@@ -90,6 +91,10 @@ class ManagerHistory(History):
             self.add(
                 "committed", epoch=epoch, step=decision.step, ranks=sorted(proposals), samples=samples, **bits(decision)
             )
+
+    def found(self, finding: Finding, epoch: int, step: int) -> None:
+        """Somebody is slow or hangs, before anything is done about it."""
+        self.add("found", epoch=epoch, step=step, **finding.as_dict())
 
     def ignored(self, rank: int, message: Any) -> None:
         """A message of an epoch that is over."""

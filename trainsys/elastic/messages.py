@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from trainsys.comm.stamps import Doing, StepTimes
 from trainsys.config import ParallelConfig
 from trainsys.parallel.step import Decision, Report
 from trainsys.schedule.simulate import Event
@@ -37,7 +38,14 @@ class Hello:
 
 @dataclass(frozen=True)
 class Beat:
-    """The process is alive; sent every fifth of the heartbeat limit."""
+    """The process is alive; sent every fifth of the heartbeat limit, and when an operation gets old.
+
+    Attributes:
+        doing: in `epoch`.
+    """
+
+    epoch: int = -1
+    doing: Doing | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Proposal:
     report: Report
     events: tuple[Event, ...] = ()  # of traced steps
     peak_bytes: int = 0
+    times: StepTimes | None = None
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+from trainsys.elastic.analyst.verdict import Finding
 from trainsys.elastic.book import Book, difference
 from trainsys.elastic.messages import Proposal
 from trainsys.elastic.record import Change
@@ -97,7 +99,11 @@ class Outbox:
         self._add("changed", change)
 
     def committed(self, decision: Decision, proposals: Mapping[int, Proposal], epoch: int, layout: Layout) -> None:
-        self._add("committed", decision, proposals, epoch, layout)
+        kept = {rank: replace(proposal, times=None) for rank, proposal in proposals.items()}
+        self._add("committed", decision, kept, epoch, layout)
+
+    def found(self, finding: Finding, step: int) -> None:
+        self._add("found", finding, step)
 
     def saved(self, step: int, path: str, error: str) -> None:
         self._add("saved", step, path, error)

@@ -91,6 +91,10 @@ class RankHistory(History):
         """An injected fault, in a moment."""
         self.add("struck", epoch=self.epoch, kind=event.kind, phase=event.phase, step=step)
 
+    def hangs(self, step: int) -> None:
+        """An emulated hang, from now on."""
+        self.add("hangs", epoch=self.epoch, step=step)
+
     def _evidence(self, census: Census, layout: Layout, state: FlatState) -> dict[str, Any]:
         """A census as JSON: sums by tensor and slot, and the hash of each piece (tensor, shard, start, stop)."""
         copies, owned, others = iter(census.copies), [], []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from trainsys.config import ParallelConfig
+from trainsys.elastic.analyst.verdict import Finding
 from trainsys.elastic.messages import Proposal
 from trainsys.parallel.step import Decision
 from trainsys.space.layout import Layout
@@ -51,6 +52,8 @@ class Observer(Protocol):
     def changed(self, change: Change) -> None: ...
 
     def committed(self, decision: Decision, proposals: Mapping[int, Proposal], epoch: int, layout: Layout) -> None: ...
+
+    def found(self, finding: Finding, step: int) -> None: ...
 
     def saved(self, step: int, path: str, error: str) -> None: ...
 

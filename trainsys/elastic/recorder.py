@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trainsys.config import RunConfig, save
+from trainsys.elastic.analyst.verdict import Finding
 from trainsys.elastic.files import Board, JsonLines, keep_before
 from trainsys.elastic.messages import Proposal
 from trainsys.elastic.progress import Progress, Screen
@@ -68,6 +69,7 @@ class Recorder:
         self.joins: list[tuple[int, int]] = []
         self.drains: list[tuple[int, int]] = []
         self.takeovers: list[Takeover] = []
+        self.findings: list[tuple[int, Finding]] = []
         self.saves: list[tuple[int, str, str]] = []
         self.traces: dict[int, dict[int, tuple[Event, ...]]] = {}
         self.layouts: dict[int, Layout] = {}
@@ -161,6 +163,11 @@ class Recorder:
             self.traces[decision.step], self.layouts[decision.step] = traced, layout
         self._recovered(decision.step, now)
         self._write(decision, step_s, epoch, layout, max(p.peak_bytes for p in proposals.values()) / GIB)
+
+    def found(self, finding: Finding, step: int) -> None:
+        self.findings.append((step, finding))
+        self.say(str(finding))
+        self._note("found", step=step, **finding.as_dict())
 
     def saved(self, step: int, path: str, error: str) -> None:
         self.saves.append((step, path, error))

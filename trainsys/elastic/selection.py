@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.foresight import Foresight
@@ -24,11 +24,14 @@ class Selection:
         fresh: ranks that joined since the layout was last chosen.
         leaving: ranks whose place will be taken away.
         needed: of these, those without whom no layout is left.
+        relieve: makes of layout, configuration, members and the planner's answer what is to be, less for slow ranks.
     """
 
     def __init__(self, config: RunConfig, world_size: int, rate: Rate, foresight: Foresight | None = None) -> None:
         self._config, self._world_size, self._rate = config, world_size, rate
         self.foresight = foresight or Foresight(config, rate)
+        self.relieve: Callable[[Layout, ParallelConfig, Mapping[int, int], Callable[[], Chosen]], Chosen]
+        self.relieve = lambda layout, parallel, nodes, best: best()
         self.fresh: set[int] = set()
         self.leaving: set[int] = set()
         self.needed: set[int] = set()
@@ -78,6 +81,10 @@ class Selection:
         return False
 
     def _choose(self, layout: Layout, parallel: ParallelConfig, nodes: Mapping[int, int]) -> Chosen:
+        return self.relieve(layout, parallel, nodes, lambda: self.best(layout, parallel, nodes))
+
+    def best(self, layout: Layout, parallel: ParallelConfig, nodes: Mapping[int, int]) -> Chosen:
+        """The planner's answer. Raises ValueError."""
         return choose(self._config, layout, parallel, nodes, self._rate, self.foresight.answer)
 
     def _staying(self, layout: Layout, nodes: Mapping[int, int]) -> Mapping[int, int]:

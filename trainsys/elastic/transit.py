@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import Work
 
 from trainsys.comm.group import CommError, Group
-from trainsys.comm.waiting import wait_elsewhere
+from trainsys.comm.waiting import outcome, wait_elsewhere
 from trainsys.elastic.staging import Staging
 from trainsys.parallel.state import FlatState
 from trainsys.space.layout import Layout
@@ -152,7 +152,7 @@ class Transit:
                 self._post(waiting, under_way)
         except CommError:
             # gloo may be in the middle of one of them: let another thread hold them, and their tensors, until it ends
-            wait_elsewhere([work for step in under_way for work in step.works], SimpleQueue())
+            wait_elsewhere([work for step in under_way for work in step.works], SimpleQueue(), outcome)
             raise
 
     def _post(self, waiting: deque[Step], under_way: deque[Step]) -> None:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,6 +33,7 @@ from trainsys.elastic.fingerprints import code_print, config_print
 from trainsys.elastic.holding import Holding
 from trainsys.elastic.kinds import weights_to_start_from
 from trainsys.elastic.messages import (
+    Beat,
     CommitEpoch,
     Failed,
     Fault,
@@ -48,6 +50,7 @@ from trainsys.elastic.progressive import Passage, PortionError
 from trainsys.elastic.rank_history import RankHistory
 from trainsys.elastic.staging import Staging
 from trainsys.elastic.transit import run_transition
+from trainsys.elastic.troubles import Troubles
 from trainsys.models.geometry import resolve, tensors
 from trainsys.models.stand_in import stand_in
 from trainsys.parallel.engine import DTYPES, Engine, routes_of, wanted_groups
@@ -81,6 +84,8 @@ class Worker:
         self.device = device_of(config, rank)
         self.dtype = master_dtype(DTYPES[config.train.dtype])
         self.comm = Communicator(store, rank, config.cluster.device.backend, config.elastic.comm_timeout_s)
+        self.troubles = Troubles(config.train.emulate_slow, rank)
+        self.comm.lag_s = self.troubles.lag_s
         self.history = RankHistory(config, self.space, rank, node)
         self.injector = Injector(faults, rank, Path(config.run_dir) / "faults", self.history.struck)
         self.sampler: Sampler | None = None
@@ -95,10 +100,21 @@ class Worker:
         self.released = (-1, 0)  # epoch entered that way, portions released in it
         hello = Hello(rank, os.getpid(), node, (code_print(), config_print(config)))
         self.control = control(hello, self._on_fault)
+        self._beat_s = self.control.pause_s()
+        self.control.pause_s, self.control.beat = self._pause_s, self._beat
         self.ahead = Ahead(config, self.control, self._apply)
 
     def _on_fault(self, epoch: int) -> None:
         self.comm.abort(epoch - 1)
+
+    def _beat(self) -> Beat:
+        return Beat(self.control.epoch, self.comm.stamps.doing())
+
+    def _pause_s(self) -> float:
+        """Until the next heartbeat: what hangs is told as soon as it has lasted ``elastic.hang_limit_s``."""
+        limit_s = self.config.elastic.hang_limit_s
+        left_s = limit_s - self.comm.stamps.doing().for_s
+        return min(self._beat_s, limit_s, left_s + 1e-3 if left_s > 0 else limit_s) if limit_s else self._beat_s
 
     def run(self) -> NoReturn:
         """Serve until the manager says Quit, which raises SystemExit."""
@@ -130,7 +146,8 @@ class Worker:
     def enter(self, order: Open) -> None:
         """Build the destination, and switch when the manager commits."""
         started = time.monotonic()
-        at, self.injector.step, self.control.epoch = self.injector.at, order.step, order.epoch
+        self.comm.stamps.enter("plan")
+        at, self.injector.step, self.control.epoch = self._at, order.step, order.epoch
         self.ahead.enter()
         self.engine = None  # its parameters and gradients are never needed again: room for the state to come
         at("plan")
@@ -156,7 +173,7 @@ class Worker:
         at("commit")
         if self.rank in order.dst.ranks:
             planned = dataclasses.replace(self.config, parallel=order.parallel)
-            emulation = Emulation.of(planned) if config.train.emulate else None
+            emulation = Emulation.of(planned, lambda: self.troubles.factor) if config.train.emulate else None
             engine = Engine(config, self.space, order.dst, self.rank, self.comm, new, self.device, self._at, emulation)
             self.injector.microbatches = len(engine.microbatches())
             engine.materialize()
@@ -229,31 +246,36 @@ class Worker:
         while True:
             step = self.step + self.ahead.open
             self.injector.step = step
+            self.comm.stamps.enter("data")
+            self.troubles.enter(step)
             batch = self._batch(engine, step)
-            report = engine.compute(batch)
+            report, times = engine.compute(batch), self.comm.stamps.take_step()
             if self.ahead.open and not self._follow(engine):
                 engine.discard()
                 continue
             traced = step >= self.config.train.steps - self.config.train.trace_steps
             events = tuple(engine.executor.events) if traced else ()
             self.history.computed(batch, report)
-            self.control.send(Proposal(self.control.epoch, report, events, peak_bytes(self.device)))
+            self.control.send(Proposal(self.control.epoch, report, events, peak_bytes(self.device), times))
             if not self.ahead.propose(step, engine):
                 self._follow(engine)
 
     def _follow(self, engine: Engine) -> bool:
         """Do what the verdict on the last proposal says; whether the weights were already those that it leaves."""
+        self.comm.stamps.enter("verdict")
         verdict, right = self.ahead.close()
         self._close_step(verdict.checkpoint, verdict.stop)
         if verdict.change >= 0:
             raise Abandoned(verdict.change)
         if not right:
+            self.comm.stamps.enter("materialize")
             engine.materialize()
         return right
 
     def _apply(self, verdict: Verdict) -> None:
         """The optimizer step of what counts now."""
         assert self.engine is not None and self.layout is not None and self.state is not None
+        self.comm.stamps.enter("optimizer")
         now, self.injector.step = self.injector.step, self.step
         self.injector.at("optimizer")
         self.injector.step = now
@@ -263,13 +285,18 @@ class Worker:
         self.history.hashed(self.layout, self.state, self.step, verdict.stop)
 
     def _at(self, phase: str) -> None:
-        """In every phase of a step."""
+        """In every phase of a step, and of a change."""
+        self.comm.stamps.enter(phase)
         self.injector.at(phase)
+        if self.troubles.factor == inf:
+            self.history.hangs(self.step)
+            time.sleep(1e6)  # whatever peers and manager do
         self.ahead.poll()
 
     def _close_step(self, checkpoint: bool, stop: bool) -> None:
         """What the manager wants at a step boundary."""
         if checkpoint:
+            self.comm.stamps.enter("save")
             self._save()
         if stop:
             self.control.expect(Quit)  # leaves

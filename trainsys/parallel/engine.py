@@ -102,7 +102,7 @@ class Engine:
         self.emulation = emulation
         self.config, self.space, self.layout, self.rank, self.state, self.at = config, space, layout, rank, state, at
         self.device, self.dtype = device, DTYPES[config.train.dtype]
-        self.copier = Copier()
+        self.copier, self._stamps = Copier(), comm.stamps
         self.grads: deque[Tensor] = deque()  # of the steps computed and not yet applied
         self.stage, team, self.shard = layout.where(rank)
         self.replica, self.cp_index = layout.replica_of(rank)
@@ -183,7 +183,7 @@ class Engine:
                 self.vocabulary, self.config.model, self.layout, self.schedule, lane, boundary, self.mesh, rank_of
             )
         links = self.emulation.links(self.mesh, lane, rank_of) if self.emulation and self.mesh else self.mesh
-        self.executor = Executor(self.schedule, lane, self.runners, links, rank_of, self.at, passes)
+        self.executor = Executor(self.schedule, lane, self.runners, links, rank_of, self.at, passes, self._stamps)
 
     def _model(self, stage: int, deferred: Deferred | None) -> Decoder:
         return build_stage(

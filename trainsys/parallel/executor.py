@@ -13,9 +13,10 @@ from torch import Tensor
 from torch._C._distributed_c10d import Work
 
 from trainsys.comm.group import Expected, Group
+from trainsys.comm.stamps import Stamps
 from trainsys.parallel.stage import Runner
 from trainsys.parallel.vocabulary_lane import VocabularyLane
-from trainsys.schedule.actions import COUNTERPART, VOCABULARY, Action, Kind
+from trainsys.schedule.actions import COMPUTE, COUNTERPART, VOCABULARY, Action, Kind
 from trainsys.schedule.delivered import delivered_by
 from trainsys.schedule.schedule import Schedule
 from trainsys.schedule.simulate import Event
@@ -38,6 +39,7 @@ class Executor:
         rank_of: lane -> global rank with the same cp and tp index as this rank.
         vocabulary: what runs the passes of a schedule with the vocabulary on all lanes.
         at: called with the phase (``forward``, ``send``, ``backward``) before each action of it; faults hang here.
+        stamps: where it says what it computes, and for how long.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class Executor:
         rank_of: Mapping[int, int],
         at: Callable[[str], None] = lambda phase: None,
         vocabulary: VocabularyLane | None = None,
+        stamps: Stamps | None = None,
     ) -> None:
+        self.stamps = stamps or Stamps(1)
         self.vocabulary = vocabulary
         self.schedule, self.lane, self.runners = schedule, lane, runners
         self.group, self.rank_of, self.at = group, rank_of, at
@@ -63,7 +67,7 @@ class Executor:
         self._sending: dict[_Message, tuple[Work, Tensor]] = {}
         proven = delivered_by(schedule, lane)
         self._proves = {_key(received): [_key(sent) for sent in sends] for received, sends in proven.items()}
-        self._started = 0.0  # of the action under way
+        self._started = self._blocked = 0.0  # when the action under way began, and how long this thread had waited
 
     def run(self) -> None:
         """Execute every action of the lane; returns when all sends have left.
@@ -76,7 +80,7 @@ class Executor:
         if self.vocabulary is not None:
             self.vocabulary.begin()
         for action in self.actions:
-            self._started = time.perf_counter()
+            self._begin(action)
             if action.kind is Kind.F:
                 self.at("forward")
                 self._forward(action)
@@ -104,7 +108,7 @@ class Executor:
             else:
                 self.at("send")
                 self._send(action)
-            self.events.append(Event(self.lane, action, self._started, time.perf_counter()))
+            self._end(action)
             if self.watch is not None:
                 self.watch(action)
         if self._sending:
@@ -114,13 +118,23 @@ class Executor:
         if self.vocabulary is not None:
             self.vocabulary.finish()
 
+    def _begin(self, action: Action) -> None:
+        self.stamps.enter(action.kind.value)
+        self._started, self._blocked = time.perf_counter(), self.stamps.blocked_s
+
+    def _end(self, action: Action) -> None:
+        now = time.perf_counter()
+        self.events.append(Event(self.lane, action, self._started, now))
+        if action.kind in COMPUTE:
+            self.stamps.computed(action.kind.value, now - self._started - (self.stamps.blocked_s - self._blocked))
+
     def _forward(self, action: Action) -> None:
         source = self.schedule.routes.before(action.stage, action.microbatch)
         x = None if source is None else self._input(Kind.RECV_F, source, action)
         if self.vocabulary is not None and source is None:
             self.vocabulary.wait(action)
             x = self.vocabulary.input(action.microbatch)
-        self._started = time.perf_counter()  # waiting for the input is bubble
+        self._begin(action)  # waiting for the input is bubble
         out = self.runners[action.stage].forward(action.microbatch, x)
         if self.vocabulary is not None and action.stage == self.schedule.routes.num_stages - 1:
             assert out is not None
@@ -134,7 +148,7 @@ class Executor:
         if self.vocabulary is not None and source is None:
             self.vocabulary.wait(action)
             grad = self.vocabulary.gradient(action.microbatch)
-        self._started = time.perf_counter()
+        self._begin(action)
         runner = self.runners[action.stage]
         out = (runner.backward if action.kind is Kind.B else runner.backward_input)(action.microbatch, grad)
         if self.vocabulary is not None and not action.stage:
@@ -147,7 +161,7 @@ class Executor:
         """E, S, T or G."""
         assert self.vocabulary is not None
         self.vocabulary.wait(action)
-        self._started = time.perf_counter()
+        self._begin(action)
         self.vocabulary.run(action)
 
     def _input(self, kind: Kind, source: int, action: Action) -> Tensor:

@@ -35,25 +35,27 @@ class Emulation:
         seconds: by kind and stage, of a whole microbatch.
         scale: of each microbatch, its share of a whole one; None: all are whole.
         send_s: source and destination lane -> seconds of a message.
+        slow: how many times as long this rank takes just now.
     """
 
     schedule: Schedule
     seconds: Mapping[Kind, Sequence[float]]
     scale: Sequence[float] | None
     send_s: Callable[[int, int], float]
+    slow: Callable[[], float] = lambda: 1.0
 
     @classmethod
-    def of(cls, config: RunConfig) -> Emulation:
+    def of(cls, config: RunConfig, slow: Callable[[], float] = lambda: 1.0) -> Emulation:
         """Of `config` with its real model, ``train.emulate_scale`` times as long as planned."""
         planned, factor = timeline(config), config.train.emulate_scale
         costs = planned.costs
         table = costs.table(planned.schedule.routes.num_stages)
         seconds = {kind: [factor * s for s in row] for kind, row in table.items()}
-        return cls(planned.schedule, seconds, costs.scale, lambda src, dst: factor * costs.hop_s(src, dst))
+        return cls(planned.schedule, seconds, costs.scale, lambda src, dst: factor * costs.hop_s(src, dst), slow)
 
     def runner(self, stage: int) -> Callable[..., StageRunner]:
         """What makes the runner of `stage`, from the arguments of a `StageRunner`."""
-        return partial(SleepingRunner, {kind: row[stage] for kind, row in self.seconds.items()}, self.scale)
+        return partial(SleepingRunner, {kind: row[stage] for kind, row in self.seconds.items()}, self.scale, self.slow)
 
     def links(self, group: Group, lane: int, rank_of: Mapping[int, int]) -> Any:
         """`group` as it would be on the planned links, for the executor of `lane`."""
@@ -67,10 +69,11 @@ class SleepingRunner(StageRunner):
     """A `StageRunner` that sleeps where that one computes; its gradients are zero and its losses undefined."""
 
     def __init__(
-        self, seconds: Mapping[Kind, float], scale: Sequence[float] | None, *args: Any, **options: Any
-    ) -> None:
+        self, seconds: Mapping[Kind, float], scale: Sequence[float] | None, slow: Callable[[], float], *args: Any,
+        **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*args, **options)
-        self._seconds, self._scale = seconds, scale
+        self._seconds, self._scale, self._slow = seconds, scale, slow
         self._copying: dict[int, Future[None]] = {}
 
     def forward(self, microbatch: int, x: Tensor | None) -> Tensor | None:
@@ -115,7 +118,7 @@ class SleepingRunner(StageRunner):
 
     def _of(self, kind: Kind, microbatch: int) -> float:
         scaled = self._scale is not None and kind not in (Kind.OFFLOAD, Kind.RELOAD)
-        return self._seconds[kind] * (self._scale[microbatch] if scaled and self._scale else 1.0)
+        return self._seconds[kind] * (self._scale[microbatch] if scaled and self._scale else 1.0) * self._slow()
 
     def _spend(
         self, kind: Kind, microbatch: int, parts: Sequence[range],

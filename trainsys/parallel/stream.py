@@ -73,7 +73,8 @@ class Stream:
         """Wait until all that leaves has left and all that arrives is added."""
         self.leave()
         while self._receiving:
-            error = self._ended.get()
+            with self.buckets[0].group.stamps.waiting():
+                error = self._ended.get()
             self._receiving -= 1
             if error is not None:
                 raise error

@@ -54,7 +54,11 @@ class TimedLinks:
         """Finish what `expect` was told of, not before its time."""
         coming, own = expected
         self._group.take(own)
-        sleep_until(max(float(coming.buffer.view(-1)[0]), coming.posted_s) + self._from_s(coming.src))
+        way_s = self._from_s(coming.src) + self._group.lag_s(coming.src)
+        arrived = max(float(coming.buffer.view(-1)[0]), coming.posted_s) + way_s
+        self._group.stamps.end(own.stamp, arrived)
+        with self._group.stamps.waiting(own.stamp):
+            sleep_until(arrived)
 
     def settle(self, works: Sequence[Work]) -> None:
         self._group.settle(works)

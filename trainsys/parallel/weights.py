@@ -23,6 +23,7 @@ from torch._C._distributed_c10d import Work
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from trainsys.comm.group import CommError, Group
+from trainsys.comm.stamps import Stamps
 from trainsys.parallel.bucket import Bucket
 from trainsys.parallel.state import FlatState
 from trainsys.space.layout import Piece
@@ -186,8 +187,10 @@ class Weights:
 
     def finish(self) -> None:
         """Wait until every peer has had all that it needs: from then on the owned pieces may change."""
+        stamps = next((b.group.stamps for block in self.blocks.values() for b in block.buckets if b.group), Stamps(1))
         while self._serving:
-            error = self._ended.get()
+            with stamps.waiting():
+                error = self._ended.get()
             self._serving -= 1
             if error is not None:
                 raise error

@@ -106,6 +106,7 @@ def _as_config(
         schedule=schedule,
         stage_layers=() if runs == split_layers(config.model.num_layers, len(runs)) else runs,
         stage_replicas=() if even else replicas,
+        replica_shares=(),  # of other replicas
         devices=(),  # who lives stays where it is, whatever the first layout's places were
     )
     after = _runnable(config, after)

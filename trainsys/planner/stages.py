@@ -149,9 +149,10 @@ def notation(parallel: ParallelConfig, microbatch_size: int = 0) -> str:
     """
     replicas, layers = parallel.stage_replicas, parallel.stage_layers
     dp = f"dp[{_list(replicas)}]" if replicas else f"dp{parallel.dp}"
+    shares = f" shares[{_list(parallel.replica_shares)}]" if parallel.replica_shares else ""
     pp = f"pp{parallel.pp}[{_list(layers)}]" if layers else f"pp{parallel.pp}"
     more = "".join(f"·{axis}{getattr(parallel, axis)}" for axis in ("cp", "ep", "vp") if getattr(parallel, axis) > 1)
-    words = [f"{dp}·tp{parallel.tp}·{pp}{more}"]
+    words = [f"{dp}·tp{parallel.tp}·{pp}{more}{shares}"]
     words += [f"zero{parallel.zero}"] if parallel.zero else []
     words += ["sp"] if parallel.sequence_parallel else []
     words += [parallel.schedule] if parallel.pp > 1 else []

@@ -17,7 +17,7 @@ _AHEAD = 1  # compute actions beside which a microbatch comes back from the host
 def routes_of(config: RunConfig, stages: Stages) -> Routes:
     """Who runs which microbatch of a step. Raises ValueError for a stage with more replicas than microbatches."""
     count = config.batch.global_size // config.batch.microbatch_size
-    return Routes.balanced(count, stages.replicas, stages.vp, stages.folded)
+    return Routes.balanced(count, stages.replicas, stages.vp, stages.folded, config.parallel.replica_shares)
 
 
 def schedule_of(config: RunConfig, stages: Stages) -> Schedule:

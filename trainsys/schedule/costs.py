@@ -21,6 +21,7 @@ class Costs:
         r_s: of R, per stage; by default that of F.
         s_s, t_s: of S and T, of a lane under its first stage; by default 0, as E and G, which look up.
         scale: of each microbatch, what its compute takes in units of these; by default 1.
+        slow: of each lane, how many times as long its compute takes; by default 1.
         offload_s, reload_s: of the copies that OFFLOAD and RELOAD start, per stage; by default 0.
     """
 
@@ -36,6 +37,7 @@ class Costs:
     reload_s: Sequence[float] | None = None
     s_s: Sequence[float] | None = None
     t_s: Sequence[float] | None = None
+    slow: Sequence[float] | None = None
 
     def hop_s(self, source: int, destination: int) -> float:
         """Seconds of a message between two lanes; none within one."""

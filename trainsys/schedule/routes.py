@@ -47,16 +47,20 @@ class Routes:
                 )
 
     @classmethod
-    def balanced(cls, num_microbatches: int, replicas: Sequence[int], vp: int = 1, folded: bool = False) -> Routes:
-        """Contiguous blocks of near-equal size: of R replicas, r takes [r·M//R, (r+1)·M//R).
+    def balanced(
+        cls, num_microbatches: int, replicas: Sequence[int], vp: int = 1, folded: bool = False,
+        shares: Sequence[int] = (),
+    ) -> Routes:  # fmt: skip
+        """Contiguous blocks of near-equal size: of R replicas, r takes [r·M//R, (r+1)·M//R); or of given sizes.
 
         Args:
             num_microbatches: M, of the whole step (global, not per replica).
             replicas: number of replicas of each stage.
             vp, folded: runs of layers of each stage and how they lie (space/runs.py); each is a stage of its own here.
+            shares: microbatches of every replica, stage by stage; empty: nearly equal.
 
         Raises:
-            ValueError: if a stage has more replicas than there are microbatches, or none.
+            ValueError: if a stage has more replicas than there are microbatches, or none, or shares do not add up.
         """
         for stage, count in enumerate(replicas):
             if count < 1:
@@ -66,8 +70,12 @@ class Routes:
                     f"stage {stage} has {count} replicas but the step has only {num_microbatches} microbatches; "
                     "lower batch.microbatch_size or raise batch.global_size"
                 )
-        rows = tuple(
-            tuple(r for r in range(count) for _ in range(*_block(num_microbatches, count, r))) for count in replicas
+        rows = (
+            _rows(num_microbatches, replicas, shares)
+            if shares
+            else tuple(
+                tuple(r for r in range(count) for _ in range(*_block(num_microbatches, count, r))) for count in replicas
+            )
         )
         count = len(replicas)
         return cls(tuple(rows[host_of(run, count, folded)] for run in range(count * vp)))
@@ -127,6 +135,25 @@ class Routes:
                 place[mb] = min(place[mb], seen[replica])
                 seen[replica] += 1
         return tuple(sorted(range(self.num_microbatches), key=lambda mb: (place[mb], mb)))
+
+
+def _rows(total: int, replicas: Sequence[int], shares: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Of each stage the replica of every microbatch, by shares. Raises ValueError where these do not add up."""
+    if len(shares) != sum(replicas):
+        raise ValueError(
+            f"parallel.replica_shares has {len(shares)} numbers but the stages have {sum(replicas)} replicas; give "
+            "each one, or leave it empty"
+        )
+    rows, left = [], iter(shares)
+    for stage, count in enumerate(replicas):
+        own = [next(left) for _ in range(count)]
+        if sum(own) != total or min(own) < 1:
+            raise ValueError(
+                f"parallel.replica_shares gives stage {stage} {'+'.join(map(str, own))} of {total} microbatches; they "
+                "must add up, and each be at least 1"
+            )
+        rows.append(tuple(r for r, share in enumerate(own) for _ in range(share)))
+    return tuple(rows)
 
 
 def _block(total: int, parts: int, index: int) -> tuple[int, int]:

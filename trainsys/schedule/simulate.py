@@ -51,6 +51,7 @@ class _Run:
         numbered, table = number(schedule), costs.table(schedule.routes.num_stages)
         self.ways, self.lanes = numbered.ways, numbered.lanes
         self.seconds = [table.get(kind, ()) for kind in CODE]
+        self.slow = [[[factor * s for s in row] for row in self.seconds] for factor in costs.slow or ()]  # by lane
         self.scale = costs.scale
         lanes = range(schedule.num_lanes)
         self.at = [0 for _ in lanes]  # next action
@@ -98,7 +99,8 @@ class _Run:
     def advance(self, lane: int) -> None:
         """Run a lane's actions until one lacks its message."""
         kinds, works = self.lanes[lane]
-        arrived, done, seconds, action_s = self.arrived, self.done, self.seconds, self.costs.action_s
+        arrived, done, action_s = self.arrived, self.done, self.costs.action_s
+        seconds = self.slow[lane] if self.slow else self.seconds
         count, first = self.schedule.routes.num_microbatches, self.first[lane]
         now, busy = self.now[lane], self.busy[lane]
         for place in range(self.at[lane], len(kinds)):
@@ -167,7 +169,8 @@ class _Run:
             return -1.0
         stage, mb = divmod(work, self.schedule.routes.num_microbatches)
         start = max(start, at)
-        end = start + self.seconds[kind][stage] * (1.0 if self.scale is None else self.scale[mb])
+        seconds = self.slow[lane] if self.slow else self.seconds
+        end = start + seconds[kind][stage] * (1.0 if self.scale is None else self.scale[mb])
         index = self.first[lane] + place
         self.starts[index], self.ends[index] = start, end
         self.feed(kind, work, end)
