@@ -100,7 +100,7 @@ def test_documents_name_real_targets_and_verbs() -> None:
             a or b for a, b in re.findall(r"^\s*(?:\.venv/bin/)?trainsys ([a-z]+)|`trainsys ([a-z]+)", code, re.M)
         }
         assert called <= set(VERBS), path
-        benches = {name.replace("-", "_") for name in re.findall(r"trainsys bench ([a-z-]+)", code)}
+        benches = {name.replace("-", "_") for name in re.findall(r"trainsys bench ([a-z0-9-]+)", code)}
         assert benches <= {f.stem for f in (ROOT / "benchmarks").glob("*.py")}, path
 
 
