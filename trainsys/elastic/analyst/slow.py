@@ -105,13 +105,14 @@ class SlowLinks:
     def step(self, step: int, cells: Mapping[Pair, Delay], step_s: float, node_of: Mapping[int, int]) -> list[Finding]:
         """What this step tells: of a slow node one thing, not one of each of its links."""
         pasts = {pair: self.past.setdefault(pair, Past(self.factor, self.steps, 0.0)) for pair in cells}
-        common_s = median(d.typical_s - (pasts[p].usual_s or d.typical_s) for p, d in cells.items()) if cells else 0.0
+        excess = [d.typical_s - (pasts[p].usual_s or d.typical_s) for p, d in cells.items() if d.known]
+        common_s = max(0.0, median(excess)) if len(excess) > 3 else 0.0
         found = []
         for pair, cell in cells.items():
             pasts[pair].least_s = self.share * step_s
             if not cell.known and cell.typical_s > (pasts[pair].usual_s or cell.typical_s):
                 continue  # perhaps it was there long before
-            value_s = cell.typical_s - (max(0.0, common_s) if len(cells) > 3 else 0.0)
+            value_s = cell.typical_s - common_s
             change = pasts[pair].take(step, max(0.0, value_s), steps=-(-_MESSAGES // cell.messages))
             if change is not None:
                 since = pasts[pair].since
