@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from trainsys.config import RunConfig
 from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.faults import FaultEvent
+from trainsys.elastic.faults.zombies import Zombies
 from trainsys.elastic.forks import forkserver
 from trainsys.elastic.manager import Manager
 from trainsys.elastic.record import Observer
@@ -27,6 +29,7 @@ class LocalCluster:
     def __init__(self, config: RunConfig, endpoint: Endpoint, faults: Sequence[FaultEvent] = ()) -> None:
         self._config, self._endpoint, self._faults = config, endpoint, tuple(faults)
         self._processes: dict[int, mp.process.BaseProcess] = {}
+        self._zombies = Zombies(faults, Path(config.run_dir) / "faults")
 
     def spawn(self, rank: int, node: int) -> None:
         process = forkserver().Process(
@@ -39,7 +42,8 @@ class LocalCluster:
 
     def kill(self, rank: int) -> None:
         """SIGKILL: also ends a stopped process."""
-        self._processes[rank].kill()
+        if not self._zombies.spare(rank, self._processes[rank]):
+            self._processes[rank].kill()
 
     def ended(self) -> Sequence[int]:
         return [rank for rank, process in self._processes.items() if process.exitcode is not None]

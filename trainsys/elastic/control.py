@@ -18,6 +18,7 @@ from trainsys.elastic.messages import Beat, Fault, Leaving, Quit, StopWanted
 
 M = TypeVar("M")
 Address = tuple[str, int] | str
+_WAKING, _WAKING_S = 1000, 0.001  # looks, and seconds between them
 _LEAVE_S = 5.0  # for the main thread to end after Quit
 
 
@@ -81,6 +82,16 @@ class ControlClient:
             raise SystemExit(1 if message.reason else 0)
         assert isinstance(message, kind), f"expected {kind.__name__}, got {message}"
         return message
+
+    def catch_up(self) -> None:
+        """Let the reader hear all that came while this process was stopped. A rank evicted meanwhile ends here."""
+        for _ in range(_WAKING):
+            try:
+                if not self._connection.poll(0):  # at the end of the connection there is always something to read
+                    return
+            except (OSError, EOFError):
+                return
+            time.sleep(_WAKING_S)
 
     def _read(self) -> None:
         message = None

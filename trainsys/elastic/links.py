@@ -33,13 +33,17 @@ class Link:
         try:
             self._connection.send(message)
         except OSError:  # what half a message has left of the stream is worth nothing
-            with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as sock:
-                sock.shutdown(socket.SHUT_RDWR)  # the end is read next
+            self.cut()  # the end is read next
 
     def read(self) -> Any:
         message = self._connection.recv()
         self.heard, self.forgiven_s = time.monotonic(), 0.0
         return message
+
+    def cut(self) -> None:
+        """End it for both sides, whoever still reads."""
+        with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._connection.close()

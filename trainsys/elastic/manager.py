@@ -275,6 +275,7 @@ class Manager:
         if self.phase is Phase.DONE:
             return
         self.history.lost(rank, cause, self.epoch, self.step, member.link)
+        member.link.cut()  # should it wake up, nobody listens, and it learns so
         self.observer.lost(rank, cause, self.step)
         if self.layout is None:
             self.abort(f"rank {rank} ended before the first layout stood; its error, if it left one, is above")

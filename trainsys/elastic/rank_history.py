@@ -91,6 +91,10 @@ class RankHistory(History):
         """An injected fault, in a moment."""
         self.add("struck", epoch=self.epoch, kind=event.kind, phase=event.phase, step=step)
 
+    def waited(self, seconds: float, step: int) -> None:
+        """A drill held the step up until a fresh rank had come."""
+        self.add("waited", epoch=self.epoch, step=step, seconds=seconds)
+
     def _evidence(self, census: Census, layout: Layout, state: FlatState) -> dict[str, Any]:
         """A census as JSON: sums by tensor and slot, and the hash of each piece (tensor, shard, start, stop)."""
         copies, owned, others = iter(census.copies), [], []

@@ -80,7 +80,10 @@ class Worker:
         self.dtype = master_dtype(DTYPES[config.train.dtype])
         self.comm = Communicator(store, rank, config.cluster.device.backend, config.elastic.comm_timeout_s)
         self.history = RankHistory(config, self.space, rank, node)
-        self.injector = Injector(faults, rank, Path(config.run_dir) / "faults", self.history.struck)
+        self.injector = Injector(
+            faults, rank, Path(config.run_dir) / "faults", self.history.struck, self,
+            config.cluster.nodes * config.cluster.ranks_per_node, self.history.waited,
+        )  # fmt: skip
         self.sampler: Sampler | None = None
         if not config.train.emulate:
             source = build_source(config.data, config.model.vocab_size)
@@ -99,6 +102,7 @@ class Worker:
 
     def run(self) -> NoReturn:
         """Serve until the manager says Quit, which raises SystemExit."""
+        self.injector.arrived()
         self.control.send(Hello(self.rank, os.getpid(), self.node))
         while True:
             message = self.control.receive()
@@ -289,7 +293,8 @@ class Worker:
         group = self.comm.group(self.layout.ranks) if len(self.layout.ranks) > 1 else None
         lead = self.rank == self.layout.ranks[0]
         try:
-            path = save_state(self.config, self.space, self.layout, self.rank, self.step, self.state, group)
+            with self.injector.saving(self.step):
+                path = save_state(self.config, self.space, self.layout, self.rank, self.step, self.state, group)
             if lead:
                 self.control.send(Saved(self.step, str(path)))
         except CheckpointError as error:
