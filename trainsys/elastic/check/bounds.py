@@ -29,7 +29,7 @@ def _detected(attempt: Attempt, slack_s: float, found: Findings) -> None:
     limit_s = attempt.start["heartbeat_limit_s"]
     for rank, struck in attempt.of_ranks("struck"):
         eviction = attempt.lost.get(rank) or attempt.ended
-        if struck["kind"] not in ("kill", "stop") or eviction is None or not attempt.same_clock(rank):
+        if struck["kind"] not in ("kill", "stop", "wake") or eviction is None or not attempt.same_clock(rank):
             continue
         found.count("detections")
         late_s = eviction["t_s"] - struck["t_s"] - eviction.data.get("forgiven_s", 0.0)

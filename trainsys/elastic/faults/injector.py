@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainsys.elastic.faults.event import CHANGE_PHASES, FaultEvent
 from trainsys.elastic.faults.nemesis import Victim
-from trainsys.elastic.faults.notes import announce, process_of, write_note
+from trainsys.elastic.faults.notes import announce, process_of, withdraw_note, write_note
 from trainsys.elastic.faults.registry import NEMESES
 from trainsys.elastic.faults.slowness import Slowness
 
@@ -103,7 +103,10 @@ class Injector:
             self._slow = Slowness(event, self.step)
         elif nemesis.strike is not None:
             assert self._victim is not None or nemesis.fatal
-            nemesis.strike(event, self._victim)  # type: ignore[arg-type]
+            try:
+                nemesis.strike(event, self._victim)  # type: ignore[arg-type]
+            except LookupError:  # there is nothing to strike: the drill finds no note of it
+                withdraw_note(self._folder, event, self._rank)
 
     def _leave_note(self, event: FaultEvent) -> None:
         write_note(self._folder, event, self._rank, self.step, NEMESES[event.kind].fatal)

@@ -33,8 +33,7 @@ def write_note(folder: Path, event: FaultEvent, rank: int, step: int, fatal: boo
         fatal: the rank will be lost.
         step: in which it happens, of a change of layout that of the next step.
     """
-    who = str(rank) if rank >= 0 else event.target
-    name = who if fatal else f"{who}-{event.kind}-{event.step}"
+    name = _name(event, rank, fatal)
     record = {
         "kind": event.kind,
         "rank": rank,
@@ -47,6 +46,16 @@ def write_note(folder: Path, event: FaultEvent, rank: int, step: int, fatal: boo
     whole = folder / f".{name}.new"  # who looks meanwhile sees nothing
     whole.write_text(json.dumps(record))
     whole.replace(folder / f"{name}.json")
+
+
+def withdraw_note(folder: Path, event: FaultEvent, rank: int) -> None:
+    """The fault could not strike. Of one that its rank outlives."""
+    (folder / f"{_name(event, rank, False)}.json").unlink(missing_ok=True)
+
+
+def _name(event: FaultEvent, rank: int, fatal: bool) -> str:
+    who = str(rank) if rank >= 0 else event.target
+    return who if fatal else f"{who}-{event.kind}-{event.step}"
 
 
 def read_notes(folder: Path) -> list[dict[str, Any]]:
