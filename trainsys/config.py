@@ -243,9 +243,7 @@ class FaultsConfig:
     trace: str = ""  # file of a spot market: nodes come and go as it says
     trace_speed: float = 1.0  # seconds of the trace that pass in one second
     grace_s: float = 0.0  # from the notice of a removal in the trace to the kill; 0: no notice
-    expect: Literal["survive", "lost", "found"] = (
-        "survive"  # or a clear end: state is lost, or differs and is found out
-    )
+    expect: Literal["survive", "lost", "found"] = "survive"  # or end: state lost, or found to differ
 
 
 @dataclass(frozen=True)

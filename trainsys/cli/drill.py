@@ -34,11 +34,19 @@ def run(argv: list[str]) -> int:
     config = prepared(args.config)
     forkserver()  # imports torch on another core while this process does
     from trainsys.elastic.drill import planned_faults, run_drill
+    from trainsys.elastic.drill_end import drill_to_the_end, tell_end
     from trainsys.elastic.report import files, summary, write_report
 
     planned_faults(config)
     console = screen(stderr=args.json)
     check_data(config, console)
+    if config.faults.expect != "survive":
+        result = drill_to_the_end(config, console)
+        for line in tell_end(result):
+            console.print(line, markup=False)
+        if args.json:
+            print(json.dumps(result))
+        return 0 if result["passed"] else 1
     done = run_drill(config, console)
     write_report(done)
     console.print()

@@ -14,7 +14,7 @@ from trainsys.elastic.agent import run_local
 from trainsys.elastic.check.registry import check_run, verdicts
 from trainsys.elastic.claim import claimed, is_drill, mark_drill
 from trainsys.elastic.drill_plan import planned_faults
-from trainsys.elastic.drill_result import by_step, compare, not_struck, samples_lost_repeated, unplanned
+from trainsys.elastic.drill_result import by_step, compare, idle_victims, not_struck, samples_lost_repeated, unplanned
 from trainsys.elastic.faults import FaultEvent
 from trainsys.elastic.faults.notes import read_notes
 from trainsys.elastic.faults.zombies import read_zombies
@@ -24,7 +24,7 @@ from trainsys.planner.predict import predict
 
 _OUTPUTS = (
     "checkpoints", "faults", "history", "tensorboard", "undisturbed", "metrics.jsonl", "history.jsonl", "report.json",
-    "report.md", "loss.png", "timeline.png", "trace.json",
+    "report.md", "loss.png", "timeline.png", "trace.json", "epochs.png",
 )  # fmt: skip
 
 
@@ -71,6 +71,8 @@ def drill(config: RunConfig, console: Screen | None = None) -> dict[str, Any]:
 
 def run_drill(config: RunConfig, console: Screen | None = None) -> Drill:
     """Both runs, without a report. Arguments and errors as in `drill`."""
+    if config.faults.expect != "survive":
+        raise ValueError(f"faults.expect={config.faults.expect} is for a run that ends; set faults.expect=survive")
     if config.parallel.reduction == "fast":
         raise ValueError(
             "parallel.reduction=fast does not promise the same bits after a change of layout, which is what a drill "
@@ -79,7 +81,7 @@ def run_drill(config: RunConfig, console: Screen | None = None) -> Drill:
     config = replace(config, checkpoint=replace(config.checkpoint, dir=""))
     events = planned_faults(config)
     with claimed(config):
-        _clear(Path(config.run_dir))
+        clear_outputs(Path(config.run_dir))
         return _both(config, events, console)
 
 
@@ -94,7 +96,7 @@ def _both(config: RunConfig, events: Sequence[FaultEvent], console: Screen | Non
     return Drill(config, disturbed, undisturbed, _result(config, events, disturbed, undisturbed, predicted_s))
 
 
-def _clear(run_dir: Path) -> None:
+def clear_outputs(run_dir: Path) -> None:
     """Remove what an earlier drill left; never a training run."""
     if not is_drill(run_dir) and ((run_dir / "checkpoints").exists() or (run_dir / "metrics.jsonl").exists()):
         raise ValueError(f"run_dir={run_dir} holds a training run that a drill would overwrite; set another run_dir")
@@ -118,6 +120,8 @@ def _run(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None
 def _result(
     config: RunConfig, events: Sequence[FaultEvent], disturbed: Recorder, undisturbed: Recorder, predicted_s: float
 ) -> dict[str, Any]:
+    missing = not_struck(events, disturbed)
+    idle = idle_victims(events, disturbed, missing) if config.faults.kills else []  # chance may choose a spare
     return {
         "steps": config.train.steps,
         **compare(config, disturbed, undisturbed),
@@ -128,7 +132,8 @@ def _result(
         "zombies": read_zombies(disturbed.run_dir / "faults"),
         "saves_failed": [step for step, _, error in disturbed.saves if error],
         "steps_redone": sum(change.redo for change in disturbed.changes),
-        "not_struck": not_struck(events, disturbed),
+        "not_struck": [e for e in missing if e not in idle],
+        "idle": idle,
         "unplanned": unplanned(events, disturbed, undisturbed),
         "predicted_step_s": predicted_s,
         "measured_step_s": median(undisturbed.step_s),

@@ -71,6 +71,18 @@ def not_struck(events: Sequence[FaultEvent], disturbed: Recorder) -> list[str]:
     return missing + [str(e) for e in joins[_arrivals(disturbed.run_dir, disturbed.config.train.steps) :]]
 
 
+def idle_victims(events: Sequence[FaultEvent], disturbed: Recorder, missing: Sequence[str]) -> list[str]:
+    """Those of `missing` whose victim, or one of the pair, had no work in that step: it never came to the phase."""
+    working = sorted((change.step, change.after.ranks) for change in disturbed.changes if change.after is not None)
+    found = []
+    for event in (e for e in events if str(e) in missing and e.rank >= 0):
+        last = max((i for i, (step, _) in enumerate(working) if step <= event.step), default=0)
+        named = {event.rank, event.peer} - {-1}
+        if any(not named <= set(ranks) for _, ranks in working[last : last + 2]):
+            found.append(str(event))
+    return found
+
+
 def _arrivals(run_dir: Path, steps: int) -> int:
     """Ranks that joined after the first layout stood and before the last change, loss or step."""
     lines = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]

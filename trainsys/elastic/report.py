@@ -86,6 +86,8 @@ def summary(drill: Drill) -> list[str]:
         lines.append(tell_comparison(Comparison(**r["comparison"])))
     if r["not_struck"]:
         lines.append(f"Planned but never struck: {', '.join(r['not_struck'])}.")
+    if r["idle"]:
+        lines.append(f"Planned for ranks that had no work then: {', '.join(r['idle'])}.")
     if r["unplanned"]:
         lines.append(f"Lost though nobody killed them: {', '.join(r['unplanned'])}.")
     return lines
