@@ -18,6 +18,7 @@ from trainsys.elastic.drill_result import by_step, compare, idle_victims, not_st
 from trainsys.elastic.faults import FaultEvent
 from trainsys.elastic.faults.notes import read_notes
 from trainsys.elastic.faults.zombies import read_zombies
+from trainsys.elastic.goodput import goodput
 from trainsys.elastic.progress import Screen
 from trainsys.elastic.recorder import Recorder
 from trainsys.planner.predict import predict
@@ -138,8 +139,18 @@ def _result(
         "predicted_step_s": predicted_s,
         "measured_step_s": median(undisturbed.step_s),
         "emulated": config.train.emulate,
+        "goodput": goodput(config.run_dir) if config.elastic.history else None,
+        "overhead": _overhead(disturbed, undisturbed),
         "invariants": _invariants(config),
     }
+
+
+def _overhead(disturbed: Recorder, undisturbed: Recorder) -> dict[str, float]:
+    """The median step between faults, under the first layout, against the undisturbed run's."""
+    first, where = disturbed.changes[0].after, disturbed.layout_names
+    steps = [s for s, name in zip(disturbed.step_s, where, strict=True) if name == str(first)]
+    step_s, quiet_s = median(steps or disturbed.step_s), median(undisturbed.step_s)
+    return {"step_s": step_s, "undisturbed_step_s": quiet_s, "relative": step_s / quiet_s - 1}
 
 
 def _invariants(config: RunConfig) -> dict[str, bool | None]:
