@@ -46,7 +46,14 @@ def draw_epochs(run_dir: Path | str, path: Path) -> None:
     axes.set_title(_title(attempt), loc="left", fontsize=11)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8, markerscale=0.9)
+    axes.tick_params(axis="x", length=0, labelbottom=False)
+    axes.spines["bottom"].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: (labels[i] in _FAULTS or labels[i] == "join", i))
+    handles, labels = [handles[i] for i in order], [labels[i] for i in order]
+    axes.legend(
+        handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8, markerscale=0.9
+    )
     strip = figure.add_subplot(grid[1], sharex=axes)
     _strip(strip, attempt, Path(run_dir))
     figure.savefig(path, dpi=150)
@@ -83,7 +90,11 @@ def _faults(axes: Axes, attempt: Attempt, row: dict[int, int]) -> None:
     """Marks where each fault struck and where each fresh rank arrived."""
     began, shown = attempt.start["t_s"], set[str]()
     first = min((line["t_s"] for line in attempt.switched.values()), default=began)
-    for rank, line in attempt.of_ranks("struck"):
+    everywhere = set[int]()
+    for rank, line in sorted(attempt.of_ranks("struck"), key=lambda found: found[0]):
+        if line["kind"] == "full" and line["step"] in everywhere:
+            continue  # of all ranks alike: shown at the first
+        everywhere |= {line["step"]} if line["kind"] == "full" else set()
         marker, colour = _FAULTS.get(line["kind"], ("x", "#1B1B1B"))
         axes.plot(
             line["t_s"] - began, row[rank], marker, color=colour, markersize=6.5, markeredgecolor="white",
@@ -109,14 +120,12 @@ def _strip(axes: Axes, attempt: Attempt, run_dir: Path) -> None:
         totals[segment.activity] += segment.end - segment.start
     whole = sum(totals.values()) or 1.0
     for name, spans in pieces.items():
-        axes.broken_barh(
-            spans, (0, 1), color=_ACTIVITIES[name], label=f"{name} {totals[name] / whole:.1%}", linewidth=0
-        )
+        axes.broken_barh(spans, (0, 1), color=_ACTIVITIES[name], label=f"{name} {totals[name] / whole:.1%}", lw=0)
     axes.set_yticks([])
     axes.set_xlabel("time (s)")
-    axes.margins(x=0)
+    axes.margins(x=0.01)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -1.6), ncol=len(ACTIVITIES), frameon=False, fontsize=8,
+        loc="upper center", bbox_to_anchor=(0.5, -0.9), ncol=len(ACTIVITIES), frameon=False, fontsize=8,
         handlelength=1.2, columnspacing=1.4,
     )  # fmt: skip

@@ -35,7 +35,7 @@ FILES = {
 
 
 def files(config: RunConfig) -> dict[str, str]:
-    """What `write_report` leaves, and what each is: `FILES`, without a loss no picture of it, and none without a history."""
+    """What `write_report` leaves, and what each is: `FILES`, but for pictures of what there is not."""
     gone = {"loss.png"} if config.train.emulate else set()
     gone |= set() if config.elastic.history else {"epochs.png", "history/"}
     return {name: what for name, what in FILES.items() if name not in gone}

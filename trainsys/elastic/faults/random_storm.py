@@ -13,7 +13,6 @@ from trainsys.elastic.faults.event import CHANGE_PHASES, STEP_PHASES, FaultEvent
 from trainsys.elastic.faults.registry import NEMESES
 
 _WITHIN_A_CHANGE = ("kill", "stop", "wake", "cut", "oneway", "join")
-_SHARE = 0.35  # of the episodes of such kinds
 _FACTORS = (5, 50)
 LEAST_GAP = 4  # steps of an episode beyond `rejoin_after`
 
@@ -26,6 +25,7 @@ def random_storm(
     rejoin_after: int,
     kinds: Sequence[str] = tuple(NEMESES),
     phases: Sequence[str] = STEP_PHASES,
+    share: float = 0.35,
 ) -> tuple[FaultEvent, ...]:
     """At least `faults` faults (joins that replace the lost are not counted) in `steps` steps.
 
@@ -33,6 +33,7 @@ def random_storm(
         rejoin_after: steps after a loss at which a fresh rank is started; at least 1.
         kinds: names of `NEMESES`, dealt like cards.
         phases: of the step that occur in every layout.
+        share: of the episodes that can, those that strike while the layout changes because another rank leaves.
 
     Raises:
         ValueError: too few ranks or steps.
@@ -46,7 +47,7 @@ def random_storm(
             f"faults.rejoin_after to 1 or more and train.steps={(faults + 1) * (max(1, rejoin_after) + LEAST_GAP)}"
         )
     rng = random.Random(f"storm/{seed}")
-    storm = _Storm(rng, world_size, rejoin_after, phases)
+    storm = _Storm(rng, world_size, rejoin_after, phases, share)
     deck = _dealt(rng, kinds)
     at = 2
     while storm.faults < faults:
@@ -62,8 +63,10 @@ def _dealt(rng: random.Random, cards: Sequence[str]) -> Iterator[str]:
 
 
 class _Storm:
-    def __init__(self, rng: random.Random, world_size: int, rejoin_after: int, phases: Sequence[str]) -> None:
-        self._rng, self._rejoin_after = rng, rejoin_after
+    def __init__(
+        self, rng: random.Random, world_size: int, rejoin_after: int, phases: Sequence[str], share: float
+    ) -> None:
+        self._rng, self._rejoin_after, self._share = rng, rejoin_after, share
         self._living = list(range(world_size))
         self._next = world_size
         self._phases, self._changes = _dealt(rng, phases), _dealt(rng, CHANGE_PHASES)
@@ -72,7 +75,7 @@ class _Storm:
 
     def episode(self, kind: str, step: int) -> None:
         """One nemesis at `step`, and those who replace its victims."""
-        within = kind in _WITHIN_A_CHANGE and self._rng.random() < _SHARE
+        within = kind in _WITHIN_A_CHANGE and self._rng.random() < self._share
         if within:
             self._add(FaultEvent("drain", step, self._victim()))
         phase = next(self._changes) if within else next(self._phases)
