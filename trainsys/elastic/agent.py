@@ -6,13 +6,15 @@ import multiprocessing as mp
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from trainsys.config import RunConfig
 from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.faults import FaultEvent
+from trainsys.elastic.faults.driver import driven
+from trainsys.elastic.faults.poisson import Stroke
 from trainsys.elastic.faults.zombies import Zombies
 from trainsys.elastic.forks import forkserver
 from trainsys.elastic.manager import Manager
@@ -45,6 +47,10 @@ class LocalCluster:
         if not self._zombies.spare(rank, self._processes[rank]):
             self._processes[rank].kill()
 
+    def processes(self) -> dict[int, int]:
+        """Rank -> process, of those that have not ended."""
+        return {rank: process.pid or 0 for rank, process in list(self._processes.items()) if process.is_alive()}
+
     def ended(self) -> Sequence[int]:
         return [rank for rank, process in self._processes.items() if process.exitcode is not None]
 
@@ -65,8 +71,11 @@ def run_local(
     faults: Sequence[FaultEvent] = (),
     resume: str = "",
     start_step: int = 0,
+    strokes: Iterable[Stroke] = (),
 ) -> None:
     """Train on a local cluster of ``nodes × ranks_per_node`` processes.
+
+    `faults` strike by step, inside the ranks; `strokes` by the clock, from here.
 
     SIGINT and SIGTERM end it at the next step boundary, with a checkpoint; a second one ends it at once.
 
@@ -93,7 +102,8 @@ def run_local(
             manager.stop_requested = asked
             for rank in range(world_size):
                 cluster.spawn(rank, rank // config.cluster.ranks_per_node)
-            manager.run()
+            with driven(strokes, config, cluster.processes, lambda: manager.step, manager.request_join):
+                manager.run()
         finally:
             told = manager is not None and manager.ended
             cluster.close(GRACE_S if told else 0.0)  # interrupted: nobody was told to leave

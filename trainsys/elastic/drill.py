@@ -16,6 +16,7 @@ from trainsys.elastic.claim import claimed, is_drill, mark_drill
 from trainsys.elastic.drill_plan import planned_faults
 from trainsys.elastic.drill_result import by_step, compare, idle_victims, not_struck, samples_lost_repeated, unplanned
 from trainsys.elastic.faults import FaultEvent
+from trainsys.elastic.faults.driver import strokes_of
 from trainsys.elastic.faults.notes import read_notes
 from trainsys.elastic.faults.zombies import read_zombies
 from trainsys.elastic.goodput import goodput
@@ -70,8 +71,11 @@ def drill(config: RunConfig, console: Screen | None = None) -> dict[str, Any]:
     return done.result
 
 
-def run_drill(config: RunConfig, console: Screen | None = None) -> Drill:
-    """Both runs, without a report. Arguments and errors as in `drill`."""
+def run_drill(config: RunConfig, console: Screen | None = None, reference: Recorder | None = None) -> Drill:
+    """Both runs, without a report; `reference`: the undisturbed one, if there is one already.
+
+    Arguments and errors as in `drill`.
+    """
     if config.faults.expect != "survive":
         raise ValueError(f"faults.expect={config.faults.expect} is for a run that ends; set faults.expect=survive")
     if config.parallel.reduction == "fast":
@@ -81,20 +85,33 @@ def run_drill(config: RunConfig, console: Screen | None = None) -> Drill:
         )
     config = replace(config, checkpoint=replace(config.checkpoint, dir=""))
     events = planned_faults(config)
+    strokes_of(config.faults)  # a trace that is malformed is refused before anything starts
     with claimed(config):
         clear_outputs(Path(config.run_dir))
-        return _both(config, events, console)
+        return _both(config, events, console, reference)
 
 
-def _both(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None) -> Drill:
+def _both(
+    config: RunConfig, events: Sequence[FaultEvent], console: Screen | None, undisturbed: Recorder | None
+) -> Drill:
     quiet = replace(config, run_dir=str(Path(config.run_dir) / "undisturbed"))
     predicted_s = predict(config, config.parallel).step_s
     steps = f"{config.train.steps} step{'s'[: config.train.steps != 1]}"
-    _say(console, f"1 of 2: {steps} with faults {', '.join(map(str, events)) or 'none'}")
-    disturbed = _run(config, events, console)
-    _say(console, "2 of 2: the same steps undisturbed")
-    undisturbed = _run(quiet, (), console)
+    _say(
+        console,
+        f"{'' if undisturbed else '1 of 2: '} {steps} with faults {', '.join(map(str, events)) or _clock(config)}",
+    )
+    disturbed = _run(config, events, console, strokes=True)
+    if undisturbed is None:
+        _say(console, "2 of 2: the same steps undisturbed")
+        undisturbed = _run(quiet, (), console)
     return Drill(config, disturbed, undisturbed, _result(config, events, disturbed, undisturbed, predicted_s))
+
+
+def _clock(config: RunConfig) -> str:
+    faults = config.faults
+    by_trace = f"by {faults.trace}" if faults.trace else "none"
+    return f"every {faults.mtbf_s:g} s on average" if faults.mtbf_s else by_trace
 
 
 def clear_outputs(run_dir: Path) -> None:
@@ -110,9 +127,9 @@ def clear_outputs(run_dir: Path) -> None:
     mark_drill(run_dir)
 
 
-def _run(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None) -> Recorder:
+def _run(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None, strokes: bool = False) -> Recorder:
     with Recorder(config, config.run_dir, console) as recorder:
-        run_local(config, recorder, events)
+        run_local(config, recorder, events, strokes=strokes_of(config.faults) if strokes else ())
     if recorder.next_step < config.train.steps:
         raise KeyboardInterrupt
     return recorder
@@ -141,7 +158,7 @@ def _result(
         "emulated": config.train.emulate,
         "goodput": goodput(config.run_dir) if config.elastic.history else None,
         "overhead": _overhead(disturbed, undisturbed),
-        "invariants": _invariants(config),
+        "invariants": _invariants(config, undisturbed.run_dir),
     }
 
 
@@ -153,11 +170,10 @@ def _overhead(disturbed: Recorder, undisturbed: Recorder) -> dict[str, float]:
     return {"step_s": step_s, "undisturbed_step_s": quiet_s, "relative": step_s / quiet_s - 1}
 
 
-def _invariants(config: RunConfig) -> dict[str, bool | None]:
+def _invariants(config: RunConfig, quiet: Path) -> dict[str, bool | None]:
     """The disturbed run held against the undisturbed one, which must not violate any by itself; empty: no history."""
     if not config.elastic.history:
         return {}
-    quiet = Path(config.run_dir) / "undisturbed"
     try:
         alone, held = verdicts(check_run(quiet)), verdicts(check_run(config.run_dir, quiet))
     except ValueError:  # nothing could be written

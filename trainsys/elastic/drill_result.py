@@ -10,11 +10,10 @@ from typing import Any
 
 from trainsys.config import RunConfig
 from trainsys.elastic.faults import NEMESES, FaultEvent
+from trainsys.elastic.faults.driver import BY_THE_CLOCK
 from trainsys.elastic.faults.notes import read_notes
 from trainsys.elastic.recorder import Recorder
 from trainsys.parallel.step import Decision
-
-BY_THE_CLOCK = "any"  # phase of a fault that comes at a time, wherever the rank is
 
 
 def compare(config: RunConfig, disturbed: Recorder, undisturbed: Recorder) -> dict[str, Any]:

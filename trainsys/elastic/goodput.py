@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainsys.elastic.check.record import Attempt, read
+from trainsys.elastic.faults.driver import BY_THE_CLOCK
+from trainsys.elastic.faults.notes import read_notes
 
 ACTIVITIES = {
     "useful": "steps that count",
@@ -46,7 +48,7 @@ def goodput(run_dir: Path | str) -> dict[str, float]:
 def segments(attempt: Attempt, run_dir: Path) -> list[Segment]:
     """One attempt, end to end."""
     found = list(_by_the_manager(attempt))
-    for start, end in _detections(attempt):
+    for start, end in _detections(attempt, run_dir):
         found = _over(found, Segment(start, end, "detection"), ("redone", "change"))
     for start, end in _saves(attempt, run_dir):
         found = _over(found, Segment(start, end, "checkpoint"), ("useful",))
@@ -69,7 +71,11 @@ def _by_the_manager(attempt: Attempt) -> Iterator[Segment]:
         activity = "change" if line.event == "called_off" else "redone"
 
 
-def _detections(attempt: Attempt) -> Iterator[tuple[float, float]]:
+def _detections(attempt: Attempt, run_dir: Path) -> Iterator[tuple[float, float]]:
+    for note in read_notes(run_dir / "faults"):
+        rank = note.get("rank", -1)
+        if note.get("phase") == BY_THE_CLOCK and rank in attempt.lost:
+            yield note["time"], attempt.lost[rank]["t_s"]
     called_off = [line["t_s"] for line in attempt.told("called_off")]
     for rank, line in attempt.of_ranks("struck"):
         if not attempt.same_clock(rank):

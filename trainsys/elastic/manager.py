@@ -243,6 +243,10 @@ class Manager:
         """End at the next step boundary, with a checkpoint; may be called from a signal handler."""
         self.stop_requested = True
 
+    def request_join(self, node: int) -> None:
+        """Have a fresh rank started on a node; may be called from another thread."""
+        self._respawns.append((time.monotonic(), node))
+
     # -- membership ----------------------------------------------------------------------------------------------
 
     def _never_joined(self, rank: int, why: str) -> None:

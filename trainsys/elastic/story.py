@@ -62,7 +62,7 @@ def tell_loss(fault: FaultRecord, change: Change | None, step: int | None) -> st
 
 def tell_end(fault: FaultRecord) -> str:
     """``rank 2 lost at step 41 in backward (SIGKILL)``."""
-    where = f" in {fault.phase}" if fault.phase else ""
+    where = f" in {fault.phase}" if fault.phase not in ("", "any") else ""
     return f"rank {fault.rank} lost at step {fault.step}{where} ({_CAUSES.get(fault.kind, fault.kind)})"
 
 

@@ -47,11 +47,12 @@ class Injector:
         self.portions = 1  # of a transition
         self._entered: dict[tuple[int, str], int] = {}
         self._slow: Slowness | None = None
-        self._any = bool(events)
+        clock = victim.config.faults if victim is not None else None
+        self._told = bool(events) or (clock is not None and bool(clock.mtbf_s or clock.trace))
 
     def arrived(self) -> None:
         """The rank is about to say hello."""
-        if self._any:
+        if self._told:
             announce(self._folder, self._rank)
 
     def at(self, phase: str) -> None:
