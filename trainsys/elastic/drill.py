@@ -97,10 +97,8 @@ def _both(
     quiet = replace(config, run_dir=str(Path(config.run_dir) / "undisturbed"))
     predicted_s = predict(config, config.parallel).step_s
     steps = f"{config.train.steps} step{'s'[: config.train.steps != 1]}"
-    _say(
-        console,
-        f"{'' if undisturbed else '1 of 2: '} {steps} with faults {', '.join(map(str, events)) or _clock(config)}",
-    )
+    which = "" if undisturbed else "1 of 2: "
+    _say(console, f"{which}{steps} with faults {', '.join(map(str, events)) or _clock(config)}")
     disturbed = _run(config, events, console, strokes=True)
     if undisturbed is None:
         _say(console, "2 of 2: the same steps undisturbed")
@@ -146,7 +144,7 @@ def _result(
         "faults": [fault.as_dict() for fault in disturbed.faults],
         "joins": [{"step": step, "rank": rank} for step, rank in disturbed.joins],
         "drains": [{"step": step, "rank": rank} for step, rank in disturbed.drains],
-        "strikes": [note for note in read_notes(disturbed.run_dir / "faults") if note.get("event")],
+        "strikes": list({n["event"]: n for n in read_notes(disturbed.run_dir / "faults") if n.get("event")}.values()),
         "zombies": read_zombies(disturbed.run_dir / "faults"),
         "saves_failed": [step for step, _, error in disturbed.saves if error],
         "steps_redone": sum(change.redo for change in disturbed.changes),

@@ -68,6 +68,7 @@ class _Storm:
     ) -> None:
         self._rng, self._rejoin_after, self._share = rng, rejoin_after, share
         self._living = list(range(world_size))
+        self._coming: list[int] = []
         self._next = world_size
         self._phases, self._changes = _dealt(rng, phases), _dealt(rng, CHANGE_PHASES)
         self.events: list[FaultEvent] = []
@@ -75,6 +76,8 @@ class _Storm:
 
     def episode(self, kind: str, step: int) -> None:
         """One nemesis at `step`, and those who replace its victims."""
+        self._living += self._coming
+        self._coming = []
         within = kind in _WITHIN_A_CHANGE and self._rng.random() < self._share
         if within:
             self._add(FaultEvent("drain", step, self._victim()))
@@ -82,8 +85,7 @@ class _Storm:
         nemesis = NEMESES[kind]
         if kind == "join":
             self._add(FaultEvent("join", step))
-            self._living.append(self._next)
-            self._next += 1
+            self._comes()
         elif nemesis.who == "pair":
             rank, peer = self._rng.sample(self._living, 2)
             self._add(FaultEvent(kind, step, rank, phase, peer))
@@ -101,6 +103,11 @@ class _Storm:
                 FaultEvent(kind, step, self._victim() if nemesis.fatal else self._rng.choice(self._living), phase)
             )
 
+    def _comes(self) -> None:
+        """A fresh rank; it is there from the next episode on."""
+        self._coming.append(self._next)
+        self._next += 1
+
     def _victim(self) -> int:
         """One that will be gone; soon another one comes."""
         rank = self._rng.choice(self._living)
@@ -112,5 +119,4 @@ class _Storm:
         self.faults += 1
         if NEMESES[event.kind].fatal:
             self.events.append(FaultEvent("join", event.step + self._rejoin_after))
-            self._living.append(self._next)
-            self._next += 1
+            self._comes()
