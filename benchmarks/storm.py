@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -207,21 +207,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def chosen(cases: Sequence[Case], faults: int, only: Sequence[int]) -> Iterator[Case]:
-    """The rows to run: those named, or from the top until there are so many faults."""
-    left = faults
-    for case in cases:
-        if only:
-            if case.number in only:
-                yield case
-        elif left > 0:
-            yield case
-            left -= case.faults
-
-
 def main(argv: Sequence[str]) -> int:
     parser = Parser("bench storm", __doc__.splitlines()[0], "  trainsys bench storm --out runs/storm.jsonl")
-    parser.add_argument("--faults", type=int, default=1000)
+    parser.add_argument("--faults", type=int, default=1000, help="until so many have struck")
     parser.add_argument("--seeds", type=Path, default=SEEDS)
     parser.add_argument("--out", type=Path, help="one line of JSON per run; runs that are there are skipped")
     parser.add_argument("--only", type=int, action="append", default=[], help="this row of the list; keeps its files")
@@ -231,9 +219,11 @@ def main(argv: Sequence[str]) -> int:
     done = {row["number"] for row in rows}
     with tempfile.TemporaryDirectory(prefix="trainsys-storm-") as root:
         references = References(Path(root))
-        for case in chosen(read_seeds(args.seeds), args.faults, args.only):
-            if case.number in done:
+        for case in read_seeds(args.seeds):
+            if case.number in done or (args.only and case.number not in args.only):
                 continue
+            if not args.only and sum(row["struck"] for row in rows) >= args.faults:
+                break
             folder = Path("runs" if args.only else root) / f"storm-{case.number}"
             row = run_case(case, references, folder)
             rows.append(row)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.storm import SEEDS, Case, References, config_of, read_seeds, run_case, storm_of
+from benchmarks import storm
+from benchmarks.storm import LAYOUTS, SEEDS, Case, References, config_of, read_seeds, run_case, storm_of
 from tests.tiny import tiny
 from trainsys.cli.main import main
 from trainsys.config import load
@@ -18,15 +19,16 @@ from trainsys.elastic.goodput import ACTIVITIES, goodput
 pytestmark = pytest.mark.timeout(120)
 
 
-def test_a_slice_of_the_storm(tmp_path: Path) -> None:
+def test_a_slice_of_the_storm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = "wake,cut,oneway,slow,flip,full"
-    case = Case(0, "dp2·pp2 zero1", 5, 6, kinds)
+    monkeypatch.setattr(storm, "LONGEST", 7)
+    case = Case(0, "dp2·pp2 zero1", 26, 7, kinds)
     row = run_case(case, References(tmp_path), tmp_path / "storm")
     assert row["good"], row
     assert (row["steps_lost"], row["samples_lost"], row["samples_repeated"]) == (0, 0, 0)
     assert row["bit_equal_loss"]
     assert row["invariants"] == dict.fromkeys((f"I{n}" for n in range(8)), True)
-    assert row["kinds"].keys() >= set(kinds.split(","))
+    assert row["kinds"].keys() == {*kinds.split(","), "kill"}
     assert [zombie["ended"] for zombie in row["zombies"]] == ["by itself"]
     (attempt,) = read(tmp_path / "storm").attempts
     (zombie,) = [rank for rank, line in attempt.of_ranks("struck") if line["kind"] == "wake"]
@@ -54,9 +56,9 @@ def test_the_last_holder(tmp_path: Path) -> None:
 
 
 def test_the_seed_list_makes_a_thousand_faults(tmp_path: Path) -> None:
-    cases = read_seeds(SEEDS)
-    storms = [storm_of(case, config_of(case.layout, tmp_path, case.nemeses)) for case in cases]
-    assert sum(event.kind != "join" for storm in storms for event in storm) >= 1000
+    configs = {layout: config_of(layout, tmp_path) for layout in LAYOUTS}
+    planned = [storm_of(case, configs[case.layout]) for case in read_seeds(SEEDS)]
+    assert sum(event.kind != "join" for events in planned for event in events) >= 1000
 
 
 def test_a_malformed_trace_ends_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
