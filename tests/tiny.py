@@ -54,9 +54,8 @@ class Command:
         return found
 
     def ranks(self) -> list[int]:
-        """Its rank processes: grandchildren, by Python's fork server."""
-        ours = (os.getpid(), self.process.pid)
-        return [pid for pid in self.living() if _parent(pid) not in ours]
+        """Its rank processes, by their names."""
+        return [pid for pid in self.living() if _name(pid).startswith("rank-")]
 
     def gone_within(self, seconds: float) -> bool:
         """Whether all of them end in time."""
@@ -91,11 +90,11 @@ def running_now(pid: int) -> bool:
         return False
 
 
-def _parent(pid: int) -> int:
+def _name(pid: int) -> str:
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return Path(f"/proc/{pid}/comm").read_text()
     except OSError:
-        return -1
+        return ""
 
 
 def eventually(condition: object, seconds: float) -> bool:

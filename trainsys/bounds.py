@@ -50,6 +50,8 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "elastic.heartbeat_limit_s": (0.05, _MOST, "must be at least 0.05 s, or healthy ranks count as dead"),
     "elastic.min_ranks": (1, _WHOLE, "must be at least 1"),
     "elastic.spare_delay_s": (-_MOST, _MOST, "must be finite"),
+    "elastic.spares": (0, _WHOLE, "must not be negative"),
+    "elastic.manager_limit_s": (_TINY, _MOST, "must be positive and finite"),
     "elastic.start_limit_s": (_TINY, _MOST, "must be positive and finite"),
     "elastic.comm_timeout_s": (_TINY, _MOST, "must be positive and finite"),
     "elastic.stall_limit_s": (_TINY, _MOST, "must be positive and finite"),

@@ -219,6 +219,8 @@ class ElasticConfig:
     heartbeat_limit_s: float = 1.0  # a rank silent for longer is taken for hung, and killed
     min_ranks: int = 1  # with fewer living ranks training ends
     spare_delay_s: float = -1.0  # after a death start a fresh rank this much later; negative: never
+    spares: int = 0  # ranks started beside the cluster's, imported and idle until one is missing
+    manager_limit_s: float = 10.0  # how long ranks wait for another manager when theirs is lost
     start_limit_s: float = 120.0  # a started rank that has not joined after this is given up
     comm_timeout_s: float = 20.0  # after which a blocked operation fails by itself
     stall_limit_s: float = 300.0  # a change that takes longer is called off; who answers that no sooner is killed

@@ -11,7 +11,7 @@ from multiprocessing.connection import Client, Connection, Pipe
 import pytest
 
 from tests.tiny import eventually
-from trainsys.elastic.endpoint import Endpoint
+from trainsys.elastic.endpoint import Endpoint, serve
 from trainsys.elastic.links import Link, Links
 from trainsys.elastic.messages import Beat, StopWanted
 
@@ -23,10 +23,9 @@ def admitted() -> Iterator[tuple[Endpoint, list[Connection]]]:
     """An open endpoint, and whom it let in."""
     links: list[Connection] = []
     endpoint = Endpoint("127.0.0.1", 0)
-    endpoint.serve(links.append)
+    serve(endpoint.socket, endpoint.rendezvous.authkey, links.append)
     yield endpoint, links
-    if not endpoint.closed:
-        endpoint.close()
+    endpoint.close()
 
 
 def test_who_says_nothing_keeps_nobody_out(admitted: tuple[Endpoint, list[Connection]]) -> None:
@@ -39,12 +38,11 @@ def test_who_says_nothing_keeps_nobody_out(admitted: tuple[Endpoint, list[Connec
             assert links[0].recv() == "hello"
 
 
-def test_a_closed_endpoint_frees_its_ports(admitted: tuple[Endpoint, list[Connection]]) -> None:
-    endpoint, _ = admitted
+def test_a_closed_endpoint_frees_its_ports() -> None:
+    endpoint = Endpoint("127.0.0.1", 0)
     port = endpoint.rendezvous.store[1]
     endpoint.close()
     again = Endpoint("127.0.0.1", port)
-    again.serve(lambda connection: None)
     again.close()
     Endpoint("127.0.0.1", port).close()
 

@@ -9,10 +9,13 @@ import pytest
 from tiny import tiny
 
 from trainsys.config import load
-from trainsys.elastic.manager import Manager, Member, Phase
+from trainsys.elastic.book import Book
+from trainsys.elastic.manager import Manager, Phase
+from trainsys.elastic.member import Member
 from trainsys.elastic.messages import Fault, Proposal, Verdict
 from trainsys.parallel.step import Report
 from trainsys.planner.choose import choose
+from trainsys.planner.device import rate
 
 
 class Told:
@@ -26,7 +29,7 @@ class Told:
 
 
 class Nobody:
-    """An observer and a launcher without any effect."""
+    """An outbox that nobody reads."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args: None
@@ -35,12 +38,13 @@ class Nobody:
 def running(folder: Path, *overrides: str, ranks: int) -> tuple[Manager, dict[int, Told]]:
     """A manager in the middle of a run on its first layout."""
     config = load(tiny(folder, *overrides))
-    manager = Manager(config, ranks, cast(Any, Nobody()), cast(Any, Nobody()), cast(Any, Nobody()))
+    flops = rate(config.cluster, ranks)
+    manager = Manager(config, ranks, cast(Any, Nobody()), Book(rate=flops, next_rank=ranks))
     told = {rank: Told() for rank in range(ranks)}
     for rank in told:
         manager.members[rank] = Member(rank, rank // 2, 0, cast(Any, told[rank]))
     nodes = {rank: rank // 2 for rank in told}
-    manager.parallel, manager.layout = choose(config, None, manager.parallel, nodes, manager._rate)
+    manager.parallel, manager.layout = choose(config, None, manager.parallel, nodes, flops)
     manager.epoch, manager.phase = 0, Phase.RUNNING
     return manager, told
 

@@ -96,7 +96,7 @@ def test_a_rank_that_nobody_killed_fails_the_drill() -> None:
     broken = SimpleNamespace(kind="exit", rank=1, phase="", step=0)
 
     def run(faults: list[Any]) -> Any:
-        return SimpleNamespace(faults=faults)
+        return SimpleNamespace(faults=faults, takeovers=[])
 
     assert unplanned(planned, run(lost), run([])) == []
     both = unplanned(planned, run([broken, *lost]), run([broken]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import pytest
 
 from tests.faults.test_kills import check, train
 from trainsys.elastic import serve
+from trainsys.elastic.check.record import read
 from trainsys.elastic.manager import MOST_WRONG, ElasticError
 from trainsys.elastic.recorder import Recorder
-from trainsys.elastic.standing import Standing
 from trainsys.elastic.transit import Transit
 from trainsys.space.strips import strips
 
@@ -31,19 +31,14 @@ KILLS = [  # (layout, faults, most layouts under which the state stands at a tim
 @pytest.mark.parametrize(("layout", "faults", "most"), KILLS, ids=str)
 def test_a_kill_while_the_source_is_released(
     layout: str, faults: str, most: int, undisturbed: Callable[[str], Recorder],
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:  # fmt: skip
     """The next rank dies when half of the source is gone: the rest of the way begins at what stands by then."""
-    settle, standing = Standing.settle, []
-
-    def noted(self: Standing, released: Iterable[tuple[int, int]]) -> None:
-        settle(self, released)
-        standing.append([h.stop - h.first for h in self.held])
-
-    monkeypatch.setattr(Standing, "settle", noted)
     recorder = train(tmp_path, layout, faults, *PROGRESSIVE)
     check(recorder, undisturbed(layout), recorder.config)
     assert len(recorder.faults) == faults.count("kill")
+    (attempt,) = read(recorder.run_dir).attempts
+    standing = [[stop - first for _, first, stop in line["held"]] for line in attempt.opened.values()]
     assert max(map(len, standing)) == most
     assert max(sum(portions) for portions in standing) > 4
 

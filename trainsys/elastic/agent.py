@@ -1,4 +1,4 @@
-"""The local agent: starts rank processes on this machine, outlives their deaths, runs the manager."""
+"""The local agent: starts rank processes and the manager on this machine, and outlives their deaths."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from trainsys.elastic.faults.driver import driven
 from trainsys.elastic.faults.poisson import Stroke
 from trainsys.elastic.faults.zombies import Zombies
 from trainsys.elastic.forks import forkserver
-from trainsys.elastic.manager import Manager
+from trainsys.elastic.manage import Job
 from trainsys.elastic.record import Observer
 from trainsys.elastic.serve import rank_main
+from trainsys.elastic.supervisor import Supervisor
 
 HOST = "127.0.0.1"
 GRACE_S = 5.0  # for ranks that were told to leave
@@ -83,29 +84,31 @@ def run_local(
         ElasticError: training could not go on.
         ValueError: the port is busy.
     """
-    manager: Manager | None = None
+    supervisor: Supervisor | None = None
     asked = False
 
     def stop() -> None:
         nonlocal asked
         asked = True
-        if manager is not None:
-            manager.request_stop()
+        if supervisor is not None:
+            supervisor.stop_requested = True
 
     with stopping_on_signals(stop):
         endpoint = Endpoint(HOST, config.elastic.port)
         cluster = LocalCluster(config, endpoint, faults)
         try:
             world_size = config.cluster.nodes * config.cluster.ranks_per_node
-            joins = [e.step for e in faults if e.kind == "join"]
-            manager = Manager(config, world_size, endpoint, cluster, observer, resume, start_step, joins)
-            manager.stop_requested = asked
-            for rank in range(world_size):
-                cluster.spawn(rank, rank // config.cluster.ranks_per_node)
-            with driven(strokes, config, cluster.processes, lambda: manager.step, manager.request_join):
-                manager.run()
+            job = Job(config, world_size, resume, start_step, faults=tuple(faults))
+            supervisor = Supervisor(job, endpoint, cluster, observer)
+            supervisor.stop_requested = asked
+            for rank in range(world_size + config.elastic.spares):
+                cluster.spawn(rank, rank // config.cluster.ranks_per_node % config.cluster.nodes)
+            with driven(
+                strokes, config, cluster.processes, lambda: supervisor.book.step, supervisor.joins_wanted.append
+            ):
+                supervisor.run()
         finally:
-            told = manager is not None and manager.ended
+            told = supervisor is not None and supervisor.told
             cluster.close(GRACE_S if told else 0.0)  # interrupted: nobody was told to leave
             endpoint.close()
 

@@ -1,7 +1,8 @@
 """The control connection between a worker and the manager: framed, authenticated, ordered.
 
 The worker's reader thread queues what arrives; a `Fault` also aborts communication at once, from that thread, because
-the main thread may be blocked inside a collective.
+the main thread may be blocked inside a collective. When the manager is lost the thread connects to its successor and
+says what it heard last; the main thread does not notice, and is called off like after any other loss.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection
 from typing import Any, TypeVar
 
-from trainsys.elastic.messages import Beat, Fault, Leaving, Quit, StopWanted
+from trainsys.elastic.messages import Beat, CommitEpoch, Fault, Hello, Leaving, Open, Quit, StopWanted, Verdict
 
 M = TypeVar("M")
 Address = tuple[str, int] | str
 _WAKING, _WAKING_S = 1000, 0.001  # looks, and seconds between them
+GIVEN_UP = "it was given up"  # to a rank that was evicted
 _LEAVE_S = 5.0  # for the main thread to end after Quit
+_AGAIN_S = 0.02
 
 
 class Abandoned(Exception):
@@ -36,14 +42,22 @@ class ControlClient:
     Args:
         address: of the manager's listener.
         authkey: shared secret.
+        hello: what it says first.
         beat_s: seconds between heartbeats.
         on_fault: called from the reader thread with the epoch to come.
+        limit_s: how long there may be no manager; then the process ends.
     """
 
-    def __init__(self, address: Address, authkey: bytes, beat_s: float, on_fault: Callable[[int], None]) -> None:
+    def __init__(
+        self, address: Address, authkey: bytes, hello: Hello, beat_s: float, on_fault: Callable[[int], None],
+        limit_s: float,
+    ) -> None:  # fmt: skip
+        self._address, self._authkey, self._hello, self._limit_s = address, authkey, hello, limit_s
         self._connection: Connection = Client(address, authkey=authkey)
+        self._connection.send(hello)
         self._inbox: queue.Queue[Any] = queue.Queue()
         self._send_lock = threading.Lock()
+        self._lost = False  # the connection, and nothing was heard from another manager yet
         self._on_fault = on_fault
         self.epoch = -1  # entered by the worker
         self.stop_wanted = self.leave_wanted = False  # set by signal handlers; told with the next heartbeat
@@ -56,7 +70,7 @@ class ControlClient:
             try:
                 self._connection.send(message)
             except OSError:
-                pass  # the manager is gone; the reader ends this process, or its Quit is already in the inbox
+                pass  # it is gone: whatever this says of the epoch is void, or its Quit is already in the inbox
 
     def receive(self) -> Any:
         """The next message; blocks."""
@@ -87,24 +101,55 @@ class ControlClient:
         """Let the reader hear all that came while this process was stopped. A rank evicted meanwhile ends here."""
         for _ in range(_WAKING):
             try:
-                if not self._connection.poll(0):  # at the end of the connection there is always something to read
+                if not (self._lost or self._connection.poll(0)):  # at the end of it there is always something to read
                     return
             except (OSError, EOFError):
-                return
+                pass  # it is being replaced
             time.sleep(_WAKING_S)
 
     def _read(self) -> None:
         message = None
-        try:
-            while True:
-                message = self._connection.recv()
-                self._inbox.put(message)
-                if isinstance(message, Fault):
-                    self._on_fault(message.epoch)
-        except (EOFError, OSError):
-            if isinstance(message, Quit):  # the manager may go first; the main thread leaves by itself
-                time.sleep(_LEAVE_S)
-            os._exit(1)  # the manager is gone: nobody can commit any more, and no orphan may stay
+        while True:
+            try:
+                while True:
+                    message = self._connection.recv()
+                    self._lost = False
+                    if message == Quit(GIVEN_UP):
+                        os._exit(1)  # a zombie: whatever its main thread is about to do, it has no effect
+                    self._note(message)
+                    self._inbox.put(message)
+                    if isinstance(message, Fault):
+                        self._on_fault(message.epoch)
+            except (EOFError, OSError):
+                self._lost = True
+                if isinstance(message, Quit):  # the manager may go first; the main thread leaves by itself
+                    time.sleep(_LEAVE_S)
+                    os._exit(1)
+            self._return()
+
+    def _note(self, message: Any) -> None:
+        """What a new manager must know of this worker: it was told nothing later."""
+        match message:
+            case Open(step=step):
+                self._hello = replace(self._hello, steps=max(step, self._hello.steps))
+            case CommitEpoch(epoch=epoch):
+                self._hello = replace(self._hello, switched=epoch)
+            case Verdict(decision=decision):
+                self._hello = replace(self._hello, steps=decision.step + 1)
+
+    def _return(self) -> None:
+        """Find the manager that took over. Nobody can commit meanwhile; without one this process ends."""
+        until = time.monotonic() + self._limit_s
+        while time.monotonic() < until:
+            with suppress(EOFError, OSError, AuthenticationError):
+                connection = Client(self._address, authkey=self._authkey)
+                connection.send(replace(self._hello, again=True))
+                with self._send_lock:
+                    self._connection.close()
+                    self._connection = connection
+                return
+            time.sleep(_AGAIN_S)
+        os._exit(1)
 
     def _beat(self, beat_s: float) -> None:
         while True:

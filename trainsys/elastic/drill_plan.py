@@ -8,6 +8,8 @@ from trainsys.config import RunConfig
 from trainsys.elastic.faults import CHANGE_PHASES, NEMESES, STEP_PHASES, FaultEvent, parse_faults, random_kills
 from trainsys.elastic.faults.random_storm import random_storm
 
+_IN_A_CHANGE = (*CHANGE_PHASES, "open", "switch", "call")
+
 
 def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
     """The faults that ``config.faults`` asks for by step, in phases that occur in ``config.parallel``.
@@ -31,7 +33,7 @@ def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
             raise ValueError(
                 f"faults.schedule: {event} never strikes, nothing is sent with parallel.pp=1; name another phase"
             )
-        if event.phase in CHANGE_PHASES and not any(_causes_change(e) and e.step <= event.step for e in events):
+        if event.phase in _IN_A_CHANGE and not any(_causes_change(e) and e.step <= event.step for e in events):
             raise ValueError(
                 f"faults.schedule: {event} strikes during a change of layout, but nothing changes it at step "
                 f"{event.step} or before; add a kill in a phase of the step, or a join"
@@ -80,4 +82,4 @@ def _mirrors(config: RunConfig) -> bool:
 
 
 def _causes_change(event: FaultEvent) -> bool:
-    return NEMESES[event.kind].changes and (event.kind == "join" or event.phase not in CHANGE_PHASES)
+    return NEMESES[event.kind].changes and (event.kind == "join" or event.phase not in _IN_A_CHANGE)

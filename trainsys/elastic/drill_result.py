@@ -98,4 +98,5 @@ def unplanned(events: Sequence[FaultEvent], disturbed: Recorder, undisturbed: Re
     by_the_clock = {f.rank for f in disturbed.faults if f.phase == BY_THE_CLOCK}
     mine = [f for f in disturbed.faults if not planned[f.kind, f.rank, f.phase] and f.rank not in by_the_clock]
     told = [f"rank {f.rank} at step {f.step}" for f in mine]
+    told += [f"manager at step {t.step}" for t in (*disturbed.takeovers, *undisturbed.takeovers) if not t.phase]
     return told + [f"rank {f.rank} at step {f.step} of the undisturbed run" for f in undisturbed.faults]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainsys.elastic.check.record import Attempt, read
+from trainsys.elastic.faults import MANAGER
 from trainsys.elastic.faults.driver import BY_THE_CLOCK
 from trainsys.elastic.faults.notes import read_notes
 
@@ -72,11 +73,13 @@ def _by_the_manager(attempt: Attempt) -> Iterator[Segment]:
 
 
 def _detections(attempt: Attempt, run_dir: Path) -> Iterator[tuple[float, float]]:
+    called_off = [line["t_s"] for line in attempt.told("called_off")]
     for note in read_notes(run_dir / "faults"):
         rank = note.get("rank", -1)
+        if rank == MANAGER and note["kind"] in ("kill", "stop"):
+            yield from ((note["time"], t) for t in [t for t in called_off if t > note["time"]][:1])
         if note.get("phase") == BY_THE_CLOCK and rank in attempt.lost:
             yield note["time"], attempt.lost[rank]["t_s"]
-    called_off = [line["t_s"] for line in attempt.told("called_off")]
     for rank, line in attempt.of_ranks("struck"):
         if not attempt.same_clock(rank):
             continue

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +23,33 @@ FOLDER = "history"
 
 
 class History:
-    """One process's file. Nothing happens until it is opened."""
+    """One process's file. Nothing happens until it is opened, or its lines are taken by somebody else."""
 
-    def __init__(self) -> None:
-        self._lines: JsonLines | None = None
+    def __init__(self, take: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+        self._take = take
 
     @property
     def on(self) -> bool:
-        return self._lines is not None
+        return self._take is not None
 
     def open(self, run_dir: Path | str, who: str, run: str, **facts: Any) -> None:
         """Begin ``WHO-RUN.jsonl``, with a line about this process."""
         folder = Path(run_dir) / FOLDER
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lines = JsonLines(folder / f"{who}-{run}.jsonl", False, lambda sentence: None)
+            self._take = JsonLines(folder / f"{who}-{run}.jsonl", False, lambda sentence: None).add
         except OSError:
             return  # a full disk stops no training; the record of the run tells of it, and a check of what is missing
+        self.begin(run, **facts)
+
+    def begin(self, run: str, **facts: Any) -> None:
+        """The line about this process."""
         self.add("started", run=run, pid=os.getpid(), host=platform.node(), **facts)
 
     def add(self, event: str, **facts: Any) -> None:
         """One line, on its way to the disk when this returns: the kernel has it, though this process be killed."""
-        if self._lines is not None:
-            self._lines.add({"event": event, "t_s": time.monotonic(), "unix_s": time.time(), **facts})
+        if self._take is not None:
+            self._take({"event": event, "t_s": time.monotonic(), "unix_s": time.time(), **facts})
 
 
 def fingerprint(layout: Layout) -> str:

@@ -49,6 +49,26 @@ class Link:
         self._connection.close()
 
 
+class Absent:
+    """In the place of a member's link, until it has found the manager that took over.
+
+    Args:
+        since: when the manager before last said something, CLOCK_MONOTONIC.
+    """
+
+    def __init__(self, since: float) -> None:
+        self.rank, self.heard, self.forgiven_s = -1, time.monotonic(), time.monotonic() - since
+
+    def send(self, message: Any) -> None:
+        """It is told when it is here."""
+
+    def cut(self) -> None:
+        """There is nothing to end."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 class Links:
     """All of them. A thread of its own reads each, so that a rank that freezes inside a message blocks nobody else,
     and a heartbeat counts when it arrives, however busy the manager is.
@@ -72,7 +92,7 @@ class Links:
         except queue.Empty:
             return None
 
-    def silent(self, links: Sequence[Link], limit_s: float) -> list[Link]:
+    def silent(self, links: Sequence[Link | Absent], limit_s: float) -> list[Link | Absent]:
         """Those of `links` not heard for `limit_s`. Time in which this process itself did not run is forgiven: call it
         in every turn of the loop."""
         now = time.monotonic()

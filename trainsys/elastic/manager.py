@@ -9,21 +9,32 @@ One loop, one state. A message can only move it along these lines:
 A step counts when every rank of the layout has proposed it (Verdict); a layout counts when every participant has staged
 it (CommitEpoch). Nothing else is ever shared knowledge, so a fault at any instant leaves one unambiguous state. Where
 the source is released as the destination arrives, `Standing` keeps the book of what stands where.
+
+The manager itself may die. Before it tells anybody anything it enters it in the agent's `Book`, from which another
+manager takes over: `elastic.takeover`.
 """
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
 from trainsys.config import ParallelConfig, RunConfig
+from trainsys.elastic.book import Book
 from trainsys.elastic.census import check_census
-from trainsys.elastic.endpoint import Endpoint
-from trainsys.elastic.links import Link, Links
+from trainsys.elastic.control import GIVEN_UP
+from trainsys.elastic.endpoint import serve
+from trainsys.elastic.faults import FaultEvent
+from trainsys.elastic.fingerprints import code_print, config_print
+from trainsys.elastic.foresight import Foresight
+from trainsys.elastic.kept_groups import clean_groups
+from trainsys.elastic.links import Absent, Link, Links
 from trainsys.elastic.manager_history import ManagerHistory
+from trainsys.elastic.member import Member, mismatch
 from trainsys.elastic.messages import (
     CommitEpoch,
     Failed,
@@ -39,16 +50,20 @@ from trainsys.elastic.messages import (
     StopWanted,
     Verdict,
 )
+from trainsys.elastic.outbox import Outbox
 from trainsys.elastic.patience import Patience
-from trainsys.elastic.record import Change, Observer
+from trainsys.elastic.record import Change
+from trainsys.elastic.recruits import Recruits
+from trainsys.elastic.selection import Selection
 from trainsys.elastic.standing import Standing
+from trainsys.elastic.strikes import Strikes
+from trainsys.elastic.takeover import missed
 from trainsys.models.geometry import resolve, split_layers, tensors
 from trainsys.models.stand_in import stand_in
 from trainsys.parallel.step import decide
-from trainsys.planner.choose import choose
-from trainsys.planner.device import rate
 from trainsys.space.coverage import LostError
 from trainsys.space.layout import Layout
+from trainsys.space.portions import Held
 from trainsys.space.tensor import Space
 
 MOST_WRONG = 3  # then it is no accident
@@ -67,90 +82,81 @@ class Phase(Enum):
     DONE = "done"
 
 
-class Launcher(Protocol):
-    """Starts and fences rank processes."""
-
-    def spawn(self, rank: int, node: int) -> None: ...
-
-    def kill(self, rank: int) -> None: ...
-
-    def ended(self) -> Sequence[int]:
-        """Ranks whose process has ended, those that had connected among them."""
-
-
-@dataclass
-class Member:
-    rank: int
-    node: int
-    pid: int
-    link: Link
-
-
 class Manager:
-    """Runs one training job.
+    """Runs one training job, or goes on with it.
 
     Args:
         config: of the run; `config.parallel` is the first layout.
-        endpoint: where workers connect.
-        launcher: of rank processes; ranks 0 … world_size-1 are already on their way.
+        world_size: ranks of the first layout.
+        outbox: to the agent, which starts and fences ranks and keeps the record.
+        book: of the manager before, or a new one.
         resume: checkpoint folder to start from, or empty.
-        start_step: optimizer steps in that checkpoint.
-        joins: steps at which a fresh rank is started (from the fault schedule).
+        elastic: whether the launcher lets ranks die alone.
+        faults: those of the manager strike here.
+        foresight: the planner's answers, by default worked out when they are needed.
     """
 
     def __init__(
-        self, config: RunConfig, world_size: int, endpoint: Endpoint, launcher: Launcher, observer: Observer,
-        resume: str = "", start_step: int = 0, joins: Sequence[int] = (), elastic: bool = True,
+        self, config: RunConfig, world_size: int, outbox: Outbox, book: Book, resume: str = "", elastic: bool = True,
+        faults: Sequence[FaultEvent] = (), foresight: Foresight | None = None,
     ) -> None:  # fmt: skip
         self.config = replace(config, model=resolve(config.model))
-        self.endpoint, self.launcher, self.observer = endpoint, launcher, observer
+        self.outbox, self.book = outbox, book
         self.space = Space(tensors(stand_in(config.model) if config.train.emulate else self.config.model))
-        self.world_size, self.resume, self.step, self.elastic = world_size, resume, start_step, elastic
+        self.world_size, self.resume, self.elastic = world_size, resume, elastic
         parallel = config.parallel
         layers = parallel.stage_layers or split_layers(config.model.num_layers, parallel.pp * parallel.vp)
-        self.parallel: ParallelConfig = replace(config.parallel, stage_layers=tuple(layers))
-        self.layout: Layout | None = None
+        self.parallel: ParallelConfig = book.parallel or replace(config.parallel, stage_layers=tuple(layers))
+        self.layout = book.layout
         self.target: Layout | None = None
         self._planned = self.parallel  # of the target; `parallel` stays that of the layout until the commit
-        self.phase = Phase.STARTING
-        self.epoch = -1
-        self.members: dict[int, Member] = {}
-        self._started = dict.fromkeys(range(world_size), time.monotonic())  # ranks on their way, and since when
-        self.next_rank = world_size
-        self.stop_requested = False
+        self.phase = Phase.RUNNING if book.layout else Phase.STARTING
+        self.epoch, self.step, self.stop_requested = book.epoch, book.step, book.stop_requested
+        self._failure = book.failure
+        self.members = {rank: Member(rank, node, pid, Absent(book.heard)) for rank, node, pid in book.members}
+        self._recruits = Recruits(config, book, outbox.spawn)
+        self._gone = set(book.gone)
         self._links = Links(tick_s=min(0.02, config.elastic.heartbeat_limit_s / 10))
         self._patience = Patience()
         self._quiet: dict[int, Quiesced] = {}
         self._staged: dict[int, Staged] = {}
         self._proposals: dict[int, Proposal] = {}
-        self._joins = sorted(joins)
-        self._respawns: list[tuple[float, int]] = []
-        self._save_due = False
-        self._fresh: set[int] = set()  # ranks that joined since the layout was last chosen
-        self._leaving: set[int] = set()  # ranks whose place will be taken away
-        self._needed: set[int] = set()  # of these, those without whom no layout is left
-        self._saved_step = start_step
-        self._rate = rate(config.cluster, world_size)  # measured once, before ranks load the machine
+        self._save_due, self._saved_step = book.save_due, book.saved_step
+        assert book.rate is not None
+        self.selection = Selection(self.config, world_size, book.rate, foresight)
+        self.selection.leaving |= book.leaving
         self._standing = Standing(self.space, self.config)
-        self.history = ManagerHistory(config, self.space, start_step)
+        if book.held:
+            self._standing.held, self._standing.portions = book.held, book.portions
+            self._standing.broken = book.broken
+        self.history = ManagerHistory(config, self.space, book, outbox.line)
+        self._strikes = Strikes(config, faults)
+        self._prints = code_print(), config_print(config)
         self._wrong = 0  # transitions in a row in which what arrived was not what left
         self._change: Change | None = None
         self._participants: tuple[int, ...] = ()
+        self._told = book.participants  # those of the layout that stands
+        self._verdict, self._stands = book.verdict, book.stands
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
+    def run(self, listening: socket.socket, authkey: bytes) -> None:
         """Until the last step is committed (and saved), or a stop was requested.
 
         Raises:
             ElasticError: too few ranks left, state lost, or a rank failed to start.
         """
-        self.endpoint.serve(self._links.connected)
-        while self.phase is not Phase.DONE:
+        if self.layout is not None and not self.book.over:
+            self._begin_change("another manager took over")
+        serve(listening, authkey, self._links.connected)
+        while self.phase is not Phase.DONE and not self.book.over:
             arrived = self._links.receive()
             if arrived is not None:
                 self._take(*arrived)
             self._check_clock()
+            self._enter()
+        if self.book.failure:
+            raise ElasticError(self.book.failure)
 
     def _take(self, link: Link, message: Any) -> None:
         """One message, or None for the end of a connection."""
@@ -162,7 +168,7 @@ class Manager:
                 self._lost(link.rank, "exit")
         elif isinstance(message, Hello):
             link.rank = message.rank
-            self._joined(Member(message.rank, message.node, message.pid, link))
+            self._greet(message, link)
         elif known:
             self._handle(link.rank, message)
 
@@ -181,18 +187,18 @@ class Manager:
                 if self._staged.keys() >= set(self._participants):
                     self._commit_epoch()
             case Failed() if self.phase is Phase.QUIESCING:
-                self._broadcast([rank], Fault(self.epoch))
+                self._tell([rank], Fault(self.epoch))
             case Failed(epoch=epoch) if epoch == self.epoch:
                 self._wrong += message.wrong
                 if self._wrong == MOST_WRONG:
                     self.abort(f"{message.reason}, {MOST_WRONG} times in a row; {self._way_back()}")
                 self._begin_change(message.reason)
             case Leaving():
-                self._leaving.add(rank)
+                self.selection.leaving.add(rank)
                 if self.phase is Phase.RUNNING:
                     self._dismiss()
             case StopWanted():
-                self.request_stop()
+                self.stop_requested = True
             case Saved():
                 self._saved(message)
             case _:
@@ -200,19 +206,21 @@ class Manager:
 
     def _check_clock(self) -> None:
         now = time.monotonic()
-        for link in self._links.silent([m.link for m in self.members.values()], self.config.elastic.heartbeat_limit_s):
-            self.launcher.kill(link.rank)  # fenced: it may wake up later
-            self._lost(link.rank, "hang")
-        for due, node in [r for r in self._respawns if r[0] <= now]:
-            self._respawns.remove((due, node))
-            self._spawn(node)
-        for rank in self.launcher.ended():
-            if rank in self._started:
+        self.stop_requested |= self.outbox.stop_wanted
+        links = {member.link: rank for rank, member in self.members.items()}
+        for link in self._links.silent(tuple(links), self.config.elastic.heartbeat_limit_s):
+            self.outbox.kill(links[link])  # fenced: it may wake up later
+            self._lost(links[link], "hang")
+        self._recruits.respawns += [(now, node) for node in self.outbox.joins()]
+        self._recruits.start_due(now)
+        for rank in self.outbox.ended():
+            if rank in self._recruits.started:
                 self._never_joined(rank, "ended before it joined; its error is above")
-        limit_s = self.config.elastic.start_limit_s
-        for rank in [r for r, since in self._started.items() if now - since > limit_s]:
-            self.launcher.kill(rank)
-            self._never_joined(rank, f"did not join within elastic.start_limit_s={limit_s:g}")
+            elif rank in self.members and isinstance(self.members[rank].link, Absent):
+                self._lost(rank, "exit")
+        for rank in self._recruits.overdue(now):
+            self.outbox.kill(rank)
+            self._never_joined(rank, f"did not join within elastic.start_limit_s={self.config.elastic.start_limit_s:g}")
         if self._patience.waited_s((self.epoch, self.phase), now) > self.config.elastic.stall_limit_s:
             self._stalled()
         if self.stop_requested and self.phase is Phase.STARTING:
@@ -229,88 +237,86 @@ class Manager:
             self._begin_change(f"ranks {', '.join(map(str, missing))} did not finish {limit}")
         elif self.phase is Phase.QUIESCING:
             for rank in sorted(self.members.keys() - self._quiet.keys()):
-                self.launcher.kill(rank)
+                self.outbox.kill(rank)
                 if self.layout is None:
                     self.abort(f"rank {rank} did not answer {limit}; raise it if reading the state takes longer")
                 self._lost(rank, "stall")
-
-    @property
-    def ended(self) -> bool:
-        """Whether every rank was told to leave after it had joined."""
-        return self.phase is Phase.DONE and self.layout is not None
-
-    def request_stop(self) -> None:
-        """End at the next step boundary, with a checkpoint; may be called from a signal handler."""
-        self.stop_requested = True
-
-    def request_join(self, node: int) -> None:
-        """Have a fresh rank started on a node; may be called from another thread."""
-        self._respawns.append((time.monotonic(), node))
 
     # -- membership ----------------------------------------------------------------------------------------------
 
     def _never_joined(self, rank: int, why: str) -> None:
         """The first ranks are all needed. A spare is only told of: one in its place would end the same way."""
-        self._started.pop(rank)
+        self._recruits.arrived(rank)
         if self.phase is Phase.STARTING:
             self.abort(f"rank {rank} {why}")
-        self.observer.never_joined(rank, why)
+        self.outbox.never_joined(rank, why)
+
+    def _greet(self, hello: Hello, link: Link) -> None:
+        """A rank has connected: a fresh one, or one that has lost the manager before."""
+        differs = mismatch(hello, self._prints)
+        if hello.rank in self._gone or (hello.again and hello.rank not in self.members) or differs:
+            link.send(Quit(differs or GIVEN_UP))
+            if differs and hello.rank in self._recruits.started:
+                self._never_joined(hello.rank, differs)
+        elif hello.rank not in self.members:
+            self._joined(Member(hello.rank, hello.node, hello.pid, link))
+        else:
+            self.members[hello.rank] = Member(hello.rank, hello.node, hello.pid, link)
+            self.history.returned(hello.rank)
+            self._tell([hello.rank], *missed(self.book, hello))
+            if self.phase is Phase.QUIESCING:
+                self._tell([hello.rank], Fault(self.epoch))
+            self._start_if_complete()
 
     def _joined(self, member: Member) -> None:
-        self._started.pop(member.rank, None)
+        self._recruits.arrived(member.rank)
         self.members[member.rank] = member
         self.history.joined(member.rank, member.node, member.pid)
-        self.observer.joined(member.rank, member.node)
-        self._fresh.add(member.rank)
-        if self.phase is Phase.STARTING and len(self.members) == self.world_size:
-            self._begin_change("")
-        elif self.phase is Phase.QUIESCING:
-            self._broadcast([member.rank], Fault(self.epoch))
+        self.outbox.joined(member.rank, member.node)
+        self.selection.fresh.add(member.rank)
+        if self.phase is Phase.QUIESCING:
+            self._tell([member.rank], Fault(self.epoch))
+        self._start_if_complete()
 
-    def _spawn(self, node: int) -> None:
-        self.launcher.spawn(self.next_rank, node)
-        self._started[self.next_rank] = time.monotonic()
-        self.next_rank += 1
+    def _start_if_complete(self) -> None:
+        here = {rank for rank, member in self.members.items() if not isinstance(member.link, Absent)}
+        if self.phase is Phase.STARTING and here.issuperset(range(self.world_size)):
+            self._begin_change("")
 
     def _lost(self, rank: int, cause: str) -> None:
         member = self.members.pop(rank)
-        for ranks in (self._fresh, self._leaving, self._needed):
-            ranks.discard(rank)
+        self._gone.add(rank)
+        self.selection.forget(rank)
         if self.phase is Phase.DONE:
             return
         self.history.lost(rank, cause, self.epoch, self.step, member.link)
         member.link.cut()  # should it wake up, nobody listens, and it learns so
-        self.observer.lost(rank, cause, self.step)
+        self.outbox.lost(rank, cause, self.step)
         if self.layout is None:
             self.abort(f"rank {rank} ended before the first layout stood; its error, if it left one, is above")
         if not self.elastic:
             self.abort(
                 f"rank {rank} died at step {self.step} and this launcher cannot go on without it; {self._way_back()}"
             )
-        self._replace(member)
+        self._recruits.replace(member.node)
         self._quiet.pop(rank, None)
         if self.phase is Phase.QUIESCING:
-            self._broadcast(self.members.keys() - self._quiet.keys(), Fault(self.epoch))
+            self._tell(self.members.keys() - self._quiet.keys(), Fault(self.epoch))
             self._open_if_quiet()
         elif self.phase is not Phase.RUNNING or (self.layout is not None and rank in self.layout.ranks):
             self._begin_change(f"rank {rank} lost")
 
-    def _replace(self, member: Member) -> None:
-        """Have a fresh rank in its node later, if that is wanted."""
-        if self.config.elastic.spare_delay_s >= 0:
-            self._respawns.append((time.monotonic() + self.config.elastic.spare_delay_s, member.node))
-
     def _dismiss(self) -> None:
         """Let those go who are leaving and hold nothing any more."""
         assert self.layout is not None
-        for rank in sorted(self._leaving - set(self.layout.ranks)):
+        for rank in sorted(self.selection.leaving - set(self.layout.ranks)):
+            self._tell([rank], Quit(""))
             member = self.members.pop(rank)
-            member.link.send(Quit(""))
-            for ranks in (self._fresh, self._leaving, self._needed):
-                ranks.discard(rank)
+            self._gone.add(rank)
+            self.selection.forget(rank)
             self.history.left(rank, self.epoch, self.step)
-            self.observer.left(rank, self.step)
-            self._replace(member)
+            self.outbox.left(rank, self.step)
+            self._recruits.replace(member.node)
 
     # -- changing ------------------------------------------------------------------------------------------------
 
@@ -320,8 +326,8 @@ class Manager:
         if self.target is not None:
             self._standing.called_off(self.epoch - 1, self.target)
         self._quiet, self._staged, self._proposals, self.target = {}, {}, {}, None
-        self._broadcast(self.members.keys() - set(informed), Fault(self.epoch))
         self.history.called_off(self.epoch, self.step, reason)
+        self._tell(self.members.keys() - set(informed), Fault(self.epoch))
         redo = self.phase is Phase.RUNNING and not informed
         self.phase = Phase.QUIESCING
         self._change = Change(self.epoch, self.step, reason, self.layout, time.monotonic(), redo=redo)
@@ -337,8 +343,10 @@ class Manager:
     def _open(self) -> None:
         """Choose the layout for the members that there are and send everybody there."""
         nodes = {r: m.node for r, m in self.members.items()}
+        assert self._change is not None
+        began = time.monotonic()
         try:
-            self._planned, self.target = self._choose(nodes)
+            self._planned, self.target = self.selection.choose(self.layout, self.parallel, nodes)
             self._standing.settle(q.released for q in self._quiet.values())
             alive = self._standing.holders(self.members)
         except LostError as error:
@@ -347,40 +355,21 @@ class Manager:
         except ValueError as error:
             self.abort(str(error))
         assert self.target is not None
+        self._change = replace(self._change, decide_s=time.monotonic() - began)
         progressive = self.layout is not None and self.config.elastic.release == "progressive"
         if progressive:
             self._standing.cut(self.target)
-        self._fresh = set()
+        self.selection.fresh = set()
         self._participants = tuple(sorted({*alive, *self.target.ranks}))
-        counts = {name: seq for r in self._participants for name, seq in self._quiet[r].clean.items()}
-        keep = tuple(name for name, seq in counts.items() if self._clean_everywhere(name, seq))
+        keep = clean_groups({r: self._quiet[r].clean for r in self._participants})
         order = Open(
             self.epoch, self.layout, self.target, self._planned, self.step, nodes, alive, self._participants, keep,
             self.resume if self.layout is None else "", self._standing.held if progressive else (),
             self._standing.portions, self.history.run,
         )  # fmt: skip
         self.phase = Phase.CHANGING
-        self._broadcast(self._participants, order)
         self.history.opened(order)
-
-    def _choose(self, nodes: dict[int, int]) -> tuple[ParallelConfig, Layout]:
-        """The layout of those who stay; where they are too few, of all, until a fresh rank comes. Raises ValueError."""
-        leaving = self._leaving if self.layout else ()  # the first layout needs everybody
-        staying = {rank: node for rank, node in nodes.items() if rank not in leaving}
-        try:
-            found = choose(self.config, self.layout, self.parallel, staying, self._rate)
-            self._needed = set()
-        except ValueError:
-            if staying == nodes:
-                raise
-            found = choose(self.config, self.layout, self.parallel, nodes, self._rate)
-            self._needed = set(self._leaving)
-        return found
-
-    def _clean_everywhere(self, name: str, seq: int) -> bool:
-        """Whether all members of a group are participants, have it quiet, and count the same operations."""
-        ranks = {int(r) for r in name.partition("/")[2].split(",")}
-        return ranks <= set(self._participants) and all(self._quiet[r].clean.get(name) == seq for r in ranks)
+        self._tell(self._participants, order)
 
     def _commit_epoch(self) -> None:
         """All staged: compare the evidence, then switch."""
@@ -393,17 +382,18 @@ class Manager:
         stop = self._stopping()
         self._save_due = self._save_due or (stop and self.step > self._saved_step and not self.config.train.emulate)
         self.history.switched(self.epoch, self.step, self.target, tuple(evidence))
-        self._broadcast(self._participants, CommitEpoch(self.epoch, self._save_due, stop))
         moved = sum(s.bytes_received for s in self._staged.values())
         seconds = max(s.seconds for s in self._staged.values())
         self.layout, self.parallel, self.target = self.target, self._planned, None
         self._standing.committed(self.epoch, self.layout)
-        self._wrong = 0
+        self._wrong, self._stands, self._told = 0, self.epoch, self._participants
         self.phase = Phase.STOPPING if stop else Phase.RUNNING
-        self.observer.changed(
+        self.outbox.changed(
             replace(self._change, after=self.layout, parallel=self.parallel, bytes_moved=moved, transfer_s=seconds)
         )
+        self._tell(self._participants, CommitEpoch(self.epoch, self._save_due, stop))
         self._dismiss()
+        self.selection.foresight.consider(self.layout, self.parallel, {r: m.node for r, m in self.members.items()})
         if stop and not self._save_due:
             self._finish()
 
@@ -415,21 +405,22 @@ class Manager:
         proposals, self._proposals = self._proposals, {}
         decision = decide(self.config, [p.report for p in proposals.values()])
         assert decision.step == self.step, (decision.step, self.step)
+        self._strikes.at("collect", self.step)
         self.step += 1
         every, stop = self.config.checkpoint.every, self._stopping()
         due = stop or (every > 0 and self.step % every == 0)
         self._save_due = self._save_due or (due and not self.config.train.emulate)
         verdict = Verdict(decision, self._save_due, stop)
-        leaving = (self._leaving - self._needed) & set(self.layout.ranks)
-        grow = not stop and (bool(leaving) or self._grows())
+        leaving = (self.selection.leaving - self.selection.needed) & set(self.layout.ranks)
+        nodes = {r: m.node for r, m in self.members.items()}
+        grow = not stop and (bool(leaving) or self.selection.grows(self.layout, self.parallel, nodes))
         if grow:
             verdict = replace(verdict, change=self.epoch + 1)
         self.history.committed(decision, proposals, self.epoch)
-        self._broadcast(self.layout.ranks, verdict)
-        self.observer.committed(decision, proposals, self.epoch, self.layout)
-        while self._joins and self._joins[0] < self.step + 1:
-            self._joins.pop(0)
-            self._spawn(self._emptiest_node())
+        self.outbox.committed(decision, proposals, self.epoch, self.layout)
+        self._verdict = verdict
+        self._tell(self.layout.ranks, verdict)
+        self._recruits.join(self.step, nodes.values())
         if stop:
             self.phase = Phase.STOPPING
             if not self._save_due:
@@ -438,32 +429,14 @@ class Manager:
             names = ", ".join(map(str, sorted(leaving)))
             self._begin_change(f"rank {names} leaves" if leaving else "a rank joins", informed=self.layout.ranks)
 
-    def _grows(self) -> bool:
-        """Whether ranks have joined that the best layout has a use for; others stand by until the next change."""
-        if self._fresh:
-            try:
-                nodes = {r: m.node for r, m in self.members.items()}
-                best = self._choose(nodes)
-            except ValueError:
-                return True  # what is wrong is said where the layout is chosen
-            if best == (self.parallel, self.layout):
-                self._fresh = set()
-        return bool(self._fresh)
-
     def _stopping(self) -> bool:
         return self.stop_requested or self.step >= self.config.train.steps
-
-    def _emptiest_node(self) -> int:
-        count = dict.fromkeys(range(self.config.cluster.nodes), 0)
-        for member in self.members.values():
-            count[member.node] = count.get(member.node, 0) + 1
-        return min(count, key=lambda n: (count[n], n))
 
     def _saved(self, message: Saved) -> None:
         self._save_due = False
         if not message.error:
             self._saved_step = message.step
-        self.observer.saved(message.step, message.path, message.error)
+        self.outbox.saved(message.step, message.path, message.error)
         if self.phase is Phase.STOPPING:
             self._finish()
 
@@ -472,7 +445,7 @@ class Manager:
     def _finish(self, reason: str = "", missing: str = "") -> None:
         self.phase = Phase.DONE
         self.history.ended(self.step, reason, missing, tuple(self.members), self._standing.held)
-        self._broadcast(self.members, Quit(reason))
+        self._tell(self.members, Quit(reason))
 
     def _way_back(self) -> str:
         if self._saved_step:
@@ -481,10 +454,34 @@ class Manager:
 
     def abort(self, reason: str, missing: str = "") -> None:
         """Tell everybody to leave and raise `ElasticError`. `missing`: the coordinates that nobody holds any more."""
+        self._failure = reason
         self._finish(reason, missing)
         raise ElasticError(reason)
 
-    def _broadcast(self, ranks: Iterable[int], message: Any) -> None:
-        for rank in list(ranks):
-            if rank in self.members:
+    def _tell(self, ranks: Iterable[int], *messages: Any) -> None:
+        """What is told has been entered."""
+        self._enter()
+        present = [rank for rank in ranks if rank in self.members]
+        for message in messages:
+            for i, rank in enumerate(present):
+                if i == len(present) // 2:
+                    self._strikes.after(message, self.step)
                 self.members[rank].link.send(message)
+
+    def _enter(self) -> None:
+        """Everything decided since the last time, for whoever takes over."""
+        broken = self._standing.broken
+        if self.target is not None:
+            broken = Held(self.epoch, self.target, 0, 0)
+        recruits, standing = self._recruits, self._standing
+        self.book = replace(
+            self.book, epoch=self.epoch, step=self.step, stands=self._stands, layout=self.layout,
+            parallel=self.parallel if self.layout else None, participants=self._told, verdict=self._verdict,
+            held=standing.held, portions=standing.portions, broken=broken,
+            members=tuple((m.rank, m.node, m.pid) for m in self.members.values()), started=tuple(recruits.started),
+            gone=frozenset(self._gone), next_rank=recruits.next_rank, leaving=frozenset(self.selection.leaving),
+            joins=tuple(recruits.joins), respawns=tuple(recruits.respawns), saved_step=self._saved_step,
+            save_due=self._save_due, stop_requested=self.stop_requested, over=self.phase is Phase.DONE,
+            failure=self._failure,
+        )  # fmt: skip
+        self.outbox.post(self.book)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from trainsys.config import RunConfig
-from trainsys.elastic.history import FOLDER, History, fingerprint, runs
-from trainsys.elastic.links import Link
+from trainsys.elastic.book import Book
+from trainsys.elastic.history import History, fingerprint, runs
+from trainsys.elastic.links import Absent, Link
 from trainsys.elastic.messages import Open, Proposal
 from trainsys.elastic.rank_history import bits
 from trainsys.parallel.step import Decision
@@ -21,23 +21,24 @@ from trainsys.space.tensor import LogicalTensor, Space
 
 
 class ManagerHistory(History):
-    """The manager's file, and the name of this attempt. A run that starts over drops the histories before it.
+    """The manager's lines, in the file that its agent keeps. A manager that takes over goes on in it.
 
-    Attributes:
-        run: names the attempt; empty where no history is kept.
+    Args:
+        take: one line; None where no history is kept.
+        book: of the manager before, or a new one.
     """
 
-    def __init__(self, config: RunConfig, space: Space, start_step: int) -> None:
-        super().__init__()
-        self.run = secrets.token_hex(4) if config.elastic.history else ""
-        if not start_step:
-            for kind in ("manager", "rank"):
-                for path in Path(config.run_dir, FOLDER).glob(f"{kind}-*.jsonl"):
-                    path.unlink()
-        if self.run:
-            elastic = config.elastic
-            self.open(
-                config.run_dir, "manager", self.run, start_step=start_step, steps=config.train.steps,
+    def __init__(
+        self, config: RunConfig, space: Space, book: Book, take: Callable[[Mapping[str, Any]], None] | None
+    ) -> None:
+        super().__init__(take if book.run else None)
+        self.run = book.run
+        elastic = config.elastic
+        if book.epoch >= 0 or book.members:
+            self.add("took_over", pid=os.getpid(), epoch=book.epoch, step=book.step)
+        elif self.on:
+            self.begin(
+                book.run, start_step=book.step, steps=config.train.steps,
                 global_size=config.batch.global_size, tokens=config.batch.tokens, emulated=config.train.emulate,
                 heartbeat_limit_s=elastic.heartbeat_limit_s, comm_timeout_s=elastic.comm_timeout_s,
                 stall_limit_s=elastic.stall_limit_s,
@@ -47,7 +48,11 @@ class ManagerHistory(History):
     def joined(self, rank: int, node: int, pid: int) -> None:
         self.add("joined", rank=rank, node=node, pid=pid)
 
-    def lost(self, rank: int, cause: str, epoch: int, step: int, link: Link) -> None:
+    def returned(self, rank: int) -> None:
+        """A member of the manager before has found this one."""
+        self.add("returned", rank=rank)
+
+    def lost(self, rank: int, cause: str, epoch: int, step: int, link: Link | Absent) -> None:
         """A rank is out, after it was fenced. `silent_s` of a hang, `forgiven_s` of them while this process slept."""
         if self.on:
             silent_s = time.monotonic() - link.heard

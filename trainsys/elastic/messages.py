@@ -17,11 +17,22 @@ from trainsys.space.portions import Held
 
 @dataclass(frozen=True)
 class Hello:
-    """A worker has started, imported everything and connected. It holds no state until its first CommitEpoch."""
+    """A worker has started, imported everything and connected. It holds no state until its first CommitEpoch.
+
+    Attributes:
+        prints: of its code and of its config; all members' are the same.
+        again: it was connected before, to a manager that is lost.
+        steps: optimizer steps of which it was told, -1: none.
+        switched: epoch of the last CommitEpoch that it was told of.
+    """
 
     rank: int
     pid: int
     node: int
+    prints: tuple[str, str] = ("", "")
+    again: bool = False
+    steps: int = -1
+    switched: int = -1
 
 
 @dataclass(frozen=True)

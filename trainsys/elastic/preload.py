@@ -14,12 +14,15 @@ import torch
 import torch.distributed.checkpoint
 import torch.nn.attention.bias  # for sequences that are cut
 
+import trainsys.elastic.manage
 import trainsys.elastic.worker  # noqa: F401
 from trainsys.elastic.bonds import die_with_parent
+from trainsys.elastic.fingerprints import code_print
 
 with torch.device("meta"):
     torch.nn.Embedding(1, 1)
 
+code_print()
 gc.collect()
 gc.freeze()
 die_with_parent()  # by itself the fork server stays until its last child has gone, and a stopped one never goes

@@ -20,6 +20,7 @@ class Change:
         step: optimizer steps committed when it began; the step in flight is redone.
         began: when the manager called the old epoch off.
         redo: whether a step was under way, which is done again.
+        decide_s: time that choosing the layout took.
         transfer_s: longest time any rank took to connect, transfer and verify.
     """
 
@@ -32,6 +33,7 @@ class Change:
     parallel: ParallelConfig | None = None
     bytes_moved: int = 0
     transfer_s: float = 0.0
+    decide_s: float = 0.0
     redo: bool = False
 
 
@@ -51,3 +53,6 @@ class Observer(Protocol):
     def committed(self, decision: Decision, proposals: Mapping[int, Proposal], epoch: int, layout: Layout) -> None: ...
 
     def saved(self, step: int, path: str, error: str) -> None: ...
+
+    def manager_lost(self, cause: str, step: int, heard: float) -> None:
+        """Another takes over. `heard`: when it last said something, CLOCK_MONOTONIC."""

@@ -22,7 +22,7 @@ from trainsys.elastic.files import Board, JsonLines, keep_before
 from trainsys.elastic.messages import Proposal
 from trainsys.elastic.progress import Progress, Screen
 from trainsys.elastic.record import Change
-from trainsys.elastic.story import FaultRecord, tell_end, tell_join, tell_leaving, tell_loss
+from trainsys.elastic.story import FaultRecord, Takeover, tell_end, tell_join, tell_leaving, tell_loss, tell_takeover
 from trainsys.parallel.step import Decision
 from trainsys.schedule.compare import Comparison
 from trainsys.schedule.simulate import Event
@@ -69,6 +69,7 @@ class Recorder:
         self.changes: list[Change] = []
         self.joins: list[tuple[int, int]] = []
         self.drains: list[tuple[int, int]] = []
+        self.takeovers: list[Takeover] = []
         self.saves: list[tuple[int, str, str]] = []
         self.traces: dict[int, dict[int, tuple[Event, ...]]] = {}
         self.layouts: dict[int, Layout] = {}
@@ -146,7 +147,7 @@ class Recorder:
         self._note(
             "changed", epoch=change.epoch, step=change.step, reason=change.reason, layout=str(change.after),
             ranks=list(change.after.ranks), bytes_moved=change.bytes_moved, transfer_s=change.transfer_s,
-            change_s=self._last - change.began,
+            change_s=self._last - change.began, decide_s=change.decide_s,
         )  # fmt: skip
 
     def committed(self, decision: Decision, proposals: Mapping[int, Proposal], epoch: int, layout: Layout) -> None:
@@ -169,6 +170,14 @@ class Recorder:
         if error:
             self._progress.say(error)
         self._note("saved", step=step, path=path, error=error)
+
+    def manager_lost(self, cause: str, step: int, heard: float) -> None:
+        note = self._injected(f"manager-{len(self.takeovers)}")
+        at = note["time"] if note else heard
+        kind, phase = (note["kind"], note["phase"]) if note else (cause, "")
+        step = note["step"] if note else step
+        self.takeovers.append(Takeover(kind, phase, step, at, time.monotonic() - at))
+        self._note("manager_lost", **self.takeovers[-1].as_dict())
 
     def say(self, line: str) -> None:
         """One line on the screen."""
@@ -199,13 +208,25 @@ class Recorder:
     # -- what follows --------------------------------------------------------------------------------------------
 
     def _fault(self, rank: int, cause: str, step: int, now: float) -> FaultRecord:
-        try:
-            note = json.loads((self.run_dir / "faults" / f"{rank}.json").read_text())
-        except (OSError, ValueError):
+        note = self._injected(str(rank))
+        if note is None:
             return FaultRecord(cause, rank, "", step, now, 0.0)
         return FaultRecord(note["kind"], rank, note["phase"], note["step"], note["time"], now - note["time"])
 
+    def _injected(self, name: str) -> dict[str, Any] | None:
+        """The note that an injected fault leaves."""
+        try:
+            note: dict[str, Any] = json.loads((self.run_dir / "faults" / f"{name}.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return note
+
     def _recovered(self, step: int, now: float) -> None:
+        for takeover in self.takeovers:
+            if takeover.recover_s is None:
+                takeover.recover_s = now - takeover.time
+                self._progress.say(tell_takeover(takeover, step))
+                self._note("recovered", **takeover.as_dict())
         done = [p for p in self._pending if p.change is not None]
         self._pending = [p for p in self._pending if p.change is None]
         for pending in done:

@@ -18,7 +18,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from trainsys.comm.cores import share_cores
 from trainsys.config import RunConfig
-from trainsys.elastic.bonds import die_with_parent
+from trainsys.elastic.bonds import die_with_parent, name_process
 from trainsys.elastic.control import ControlClient
 from trainsys.elastic.endpoint import Rendezvous
 from trainsys.elastic.faults import FaultEvent
@@ -56,8 +56,12 @@ def serve(
     gc.freeze()  # what stands now stays: no collection in a step walks through it
     store = TCPStore(*rendezvous.store, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
     beat_s = config.elastic.heartbeat_limit_s / 5
+    limit_s = config.elastic.manager_limit_s
     worker = Worker(
-        config, rank, node, lambda on_fault: ControlClient(rendezvous.control, rendezvous.authkey, beat_s, on_fault),
+        config, rank, node,
+        lambda hello, on_fault: ControlClient(
+            rendezvous.control, rendezvous.authkey, hello, beat_s, on_fault, limit_s
+        ),
         store, faults,
     )  # fmt: skip
     signal.signal(NOTICE, lambda signum, frame: worker.control.leave())
@@ -80,6 +84,7 @@ def rank_main(
     config: RunConfig, rank: int, node: int, rendezvous: Rendezvous, faults: tuple[FaultEvent, ...] = ()
 ) -> None:
     """Entry point of a rank process under the local agent."""
+    name_process(f"rank-{rank}")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the agent decides; ranks leave at a step boundary
     die_with_parent()

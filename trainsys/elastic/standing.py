@@ -25,20 +25,20 @@ class Standing:
         self.space, self.config = space, config
         self.held: tuple[Held, ...] = ()
         self.portions = 1
-        self._broken: Held | None = None  # destination of a transition that was called off
+        self.broken: Held | None = None  # destination of a transition that was called off
 
     def committed(self, epoch: int, layout: Layout) -> None:
-        self.held, self.portions, self._broken = (Held(epoch, layout, 0, 1),), 1, None
+        self.held, self.portions, self.broken = (Held(epoch, layout, 0, 1),), 1, None
 
     def called_off(self, epoch: int, target: Layout) -> None:
         """The transition to `target` failed; `settle` tells how far it came."""
-        self._broken = Held(epoch, target, 0, 0)
+        self.broken = Held(epoch, target, 0, 0)
 
     def settle(self, released: Iterable[tuple[int, int]]) -> None:
         """Take the survivors' (epoch, portions released): who is furthest knows what all of them have."""
-        if self._broken is not None:
-            portions = max((n for epoch, n in released if epoch == self._broken.epoch), default=0)
-            self.held, self._broken = advanced(self.held, replace(self._broken, stop=portions)), None
+        if self.broken is not None:
+            portions = max((n for epoch, n in released if epoch == self.broken.epoch), default=0)
+            self.held, self.broken = advanced(self.held, replace(self.broken, stop=portions)), None
 
     def holders(self, members: Collection[int]) -> tuple[int, ...]:
         """Those of `members` that hold a part.

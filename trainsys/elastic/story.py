@@ -43,6 +43,32 @@ class FaultRecord:
         return {key: getattr(self, key) for key in keys}
 
 
+@dataclass
+class Takeover:
+    """A manager that was lost, and replaced. Attributes as of a `FaultRecord`."""
+
+    kind: str
+    phase: str
+    step: int
+    time: float
+    detect_s: float
+    recover_s: float | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        about = {key: getattr(self, key) for key in ("kind", "phase", "step", "detect_s", "recover_s")}
+        return {"rank": "manager", **about}
+
+
+def tell_takeover(takeover: Takeover, step: int) -> str:
+    """``manager lost at step 12 in tell (SIGKILL); another took over, step 12 done 0.21 s after``."""
+    where = f" in {takeover.phase}" if takeover.phase else ""
+    cause = _CAUSES.get(takeover.kind, takeover.kind)
+    return (
+        f"manager lost at step {takeover.step}{where} ({cause}); another took over, "
+        f"step {step} done {takeover.recover_s:.2f} s after"
+    )
+
+
 def tell_loss(fault: FaultRecord, change: Change | None, step: int | None) -> str:
     """``rank 2 lost at step 41 in backward (SIGKILL); dp 2→1 at stage 1; …; step 41 redone 0.31 s after the kill``.
 

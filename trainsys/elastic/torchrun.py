@@ -27,11 +27,13 @@ from trainsys.config import RunConfig
 from trainsys.elastic.claim import claimed
 from trainsys.elastic.endpoint import Endpoint, Rendezvous
 from trainsys.elastic.forks import forkserver
-from trainsys.elastic.manager import ElasticError, Manager
+from trainsys.elastic.manage import Job
+from trainsys.elastic.manager import ElasticError
 from trainsys.elastic.measured import tell_comparison, write_timelines
 from trainsys.elastic.recorder import Recorder
 from trainsys.elastic.resume import announce, ending, newest
 from trainsys.elastic.serve import serve
+from trainsys.elastic.supervisor import Supervisor
 
 
 @dataclass(frozen=True)
@@ -140,11 +142,9 @@ def manage(config: RunConfig, world_size: int, host: str, rank_0: Connection) ->
         rank_0.send(str(error))
         return
     with ours:
-        manager = Manager(
-            config, world_size, endpoint, Torchrun(rank_0), recorder, found.path, found.step, elastic=False
-        )
+        job = Job(config, world_size, found.path, found.step, elastic=False)
         try:
-            manager.run()
+            Supervisor(job, endpoint, Torchrun(rank_0), recorder).run()
             console.print(ending(recorder, found), markup=False)
             comparison = write_timelines(config, recorder)
             if comparison is not None:

@@ -28,6 +28,7 @@ from trainsys.elastic.census import take_census
 from trainsys.elastic.checkpoint import CheckpointError, load_state, save_state
 from trainsys.elastic.control import Abandoned, ControlClient
 from trainsys.elastic.faults import FaultEvent, Injector
+from trainsys.elastic.fingerprints import code_print, config_print
 from trainsys.elastic.holding import Holding
 from trainsys.elastic.kinds import weights_to_start_from
 from trainsys.elastic.messages import (
@@ -70,8 +71,9 @@ class Worker:
     """
 
     def __init__(
-        self, config: RunConfig, rank: int, node: int, control: Callable[[Callable[[int], None]], ControlClient],
-        store: Store, faults: tuple[FaultEvent, ...] = (),
+        self, config: RunConfig, rank: int, node: int,
+        control: Callable[[Hello, Callable[[int], None]], ControlClient], store: Store,
+        faults: tuple[FaultEvent, ...] = (),
     ) -> None:  # fmt: skip
         self.config, self.rank, self.node = config, rank, node
         self.model = stand_in(config.model) if config.train.emulate else resolve(config.model)
@@ -94,7 +96,9 @@ class Worker:
         self.step = 0  # optimizer steps in `state`
         self.holdings: dict[int, Holding] = {}  # by epoch, while the layout changes progressively
         self.released = (-1, 0)  # epoch entered that way, portions released in it
-        self.control = control(self._on_fault)
+        hello = Hello(rank, os.getpid(), node, (code_print(), config_print(config)))
+        self.injector.arrived()
+        self.control = control(hello, self._on_fault)
         self.ahead = Ahead(config, self.control, self._apply)
 
     def _on_fault(self, epoch: int) -> None:
@@ -102,8 +106,6 @@ class Worker:
 
     def run(self) -> NoReturn:
         """Serve until the manager says Quit, which raises SystemExit."""
-        self.injector.arrived()
-        self.control.send(Hello(self.rank, os.getpid(), self.node))
         while True:
             message = self.control.receive()
             try:

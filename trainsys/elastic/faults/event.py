@@ -7,7 +7,8 @@ from dataclasses import dataclass
 STEP_PHASES = ("forward", "send", "backward", "reduce", "snapshot", "optimizer")
 CHANGE_PHASES = ("plan", "connect", "transfer", "verify", "commit")  # inside a transition
 PHASES = STEP_PHASES + CHANGE_PHASES
-MANAGER = "manager"
+MANAGER_PHASES = ("collect", "tell", "open", "switch", "call")  # of its decisions; see `elastic.strikes`
+MANAGER = -1  # in the place of a rank
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,10 @@ class FaultEvent:
     middle, when half of the source is released.
 
     Attributes:
-        rank: of the victim; -1: no rank in particular.
+        rank: of the victim; -1: no rank in particular, or of a kill or stop: the manager.
         peer: the other end of a connection; -1: none.
         factor: by which the rank computes slower.
         steps: for how many steps; 0: to the end.
-        target: ``manager`` where the victim is no rank.
     """
 
     kind: str
@@ -32,11 +32,15 @@ class FaultEvent:
     peer: int = -1
     factor: int = 0
     steps: int = 0
-    target: str = ""
+
+    @property
+    def of_manager(self) -> bool:
+        """Whether it befalls the manager."""
+        return self.rank == MANAGER and self.kind in ("kill", "stop")
 
     def __str__(self) -> str:
         pair = f"{self.rank}+{self.peer}" if self.peer >= 0 else str(self.rank)
-        who = self.target or (pair if self.rank >= 0 else "")
+        who = "manager" if self.of_manager else pair if self.rank >= 0 else ""
         if not who:
             return f"{self.kind}@{self.step}"
         if self.factor:

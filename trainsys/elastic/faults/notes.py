@@ -29,7 +29,7 @@ def write_note(folder: Path, event: FaultEvent, rank: int, step: int, fatal: boo
     """``RANK.json`` of a rank that will be lost, which the record looks for; else ``RANK-KIND-STEP.json``.
 
     Args:
-        rank: that strikes or is struck; -1: ``manager``.
+        rank: that strikes or is struck; -1: all of them.
         fatal: the rank will be lost.
         step: in which it happens, of a change of layout that of the next step.
     """
@@ -54,7 +54,7 @@ def withdraw_note(folder: Path, event: FaultEvent, rank: int) -> None:
 
 
 def _name(event: FaultEvent, rank: int, fatal: bool) -> str:
-    who = str(rank) if rank >= 0 else event.target
+    who = str(rank) if rank >= 0 else "all"
     return who if fatal else f"{who}-{event.kind}-{event.step}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from trainsys.elastic.faults.event import MANAGER, PHASES, FaultEvent
+from trainsys.elastic.faults.event import MANAGER_PHASES, PHASES, FaultEvent
 from trainsys.elastic.faults.registry import NEMESES
 
 _WHO = {"": r"", "rank": r":(?P<rank>\d+)", "pair": r":(?P<rank>\d+)\+(?P<peer>\d+)"}
@@ -23,8 +23,9 @@ def parse_faults(text: str, world_size: int, steps: int) -> tuple[FaultEvent, ..
         event = parse_fault(item)
         if event.step >= steps:
             raise ValueError(f"faults.schedule: {item!r} names step {event.step}, but the run has train.steps={steps}")
-        if event.phase not in PHASES:
-            raise ValueError(f"faults.schedule: {item!r} names no phase; phases are {', '.join(PHASES)}")
+        phases = MANAGER_PHASES if event.of_manager else PHASES
+        if event.phase not in phases:
+            raise ValueError(f"faults.schedule: {item!r} names no phase; phases are {', '.join(phases)}")
         if NEMESES[event.kind].tail == "scale" and event.factor < 2:
             raise ValueError(f"faults.schedule: {item!r} makes nothing slower; write x2 or more")
         if event.peer == event.rank >= 0:
@@ -44,14 +45,14 @@ def parse_fault(item: str) -> FaultEvent:
         raise ValueError(f"faults.schedule: {item!r} is not {forms}")
     who = _WHO[nemesis.who]
     if nemesis.of_manager:
-        who = rf"(?:{who}|:(?P<target>{MANAGER}))"
+        who = rf"(?:{who}|:(?P<manager>manager))"
     match = re.fullmatch(rf"{kind}@(?P<step>\d+){who}{_TAIL[nemesis.tail]}", item)
     if match is None:
         raise ValueError(f"faults.schedule: {item!r} is not {nemesis.form}")
     found = {name: value for name, value in match.groupdict().items() if value is not None}
     numbers = {name: int(found[name]) for name in ("step", "rank", "peer", "factor", "steps") if name in found}
-    words = {name: found[name] for name in ("phase", "target") if name in found}
-    return FaultEvent(kind, **numbers, **words)  # type: ignore[arg-type]
+    phase = found.get("phase", "collect" if "manager" in found else "forward")
+    return FaultEvent(kind, phase=phase, **numbers)
 
 
 def _check_ranks(events: Sequence[FaultEvent], world_size: int) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from trainsys.elastic.faults.event import CHANGE_PHASES, STEP_PHASES, FaultEvent
+from trainsys.elastic.faults.event import CHANGE_PHASES, MANAGER, STEP_PHASES, FaultEvent
 from trainsys.elastic.faults.registry import NEMESES
 
 _WITHIN_A_CHANGE = ("kill", "stop", "wake", "cut", "oneway", "join")
+_MANAGER_SHARE = 0.3  # of the kills and stops, those of the manager
 _FACTORS = (5, 50)
 LEAST_GAP = 4  # steps of an episode beyond `rejoin_after`
 
@@ -94,6 +95,9 @@ class _Storm:
             self._add(FaultEvent(kind, step, self._rng.choice(self._living), factor=factor, steps=2))
         elif nemesis.who == "":
             self._add(FaultEvent(kind, step))
+        elif nemesis.of_manager and self._rng.random() < _MANAGER_SHARE:
+            phase = self._rng.choice(("open", "switch", "call") if within else ("collect", "tell"))
+            self._add(FaultEvent(kind, step, MANAGER, phase))
         elif kind == "flip":  # and the machine with the bad memory goes: its copy is nobody's source
             rank = self._victim()
             self._add(FaultEvent("flip", step, rank))
@@ -117,6 +121,6 @@ class _Storm:
     def _add(self, event: FaultEvent) -> None:
         self.events.append(event)
         self.faults += 1
-        if NEMESES[event.kind].fatal:
+        if NEMESES[event.kind].fatal and not event.of_manager:
             self.events.append(FaultEvent("join", event.step + self._rejoin_after))
             self._comes()

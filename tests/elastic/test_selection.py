@@ -1,0 +1,59 @@
+"""Whom the next layout is for: spares stand by until one is missing, and what is foreseen is what would be chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.tiny import eventually, tiny
+from trainsys.config import ParallelConfig, RunConfig, load
+from trainsys.elastic.fingerprints import code_print, config_print
+from trainsys.elastic.foresight import Foresight
+from trainsys.elastic.member import mismatch
+from trainsys.elastic.messages import Hello
+from trainsys.elastic.selection import Selection
+from trainsys.planner.choose import answer, choose, question
+from trainsys.planner.device import rate
+from trainsys.space.layout import Layout
+
+NODES = {rank: rank // 2 for rank in range(4)}
+
+
+def standing(folder: Path, *overrides: str) -> tuple[RunConfig, ParallelConfig, Layout]:
+    """A run on its first layout."""
+    config = load(tiny(folder, "parallel.stage_layers=[2,2]", *overrides))
+    return config, *choose(config, None, config.parallel, NODES, rate(config.cluster, 4))
+
+
+def test_a_spare_takes_the_place_of_the_lost(tmp_path: Path) -> None:
+    config, parallel, layout = standing(tmp_path, "elastic.spares=1")
+    selection = Selection(config, 4, rate(config.cluster, 4))
+    nodes = {**NODES, 4: 0}
+    selection.fresh = {4}
+    assert not selection.grows(layout, parallel, nodes)
+    assert set(selection.choose(layout, parallel, nodes)[1].ranks) == {0, 1, 2, 3}
+    lost = {rank: node for rank, node in nodes.items() if rank != 2}
+    assert set(selection.choose(layout, parallel, lost)[1].ranks) == {0, 1, 3, 4}
+    selection.leaving = {1}
+    assert set(selection.choose(layout, parallel, nodes)[1].ranks) == {0, 2, 3, 4}
+
+
+def test_losses_are_foreseen(tmp_path: Path) -> None:
+    config, parallel, layout = standing(tmp_path)
+    speed = rate(config.cluster, 4)
+    foresight = Foresight(config, speed, beside=True)
+    foresight.consider(layout, parallel, NODES)
+    for lost in NODES:
+        asked = question(config.cluster, layout, parallel, {r: n for r, n in NODES.items() if r != lost})
+        assert eventually(lambda asked=asked: foresight.knows(asked), 20)
+        assert foresight.answer(asked) == answer(config, asked, speed)
+
+
+def test_other_code_or_another_config_is_refused(tmp_path: Path) -> None:
+    config = load(tiny(tmp_path))
+    ours = code_print(), config_print(config)
+    assert mismatch(Hello(4, 1, 0, ours), ours) == ""
+    assert config_print(load(tiny(tmp_path / "elsewhere"))) == ours[1]
+    other = config_print(load(tiny(tmp_path, "optim.lr=0.5")))
+    assert mismatch(Hello(4, 1, 0, (ours[0], other)), ours) == (
+        f"has another config: {other}, the run's is {ours[1]}; start it from the same files"
+    )

@@ -1,0 +1,121 @@
+"""Successors worked out before they are needed, in a process beside the manager, so that deciding takes milliseconds.
+
+After every change of layout it is asked what to do if any one rank, or any one node, is lost. Of a regular layout that
+is one question per stage. The process has the lowest priority and begins anew with every new layout.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Mapping, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+
+from trainsys.config import ParallelConfig, RunConfig
+from trainsys.elastic.bonds import die_with_parent, name_process
+from trainsys.planner.choose import Question, answer, question
+from trainsys.planner.device import Rate
+from trainsys.space.layout import Layout
+
+Situation = tuple[Layout, ParallelConfig, dict[int, int]]
+_LOWEST = 19
+_KEPT = 4096  # answers
+
+
+class Foresight:
+    """What is known of the next layouts. Start it while the process has one thread: it forks.
+
+    Args:
+        beside: work out answers in a process of its own; without it, only when asked.
+    """
+
+    def __init__(self, config: RunConfig, rate: Rate, beside: bool = False) -> None:
+        self._config, self._rate = config, rate
+        self._known: dict[Question, ParallelConfig | str] = {}
+        self._link: Connection | None = None
+        if beside:
+            context = get_context("fork")
+            self._link, theirs = context.Pipe()
+            context.Process(target=_work_ahead, args=(config, rate, theirs), daemon=True).start()
+            theirs.close()
+
+    def consider(self, layout: Layout, parallel: ParallelConfig, nodes: Mapping[int, int]) -> None:
+        """A layout stands: see what may follow it. `nodes`: of all members."""
+        self._ask((layout, parallel, dict(nodes)))
+
+    def knows(self, asked: Question) -> bool:
+        """Whether `answer` will come at once; if not, it is being worked out."""
+        if self._link is None:
+            return True
+        self._read()
+        if asked not in self._known:
+            self._ask(asked)
+        return asked in self._known
+
+    def answer(self, asked: Question) -> ParallelConfig:
+        """As `planner.choose.answer`, at once if it was foreseen. Raises ValueError."""
+        self._read()
+        found = self._known.get(asked)
+        if found is None:
+            return answer(self._config, asked, self._rate)
+        if isinstance(found, str):
+            raise ValueError(found)
+        return found
+
+    def _ask(self, about: Question | Situation) -> None:
+        try:
+            if self._link is not None:
+                self._link.send(about)
+        except OSError:
+            self._link = None  # it has died: from now on answers come when they are asked for
+
+    def _read(self) -> None:
+        try:
+            while self._link is not None and self._link.poll():
+                asked, found = self._link.recv()
+                while len(self._known) >= _KEPT:
+                    self._known.pop(next(iter(self._known)))
+                self._known[asked] = found
+        except (EOFError, OSError):
+            self._link = None
+
+
+def _work_ahead(config: RunConfig, rate: Rate, link: Connection) -> None:
+    """Body of the process: the newest questions first."""
+    name_process("foresight")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent()
+    os.nice(_LOWEST)
+    waiting: deque[Question] = deque()
+    done = set[Question]()
+    try:
+        while True:
+            while not waiting or link.poll():
+                about = link.recv()
+                asked = [about] if isinstance(about, Question) else _losses(config, *about)
+                waiting.extendleft(reversed(asked))
+            first = waiting.popleft()
+            if first not in done:
+                done.add(first)
+                link.send((first, _outcome(config, first, rate)))
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _losses(
+    config: RunConfig, layout: Layout, parallel: ParallelConfig, nodes: Mapping[int, int]
+) -> Sequence[Question]:
+    """What is asked if any one rank, or any one node, is lost."""
+    left = [{r: n for r, n in nodes.items() if r != lost} for lost in layout.ranks]
+    left += [{r: n for r, n in nodes.items() if n != node} for node in sorted(set(nodes.values()))]
+    return tuple(dict.fromkeys(question(config.cluster, layout, parallel, living) for living in left if living))
+
+
+def _outcome(config: RunConfig, asked: Question, rate: Rate) -> ParallelConfig | str:
+    try:
+        return answer(config, asked, rate)
+    except ValueError as error:
+        return str(error)
