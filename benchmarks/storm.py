@@ -110,6 +110,8 @@ def train(config: RunConfig, events: Sequence[FaultEvent] = ()) -> tuple[Recorde
             run_local(config, recorder, events)
         except ElasticError as error:
             return recorder, str(error)
+    if recorder.next_step < config.train.steps:
+        raise KeyboardInterrupt  # a signal ended it
     return recorder, ""
 
 
