@@ -260,6 +260,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     elastic: ElasticConfig = field(default_factory=ElasticConfig)
     faults: FaultsConfig = field(default_factory=FaultsConfig)
+    launcher: Literal["local", "ray"] = "local"  # of rank processes: on this machine, or as actors of a Ray cluster
     run_dir: str = "runs/default"  # folder of everything that the run writes
 
 

@@ -60,13 +60,13 @@ def run(argv: list[str]) -> int:
 
 
 def _train(config: RunConfig, found: Found, console: Console, as_json: bool) -> int:
-    from trainsys.elastic.agent import run_local
+    from trainsys.elastic.launchers import launch
     from trainsys.elastic.measured import tell_comparison, write_timelines
     from trainsys.elastic.recorder import Recorder
     from trainsys.elastic.resume import ending, newest_saved
 
     with Recorder(config, config.run_dir, console, found.step) as recorder:
-        run_local(config, recorder, resume=found.path, start_step=found.step)
+        launch(config, recorder, resume=found.path, start_step=found.step)
         comparison = write_timelines(config, recorder, picture=config.train.emulate)
         if comparison is not None:
             recorder.compared(comparison)

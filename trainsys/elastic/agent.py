@@ -32,6 +32,7 @@ class LocalCluster:
     def __init__(self, config: RunConfig, endpoint: Endpoint, faults: Sequence[FaultEvent] = ()) -> None:
         self._config, self._endpoint, self._faults = config, endpoint, tuple(faults)
         self._processes: dict[int, mp.process.BaseProcess] = {}
+        self._wanted: list[int] = []
         self._zombies = Zombies(faults, Path(config.run_dir) / "faults")
 
     def spawn(self, rank: int, node: int) -> None:
@@ -54,6 +55,15 @@ class LocalCluster:
 
     def ended(self) -> Sequence[int]:
         return [rank for rank, process in self._processes.items() if process.exitcode is not None]
+
+    def room(self) -> Sequence[int]:
+        """This machine does not grow, unless faults by the clock say so."""
+        found, self._wanted = self._wanted, []
+        return found
+
+    def want(self, node: int) -> None:
+        """Have a fresh rank started; may be called from another thread."""
+        self._wanted = [*self._wanted, node]
 
     def close(self, grace_s: float) -> None:
         """Wait up to `grace_s` seconds for the processes to leave, then end those that are still there."""
@@ -103,9 +113,7 @@ def run_local(
             supervisor.stop_requested = asked
             for rank in range(world_size + config.elastic.spares):
                 cluster.spawn(rank, rank // config.cluster.ranks_per_node % config.cluster.nodes)
-            with driven(
-                strokes, config, cluster.processes, lambda: supervisor.book.step, supervisor.joins_wanted.append
-            ):
+            with driven(strokes, config, cluster.processes, lambda: supervisor.book.step, cluster.want):
                 supervisor.run()
         finally:
             told = supervisor is not None and supervisor.told

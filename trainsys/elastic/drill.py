@@ -20,6 +20,7 @@ from trainsys.elastic.faults.driver import strokes_of
 from trainsys.elastic.faults.notes import read_notes
 from trainsys.elastic.faults.zombies import read_zombies
 from trainsys.elastic.goodput import goodput
+from trainsys.elastic.launchers import launch
 from trainsys.elastic.progress import Screen
 from trainsys.elastic.recorder import Recorder
 from trainsys.planner.predict import predict
@@ -127,7 +128,10 @@ def clear_outputs(run_dir: Path) -> None:
 
 def _run(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None, strokes: bool = False) -> Recorder:
     with Recorder(config, config.run_dir, console) as recorder:
-        run_local(config, recorder, events, strokes=strokes_of(config.faults) if strokes else ())
+        if strokes and (config.faults.mtbf_s or config.faults.trace):
+            run_local(config, recorder, events, strokes=strokes_of(config.faults))
+        else:
+            launch(config, recorder, events)
     if recorder.next_step < config.train.steps:
         raise KeyboardInterrupt
     return recorder

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from trainsys.config import RunConfig
-from trainsys.elastic.agent import run_local
 from trainsys.elastic.check.registry import check_run, verdicts
 from trainsys.elastic.claim import claimed
 from trainsys.elastic.drill import clear_outputs
 from trainsys.elastic.drill_plan import planned_faults
 from trainsys.elastic.drill_result import not_struck
+from trainsys.elastic.launchers import launch
 from trainsys.elastic.manager import ElasticError
 from trainsys.elastic.progress import Screen
 from trainsys.elastic.recorder import Recorder
@@ -41,7 +41,7 @@ def drill_to_the_end(config: RunConfig, console: Screen | None = None) -> dict[s
         reason = ""
         with Recorder(config, folder, console) as recorder:
             try:
-                run_local(config, recorder, events)
+                launch(config, recorder, events)
             except ElasticError as error:
                 reason = str(error)
         found = check_run(folder)

@@ -25,6 +25,8 @@ def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
     names = [name for name, is_set in asked.items() if is_set]
     if len(names) > 1:
         raise ValueError(f"{' and '.join(names)} are {'both' if len(names) == 2 else 'all'} set; set one of them")
+    if (faults.mtbf_s or faults.trace) and config.launcher != "local":
+        raise ValueError(f"{names[0]} signals processes of this machine; set launcher=local")
     if not faults.schedule:
         return _random(config)
     events = parse_faults(faults.schedule, _world(config), config.train.steps)

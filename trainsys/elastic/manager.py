@@ -211,8 +211,9 @@ class Manager:
         for link in self._links.silent(tuple(links), self.config.elastic.heartbeat_limit_s):
             self.outbox.kill(links[link])  # fenced: it may wake up later
             self._lost(links[link], "hang")
-        self._recruits.respawns += [(now, node) for node in self.outbox.joins()]
         self._recruits.start_due(now)
+        for node in self.outbox.room():
+            self._recruits.start(node)
         for rank in self.outbox.ended():
             if rank in self._recruits.started:
                 self._never_joined(rank, "ended before it joined; its error is above")

@@ -20,6 +20,9 @@ class Launcher(Protocol):
     def ended(self) -> Sequence[int]:
         """Ranks whose process has ended, those that had connected among them."""
 
+    def room(self) -> Sequence[int]:
+        """Nodes in which a fresh rank may be started, since they have joined; each is said once per rank."""
+
 
 @dataclass
 class Member:

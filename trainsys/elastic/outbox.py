@@ -20,7 +20,7 @@ from trainsys.elastic.record import Change
 from trainsys.parallel.step import Decision
 from trainsys.space.layout import Layout
 
-TAKEN, ENDED, STOP, JOIN = "taken", "ended", "stop", "join"  # what an agent says
+TAKEN, ENDED, ROOM, STOP = "taken", "ended", "room", "stop"  # what an agent says
 _LAST_S = 5.0
 Entry = tuple[str, tuple[Any, ...]]
 
@@ -40,7 +40,7 @@ class Outbox:
         self._room = threading.Semaphore(1)
         self._lock = threading.Lock()
         self._ended: list[int] = []
-        self._joins: list[int] = []
+        self._room_in: list[int] = []
         self.stop_wanted = False
         threading.Thread(target=self._listen, daemon=True, name="agent").start()
         threading.Thread(target=self._beat, args=(beat_s,), daemon=True, name="heartbeat").start()
@@ -75,9 +75,8 @@ class Outbox:
     def ended(self) -> Sequence[int]:
         return tuple(self._ended)
 
-    def joins(self) -> Sequence[int]:
-        """Nodes in which a fresh rank is wanted, each told once."""
-        found, self._joins = self._joins, []
+    def room(self) -> Sequence[int]:
+        found, self._room_in = self._room_in, []
         return found
 
     # -- an observer ---------------------------------------------------------------------------------------------
@@ -123,8 +122,8 @@ class Outbox:
                         self._room.release()
                     case [what, rank] if what == ENDED:
                         self._ended.append(rank)
-                    case [what, node] if what == JOIN:
-                        self._joins.append(node)
+                    case [what, node] if what == ROOM:
+                        self._room_in = [*self._room_in, node]
                     case [what] if what == STOP:
                         self.stop_wanted = True
         except (EOFError, OSError):

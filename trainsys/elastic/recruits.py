@@ -42,7 +42,7 @@ class Recruits:
         """Start those whose time has come."""
         for due, node in [r for r in self.respawns if r[0] <= now]:
             self.respawns.remove((due, node))
-            self._start(node)
+            self.start(node)
 
     def join(self, step: int, nodes: Iterable[int]) -> None:
         """Start those that join before `step`, each in the emptiest node; `nodes`: of the members."""
@@ -51,7 +51,7 @@ class Recruits:
         while self.joins and self.joins[0] <= step:
             self.joins.pop(0)
             node = min(count, key=lambda n: (count[n], n))
-            self._start(node)
+            self.start(node)
             count[node] += 1
 
     def overdue(self, now: float) -> list[int]:
@@ -59,7 +59,8 @@ class Recruits:
         limit_s = self._config.elastic.start_limit_s
         return [rank for rank, since in self.started.items() if now - since > limit_s]
 
-    def _start(self, node: int) -> None:
+    def start(self, node: int) -> None:
+        """A fresh rank."""
         self._spawn(self.next_rank, node)
         self.started[self.next_rank] = time.monotonic()
         self.next_rank += 1

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from trainsys.config import FaultsConfig, RunConfig
-from trainsys.elastic.agent import run_local
 from trainsys.elastic.claim import claimed
 from trainsys.elastic.drill import clear_outputs, run_drill
+from trainsys.elastic.launchers import launch
 from trainsys.elastic.manager import ElasticError
 from trainsys.elastic.progress import Screen
 from trainsys.elastic.recorder import Recorder
@@ -105,7 +105,7 @@ def soak(config: RunConfig, hours: float, console: Screen | None = None) -> dict
 def _undisturbed(config: RunConfig, folder: Path, page: Page) -> Recorder:
     quiet = replace(config, run_dir=str(folder), faults=FaultsConfig(), checkpoint=replace(config.checkpoint, dir=""))
     with Recorder(quiet, folder, page) as recorder:
-        run_local(quiet, recorder)
+        launch(quiet, recorder)
     return recorder
 
 

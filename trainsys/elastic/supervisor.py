@@ -23,7 +23,7 @@ from trainsys.elastic.history import FOLDER
 from trainsys.elastic.manage import Job, manage
 from trainsys.elastic.manager import ElasticError
 from trainsys.elastic.member import Launcher
-from trainsys.elastic.outbox import ENDED, JOIN, STOP, TAKEN
+from trainsys.elastic.outbox import ENDED, ROOM, STOP, TAKEN
 from trainsys.elastic.record import Observer
 from trainsys.planner.device import rate
 
@@ -39,7 +39,6 @@ class Supervisor:
 
     Attributes:
         stop_requested: end at the next step boundary, with a checkpoint; may be set by a signal handler.
-        joins_wanted: nodes in which a fresh rank shall be started; may be added to by another thread.
         book: as entered last.
     """
 
@@ -48,7 +47,6 @@ class Supervisor:
         self._job, self._endpoint, self._launcher, self._observer = job, endpoint, launcher, observer
         self._limit_s = config.elastic.heartbeat_limit_s
         self.stop_requested = False
-        self.joins_wanted: list[int] = []
         started = tuple(range(job.world_size + config.elastic.spares))
         self.book = Book(
             run=secrets.token_hex(4) if config.elastic.history else "", rate=rate(config.cluster, job.world_size),
@@ -57,6 +55,7 @@ class Supervisor:
         )  # fmt: skip
         self._history = self._begin_history()
         self._lost_at_step: list[int] = []
+        self._room: list[int] = []  # offered, and not taken yet
 
     def run(self) -> None:
         """Until the job is over.
@@ -93,6 +92,8 @@ class Supervisor:
         process = context.Process(target=manage, args=args, name="manager")
         process.start()
         theirs.close()
+        for node in self._room:
+            ours.send((ROOM, node))
         return process, ours
 
     def _attend(self, process: BaseProcess, link: Connection) -> bool:
@@ -102,16 +103,17 @@ class Supervisor:
             try:
                 if link.poll(_TICK_S):
                     message = link.recv()
-                    heard = time.monotonic()
                     if message is not None and self._enter(*message):
                         return True
                     if message is not None:
                         link.send((TAKEN,))
+                    heard = time.monotonic()  # not before: entering takes this process's own time
                 for rank in set(self._launcher.ended()) - told:
                     told.add(rank)
                     link.send((ENDED, rank))
-                while self.joins_wanted:
-                    link.send((JOIN, self.joins_wanted.pop(0)))
+                for node in self._launcher.room() if self.book.layout else ():
+                    self._room.append(node)
+                    link.send((ROOM, node))
                 if self.stop_requested and not asked:
                     asked = True
                     link.send((STOP,))
@@ -151,8 +153,12 @@ class Supervisor:
                 case "line":
                     if self._history is not None:
                         self._history.add(*about)
-                case "spawn" | "kill":
-                    getattr(self._launcher, what)(*about)
+                case "spawn":
+                    self._launcher.spawn(*about)
+                    if about[1] in self._room:
+                        self._room.remove(about[1])
+                case "kill":
+                    self._launcher.kill(*about)
                 case "over":
                     failure, bug = about
                     if bug:

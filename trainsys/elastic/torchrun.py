@@ -166,6 +166,10 @@ class Torchrun:
     def kill(self, rank: int) -> None:
         return None
 
+    def room(self) -> Sequence[int]:
+        """torchrun's."""
+        return ()
+
     def ended(self) -> Sequence[int]:
         """Rank 0 once its process has ended: without it nobody would wait for this manager."""
         return (0,) if self._rank_0.poll() else ()

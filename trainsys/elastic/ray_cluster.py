@@ -1,0 +1,214 @@
+"""Training over a Ray cluster: every rank is an actor, the agent is the driver, and nothing else changes.
+
+Ray decides where an actor runs and starts its process; membership, commits and transitions stay with the manager. An
+actor whose process ends is known in milliseconds, because its control connection closes; Ray itself is asked only for
+those that never came. Actors are not restarted by Ray: a restarted one would come back with the rank of the dead.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from trainsys.config import RunConfig
+from trainsys.elastic.agent import GRACE_S, stopping_on_signals
+from trainsys.elastic.endpoint import Endpoint
+from trainsys.elastic.faults import FaultEvent
+from trainsys.elastic.manage import Job
+from trainsys.elastic.record import Observer
+from trainsys.elastic.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from trainsys.elastic.endpoint import Rendezvous
+
+_LOOK_S = 0.2  # between looks at the cluster
+_PLACE_S = 60.0  # for Ray to reserve the first ranks' places
+
+
+class RankActor:
+    """One rank in a process that Ray has started."""
+
+    def run(
+        self, config: RunConfig, rank: int, node: int, rendezvous: Rendezvous, faults: Sequence[FaultEvent] = ()
+    ) -> int:
+        """Be a rank until the manager says Quit. Returns the exit code."""
+        from trainsys.elastic.bonds import name_process
+        from trainsys.elastic.serve import serve
+
+        name_process(f"rank-{rank}")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # the agent decides
+        return serve(config, rank, node, rendezvous, tuple(faults))
+
+
+class RayCluster:
+    """Rank actors of one job.
+
+    Nodes of the job are numbered as they are first used. One that joins the cluster later gets the next number, and
+    room for as many ranks as it has CPUs (GPUs under nccl).
+
+    Args:
+        endpoint: where the actors connect; its address must be reachable from every node.
+
+    Raises:
+        ValueError: the cluster has not enough CPUs for the first ranks.
+    """
+
+    def __init__(self, config: RunConfig, endpoint: Endpoint, faults: Sequence[FaultEvent] = ()) -> None:
+        ray = _ray()
+        self._ray, self._config, self._endpoint, self._faults = ray, config, endpoint, tuple(faults)
+        self._needs = {"num_gpus": 1, "num_cpus": 1} if config.cluster.device.backend == "nccl" else {"num_cpus": 1}
+        self._actors: dict[int, Any] = {}
+        self._running: dict[Any, int] = {}  # result to come -> rank
+        self._ended: list[int] = []
+        self._node_ids: list[str] = []  # of the job's nodes, by number
+        self._known = set(free_places(self._ray.nodes(), self._needs))
+        self._looked = self._looked_round = 0.0
+        self._group = self._reserve()
+
+    def _reserve(self) -> Any:
+        """Places for the first ranks: one bundle per node of the job, on as many nodes of the cluster."""
+        from ray.util.placement_group import placement_group, placement_group_table
+
+        cluster = self._config.cluster
+        free = free_places(self._ray.nodes(), self._needs)
+        wanted = cluster.nodes * cluster.ranks_per_node + self._config.elastic.spares
+        if sum(free.values()) < wanted:
+            raise ValueError(
+                f"cluster.nodes*cluster.ranks_per_node={cluster.nodes * cluster.ranks_per_node} and elastic.spares="
+                f"{self._config.elastic.spares} need {wanted} places, but the Ray cluster has {sum(free.values())} in "
+                f"{len(free)} nodes; add nodes to it, or set cluster.nodes and cluster.ranks_per_node"
+            )
+        unit = "GPU" if "num_gpus" in self._needs else "CPU"
+        bundle = {"CPU": float(cluster.ranks_per_node), unit: float(cluster.ranks_per_node)}
+        group = placement_group([bundle] * cluster.nodes, strategy="SPREAD")
+        if not group.wait(_PLACE_S):
+            raise ValueError(
+                f"Ray found no place for cluster.nodes={cluster.nodes} bundles of cluster.ranks_per_node="
+                f"{cluster.ranks_per_node} within {_PLACE_S:g} s: no node has as many free; set cluster.ranks_per_node"
+            )
+        places = placement_group_table(group)["bundles_to_node_id"]
+        self._node_ids = [places[i] for i in range(cluster.nodes)]
+        return group
+
+    def spawn(self, rank: int, node: int) -> None:
+        """Start an actor: in its bundle, or on the node that came later, or wherever Ray finds a place."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+        first = rank < self._config.cluster.nodes * self._config.cluster.ranks_per_node
+        if first:
+            strategy: Any = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=node)
+        else:
+            strategy = NodeAffinitySchedulingStrategy(self._node_ids[node % len(self._node_ids)], soft=True)
+        actor: Any = self._ray.remote(RankActor).options(
+            **self._needs, max_restarts=0, scheduling_strategy=strategy, name=f"rank-{rank}-{os.getpid()}",
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+        ).remote()  # fmt: skip
+        result = actor.run.remote(self._config, rank, node, self._endpoint.rendezvous, self._faults)
+        self._actors[rank], self._running[result] = actor, rank
+
+    def kill(self, rank: int) -> None:
+        """End the actor's process; one that is stopped, too."""
+        self._ray.kill(self._actors[rank], no_restart=True)
+
+    def ended(self) -> Sequence[int]:
+        """Ranks whose actor has ended, by itself or with its node."""
+        if self._running and time.monotonic() - self._looked > _LOOK_S:
+            self._looked = time.monotonic()
+            done, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+            self._ended += [self._running.pop(result) for result in done]
+        return tuple(self._ended)
+
+    def room(self) -> Sequence[int]:
+        """For every rank that fits into a node which has joined the cluster: the node's number. Each is said once."""
+        found: list[int] = []
+        if time.monotonic() - self._looked_round < _LOOK_S:
+            return found
+        self._looked_round = time.monotonic()
+        for node_id, places in free_places(self._ray.nodes(), self._needs).items():
+            if node_id not in self._known:
+                self._known.add(node_id)
+                self._node_ids.append(node_id)
+                found += [len(self._node_ids) - 1] * places
+        return found
+
+    def close(self, grace_s: float) -> None:
+        """Wait up to `grace_s` seconds for the actors to leave, then end those that are still there."""
+        from ray.util.placement_group import remove_placement_group
+
+        if self._running:
+            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=grace_s)
+        for actor in self._actors.values():
+            self._ray.kill(actor, no_restart=True)
+        remove_placement_group(self._group)
+
+
+def free_places(nodes: Sequence[dict[str, Any]], needs: dict[str, int]) -> dict[str, int]:
+    """Ranks for which each living node of ``ray.nodes()`` is large enough, by its id."""
+    unit = "GPU" if "num_gpus" in needs else "CPU"
+    rooms = {n["NodeID"]: math.floor(n["Resources"].get(unit, 0)) for n in nodes if n["Alive"]}
+    return {node: places for node, places in rooms.items() if places}
+
+
+def run_ray(
+    config: RunConfig, observer: Observer, faults: Sequence[FaultEvent] = (), resume: str = "", start_step: int = 0
+) -> None:
+    """Train on the Ray cluster that RAY_ADDRESS names, or the one that this machine belongs to.
+
+    Arguments and signals as of `run_local`.
+
+    Raises:
+        ElasticError: training could not go on.
+        ValueError: Ray is not installed or not running, or its cluster is too small.
+    """
+    connect()
+    supervisor: Supervisor | None = None
+    asked = False
+
+    def stop() -> None:
+        nonlocal asked
+        asked = True
+        if supervisor is not None:
+            supervisor.stop_requested = True
+
+    with stopping_on_signals(stop):
+        endpoint = Endpoint(_ray().util.get_node_ip_address(), config.elastic.port)
+        try:
+            cluster = RayCluster(config, endpoint, faults)
+            try:
+                world_size = config.cluster.nodes * config.cluster.ranks_per_node
+                job = Job(config, world_size, resume, start_step, faults=tuple(faults))
+                supervisor = Supervisor(job, endpoint, cluster, observer)
+                supervisor.stop_requested = asked
+                for rank in range(world_size + config.elastic.spares):
+                    cluster.spawn(rank, rank // config.cluster.ranks_per_node % config.cluster.nodes)
+                supervisor.run()
+            finally:
+                cluster.close(GRACE_S if supervisor is not None and supervisor.told else 0.0)
+        finally:
+            endpoint.close()
+
+
+def connect() -> None:
+    """Become a driver of the Ray cluster, unless this process is one. Raises ValueError."""
+    ray = _ray()
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True, logging_level="warning")
+    except ConnectionError:
+        raise ValueError(
+            "launcher=ray finds no Ray cluster; start one with ray start --head, set RAY_ADDRESS, or set launcher=local"
+        ) from None
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("launcher=ray needs Ray; pip install 'trainsys[ray]', or set launcher=local") from None
+    return ray
