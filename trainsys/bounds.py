@@ -62,6 +62,9 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "elastic.chunk": (1, _WHOLE, "must be at least 1"),
     "elastic.port": (0, 65535, "must lie in 0 to 65535 (0: any free port)"),
     "elastic.history_every": (0, _WHOLE, "must be at least 1, or 0 for at changes and at the end only"),
+    "faults.mtbf_s": (0, _MOST, "must be positive, or 0 for none"),
+    "faults.trace_speed": (_TINY, _MOST, "must be positive and finite"),
+    "faults.grace_s": (0, _MOST, "must not be negative"),
     "faults.kills": (0, _WHOLE, "must not be negative"),
     "faults.rejoin_after": (0, _WHOLE, "must be at least 1, or 0 for never"),
 }

@@ -240,12 +240,18 @@ class ElasticConfig:
 
 @dataclass(frozen=True)
 class FaultsConfig:
-    """Faults are data. ``schedule``: "kill@17:2:backward,stop@30:0,join@40"; or ``kills`` random ones from ``seed``."""
+    """Faults are data: a ``schedule``, ``kills`` random ones, random times (``mtbf_s``), or a recorded ``trace``."""
 
-    schedule: str = ""  # faults by step, rank and phase
-    seed: int = 0  # of the random kills
-    kills: int = 0  # random kills
-    rejoin_after: int = 0  # steps after a random kill at which a fresh rank joins; 0: never
+    schedule: str = ""  # faults by step, rank and phase: "kill@17:2:backward,stop@30:0,cut@33:0+1,join@40"
+    seed: int = 0  # of the random faults
+    kills: int = 0  # random faults
+    nemeses: str = "kill"  # kinds of the random faults, separated by commas; all: every kind
+    rejoin_after: int = 0  # steps after a random loss at which a fresh rank joins; 0: never
+    mtbf_s: float = 0.0  # mean seconds between kills of random ranks of the cluster; 0: none
+    trace: str = ""  # file of a spot market: nodes come and go as it says
+    trace_speed: float = 1.0  # seconds of the trace that pass in one second
+    grace_s: float = 0.0  # from the notice of a removal in the trace to the kill; 0: no notice
+    expect: Literal["survive", "lost", "found"] = "survive"  # or end: state lost, or found to differ
 
 
 @dataclass(frozen=True)

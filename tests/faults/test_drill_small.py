@@ -18,7 +18,8 @@ import pytest
 from trainsys.cli.main import main
 from trainsys.config import load
 from trainsys.elastic.check.registry import check_run
-from trainsys.elastic.drill import _unplanned, drill
+from trainsys.elastic.drill import drill
+from trainsys.elastic.drill_result import unplanned
 from trainsys.elastic.faults import parse_faults
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,10 +96,10 @@ def test_a_rank_that_nobody_killed_fails_the_drill() -> None:
     broken = SimpleNamespace(kind="exit", rank=1, phase="", step=0)
 
     def run(faults: list[Any]) -> Any:
-        return SimpleNamespace(faults=faults)
+        return SimpleNamespace(faults=faults, takeovers=[])
 
-    assert _unplanned(planned, run(lost), run([])) == []
-    both = _unplanned(planned, run([broken, *lost]), run([broken]))
+    assert unplanned(planned, run(lost), run([])) == []
+    both = unplanned(planned, run([broken, *lost]), run([broken]))
     assert both == ["rank 1 at step 0", "rank 1 at step 0 of the undisturbed run"]
 
 

@@ -1,10 +1,19 @@
-"""Fault schedules as text: read in the order of their steps, refused when they cannot happen."""
+"""Fault schedules as text: read in the order of their steps, refused when they cannot happen; storms and traces."""
 
 from __future__ import annotations
 
+from itertools import islice, pairwise
+from pathlib import Path
+from statistics import mean
+
 import pytest
 
-from trainsys.elastic.faults import parse_faults
+from trainsys.config import FaultsConfig, RunConfig, TrainConfig
+from trainsys.elastic.drill_plan import nemeses_of, planned_faults
+from trainsys.elastic.faults import NEMESES, parse_faults
+from trainsys.elastic.faults.poisson import poisson
+from trainsys.elastic.faults.random_storm import random_storm
+from trainsys.elastic.faults.trace import read_trace
 
 
 def test_a_join_counts_from_its_step_on() -> None:
@@ -13,16 +22,117 @@ def test_a_join_counts_from_its_step_on() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "kill@1:2:backward", "stop@1:0:plan", "wake@3:1:reduce", "drain@3:1:forward", "join@4", "cut@5:1+3:send",
+        "oneway@5:3+1:transfer", "slow@6:2:x5", "slow@6:2:x50:3", "flip@7:1:forward", "full@8", "kill@9:manager:switch",
+        "stop@9:manager:collect",
+    ],
+)  # fmt: skip
+def test_every_kind_prints_as_it_is_written(text: str) -> None:
+    (event,) = parse_faults(text, 4, 20)
+    assert str(event) == text
+    assert event.kind in NEMESES
+    assert event.of_manager == ("manager" in text)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("join@10,kill@5:4", "ranks are 0 to 3 then"),
         ("kill@5:1,kill@8:1:send", "strikes rank 1 a second time"),
+        ("wake@5:1,slow@8:1:x5", "strikes rank 1 a second time"),
         ("kill@5:0,kill@5:1,kill@5:2,kill@5:3", "leaves none of 4 ranks"),
         ("kill@50:0", "train.steps=20"),
         ("kill@5:0:lunch", "names no phase"),
+        ("kill@5:manager:forward", "phases are collect, tell, open, switch, call"),
         ("kill@5", "is not kill@STEP:RANK"),
+        ("melt@5:1", "is not kill@STEP:RANK"),
+        ("cut@5:1", r"is not cut@STEP:RANK\+PEER"),
+        ("cut@5:1+1", "names rank 1 twice"),
+        ("cut@5:1+4", "ranks are 0 to 3 then"),
+        ("slow@5:1:x1", "makes nothing slower"),
+        ("drain@5:manager", "is not drain@STEP:RANK"),
     ],
 )
 def test_what_cannot_be_is_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         parse_faults(text, 4, 20)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_storm_is_a_schedule(seed: int) -> None:
+    """It parses back, has every kind, and is the same for the same seed."""
+    storm = random_storm(seed, 30, 4, 200, 2)
+    text = ",".join(map(str, storm))
+    assert parse_faults(text, 4, 200) == storm
+    assert storm == random_storm(seed, 30, 4, 200, 2)
+    assert {event.kind for event in storm} == set(NEMESES)
+    lost = [event for event in storm if NEMESES[event.kind].fatal and not event.of_manager]
+    assert len([event for event in storm if event.kind == "join"]) >= len(lost)
+
+
+def test_a_storm_needs_room() -> None:
+    with pytest.raises(ValueError, match=r"set faults\.rejoin_after to 1 or more and train\.steps=186"):
+        random_storm(0, 30, 4, 100, 2)
+    with pytest.raises(ValueError, match="needs 4 ranks or more"):
+        random_storm(0, 3, 2, 100, 2)
+
+
+def config_with(**faults: object) -> RunConfig:
+    return RunConfig(faults=FaultsConfig(**faults), train=TrainConfig(steps=100))  # type: ignore[arg-type]
+
+
+def test_one_source_of_faults_at_a_time() -> None:
+    with pytest.raises(ValueError, match=r"faults\.schedule and faults\.mtbf_s are both set"):
+        planned_faults(config_with(schedule="kill@3:0", mtbf_s=2.0))
+    with pytest.raises(ValueError, match="'lunch' is no kind of fault; there are all, kill"):
+        nemeses_of(config_with(nemeses="kill,lunch"))
+
+
+# -- by the clock ----------------------------------------------------------------------------------------------------
+
+
+def test_the_gaps_of_a_poisson_process() -> None:
+    strokes = list(islice(poisson(5.0, 3), 2000))
+    gaps = [b.time_s - a.time_s for a, b in pairwise(strokes)]
+    assert mean(gaps) == pytest.approx(5.0, rel=0.1)
+    assert mean(gap > 5.0 for gap in gaps) == pytest.approx(0.368, abs=0.04)  # e⁻¹: no memory
+    assert strokes == list(islice(poisson(5.0, 3), 2000))
+    assert strokes[0] != next(poisson(5.0, 4))
+
+
+def test_a_trace_is_read_faster_than_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "spot.csv"
+    path.write_text("time_s,event,node\n0,add,a\n0,add,b\n120,remove,b\n\n180.5,add,c\n")
+    strokes = read_trace(path, 60)
+    assert [(s.time_s, s.event, s.node) for s in strokes] == [
+        (0, "add", "a"), (0, "add", "b"), (2, "remove", "b"), (pytest.approx(3.00833, rel=1e-4), "add", "c"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", ":1: expected the header time_s,event,node, found ''"),
+        ("time_s,event,node\n", ":2: expected at least one event"),
+        ("time_s,event,node\n1,add\n", ":2: expected time_s,event,node, found 2 fields"),
+        ("time_s,event,node\nsoon,add,a\n", ":2: expected a time in seconds that is not negative, found 'soon'"),
+        ("time_s,event,node\nnan,add,a\n", ":2: expected a time in seconds"),
+        ("time_s,event,node\n5,add,a\n4,add,b\n", ":3: expected a time of 5 s or later, found 4"),
+        ("time_s,event,node\n5,lost,a\n", ":2: expected the event add or remove, found 'lost'"),
+        ("time_s,event,node\n5,add,\n", ":2: expected the name of a node"),
+        ("time_s,event,node\n5,add,a\n6,add,a\n", ":3: expected a node that is not there, a was added before"),
+    ],
+)
+def test_a_malformed_trace_is_told_by_line(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "spot.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="expected") as caught:
+        read_trace(path)
+    assert str(caught.value).startswith(f"{path}{said}")
+
+
+def test_a_trace_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match=r"faults\.trace=/nowhere/spot\.csv cannot be read: No such file"):
+        read_trace("/nowhere/spot.csv")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import TYPE_CHECKING, Any
 
 from trainsys.cli.arguments import Parser, screen
+
+if TYPE_CHECKING:
+    from trainsys.config import RunConfig
 
 EXAMPLES = """\
   trainsys drill configs/run/demo.yaml
@@ -27,6 +31,9 @@ def run(argv: list[str]) -> int:
     parser = Parser("drill", ABOUT, EXAMPLES)
     parser.add_config()
     parser.add_json("report.json")
+    parser.add_argument(
+        "--hours", type=float, metavar="H", help="soak: random faults with one seed after the other for so long"
+    )
     args = parser.parse_intermixed_args(argv)
     from trainsys.cli.prepare import check_data, prepared
     from trainsys.elastic.forks import forkserver
@@ -34,11 +41,23 @@ def run(argv: list[str]) -> int:
     config = prepared(args.config)
     forkserver()  # imports torch on another core while this process does
     from trainsys.elastic.drill import planned_faults, run_drill
+    from trainsys.elastic.drill_end import drill_to_the_end, tell_end
+    from trainsys.elastic.faults.driver import strokes_of
     from trainsys.elastic.report import files, summary, write_report
 
     planned_faults(config)
+    strokes_of(config.faults)
     console = screen(stderr=args.json)
     check_data(config, console)
+    if args.hours is not None:
+        return _soak(config, args.hours, console, args.json)
+    if config.faults.expect != "survive":
+        result = drill_to_the_end(config, console)
+        for line in tell_end(result):
+            console.print(line, markup=False)
+        if args.json:
+            print(json.dumps(result))
+        return 0 if result["passed"] else 1
     done = run_drill(config, console)
     write_report(done)
     console.print()
@@ -56,3 +75,18 @@ def run(argv: list[str]) -> int:
     elif not done.passed:
         print("trainsys: the drill failed; see report.md", file=sys.stderr)
     return 0 if done.passed else 1
+
+
+def _soak(config: RunConfig, hours: float, console: Any, as_json: bool) -> int:
+    """Storm after storm. Exit code 0 if all passed, and there was one."""
+    from trainsys.elastic.soak import soak
+    from trainsys.elastic.soak_page import summary_lines
+
+    if not 0 < hours < 1e6:
+        raise ValueError(f"--hours={hours:g} must be positive and finite")
+    result = soak(config, hours, console)
+    for line in summary_lines(result, config.run_dir):
+        console.print(line, markup=False)
+    if as_json:
+        print(json.dumps(result))
+    return 0 if result["runs"] and not result["failed"] else 1

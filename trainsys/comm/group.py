@@ -124,6 +124,11 @@ class Group:
         return len(self.ranks)
 
     @property
+    def sockets(self) -> frozenset[tuple[int, int]]:
+        """(file descriptor, inode) of the connections that came with it."""
+        return frozenset(self._sockets)
+
+    @property
     def num_sockets(self) -> int:
         """Connections that came with it."""
         return len(self._sockets)

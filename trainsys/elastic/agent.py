@@ -6,12 +6,16 @@ import multiprocessing as mp
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from trainsys.config import RunConfig
 from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.faults import FaultEvent
+from trainsys.elastic.faults.driver import driven
+from trainsys.elastic.faults.poisson import Stroke
+from trainsys.elastic.faults.zombies import Zombies
 from trainsys.elastic.forks import forkserver
 from trainsys.elastic.manage import Job
 from trainsys.elastic.record import Observer
@@ -28,6 +32,8 @@ class LocalCluster:
     def __init__(self, config: RunConfig, endpoint: Endpoint, faults: Sequence[FaultEvent] = ()) -> None:
         self._config, self._endpoint, self._faults = config, endpoint, tuple(faults)
         self._processes: dict[int, mp.process.BaseProcess] = {}
+        self._wanted: list[int] = []
+        self._zombies = Zombies(faults, Path(config.run_dir) / "faults")
 
     def spawn(self, rank: int, node: int) -> None:
         process = forkserver().Process(
@@ -40,14 +46,24 @@ class LocalCluster:
 
     def kill(self, rank: int) -> None:
         """SIGKILL: also ends a stopped process."""
-        self._processes[rank].kill()
+        if not self._zombies.spare(rank, self._processes[rank]):
+            self._processes[rank].kill()
+
+    def processes(self) -> dict[int, int]:
+        """Rank -> process, of those that have not ended."""
+        return {rank: process.pid or 0 for rank, process in list(self._processes.items()) if process.is_alive()}
 
     def ended(self) -> Sequence[int]:
         return [rank for rank, process in self._processes.items() if process.exitcode is not None]
 
     def room(self) -> Sequence[int]:
-        """This machine does not grow."""
-        return ()
+        """This machine does not grow, unless faults by the clock say so."""
+        found, self._wanted = self._wanted, []
+        return found
+
+    def want(self, node: int) -> None:
+        """Have a fresh rank started; may be called from another thread."""
+        self._wanted = [*self._wanted, node]
 
     def close(self, grace_s: float) -> None:
         """Wait up to `grace_s` seconds for the processes to leave, then end those that are still there."""
@@ -66,8 +82,11 @@ def run_local(
     faults: Sequence[FaultEvent] = (),
     resume: str = "",
     start_step: int = 0,
+    strokes: Iterable[Stroke] = (),
 ) -> None:
     """Train on a local cluster of ``nodes × ranks_per_node`` processes.
+
+    `faults` strike by step, inside the ranks; `strokes` by the clock, from here.
 
     SIGINT and SIGTERM end it at the next step boundary, with a checkpoint; a second one ends it at once.
 
@@ -94,7 +113,8 @@ def run_local(
             supervisor.stop_requested = asked
             for rank in range(world_size + config.elastic.spares):
                 cluster.spawn(rank, rank // config.cluster.ranks_per_node % config.cluster.nodes)
-            supervisor.run()
+            with driven(strokes, config, cluster.processes, lambda: supervisor.book.step, cluster.want):
+                supervisor.run()
         finally:
             told = supervisor is not None and supervisor.told
             cluster.close(GRACE_S if told else 0.0)  # interrupted: nobody was told to leave

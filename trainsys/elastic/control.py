@@ -22,6 +22,8 @@ from trainsys.elastic.messages import Beat, CommitEpoch, Fault, Hello, Leaving, 
 
 M = TypeVar("M")
 Address = tuple[str, int] | str
+_WAKING, _WAKING_S = 1000, 0.001  # looks, and seconds between them
+GIVEN_UP = "it was given up"  # to a rank that was evicted
 _LEAVE_S = 5.0  # for the main thread to end after Quit
 _AGAIN_S = 0.02
 
@@ -55,6 +57,7 @@ class ControlClient:
         self._connection.send(hello)
         self._inbox: queue.Queue[Any] = queue.Queue()
         self._send_lock = threading.Lock()
+        self._lost = False  # the connection, and nothing was heard from another manager yet
         self._on_fault = on_fault
         self.epoch = -1  # entered by the worker
         self.stop_wanted = self.leave_wanted = False  # set by signal handlers; told with the next heartbeat
@@ -96,17 +99,31 @@ class ControlClient:
         assert isinstance(message, kind), f"expected {kind.__name__}, got {message}"
         return message
 
+    def catch_up(self) -> None:
+        """Let the reader hear all that came while this process was stopped. A rank evicted meanwhile ends here."""
+        for _ in range(_WAKING):
+            try:
+                if not (self._lost or self._connection.poll(0)):  # at the end of it there is always something to read
+                    return
+            except (OSError, EOFError):
+                pass  # it is being replaced
+            time.sleep(_WAKING_S)
+
     def _read(self) -> None:
         message = None
         while True:
             try:
                 while True:
                     message = self._connection.recv()
+                    self._lost = False
+                    if message == Quit(GIVEN_UP):
+                        os._exit(1)  # a zombie: whatever its main thread is about to do, it has no effect
                     self._note(message)
                     self._inbox.put(message)
                     if isinstance(message, Fault):
                         self._on_fault(message.epoch)
             except (EOFError, OSError):
+                self._lost = True
                 if isinstance(message, Quit):  # the manager may go first; the main thread leaves by itself
                     time.sleep(_LEAVE_S)
                     os._exit(1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,19 +10,30 @@ from statistics import median
 from typing import Any
 
 from trainsys.config import RunConfig
+from trainsys.elastic.agent import run_local
 from trainsys.elastic.check.registry import check_run, verdicts
 from trainsys.elastic.claim import claimed, is_drill, mark_drill
-from trainsys.elastic.faults import CHANGE_PHASES, STEP_PHASES, FaultEvent, parse_faults, random_kills
+from trainsys.elastic.drill_plan import planned_faults
+from trainsys.elastic.drill_result import by_step, compare, idle_victims, not_struck, samples_lost_repeated, unplanned
+from trainsys.elastic.faults import FaultEvent
+from trainsys.elastic.faults.driver import strokes_of
+from trainsys.elastic.faults.notes import read_notes
+from trainsys.elastic.faults.zombies import read_zombies
+from trainsys.elastic.goodput import goodput
 from trainsys.elastic.launchers import launch
 from trainsys.elastic.progress import Screen
 from trainsys.elastic.recorder import Recorder
-from trainsys.parallel.step import Decision
 from trainsys.planner.predict import predict
 
 _OUTPUTS = (
     "checkpoints", "faults", "history", "tensorboard", "undisturbed", "metrics.jsonl", "history.jsonl", "report.json",
-    "report.md", "loss.png", "timeline.png", "trace.json",
+    "report.md", "loss.png", "timeline.png", "trace.json", "epochs.png",
 )  # fmt: skip
+
+
+__all__ = [
+    "Drill", "by_step", "compare", "drill", "planned_faults", "run_drill", "samples_lost_repeated",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Drill:
         faults = r["not_struck"] or r["unplanned"]
         clean = not (r["steps_lost"] or r["samples_lost"] or r["samples_repeated"] or faults)
         clean = clean and False not in r["invariants"].values()
+        clean = clean and all(zombie["ended"] == "by itself" for zombie in r["zombies"])
         return clean and (self.config.train.emulate or (r["bit_equal_loss"] and r["bit_equal_grad_norm"]))
 
 
@@ -62,8 +72,13 @@ def drill(config: RunConfig, console: Screen | None = None) -> dict[str, Any]:
     return done.result
 
 
-def run_drill(config: RunConfig, console: Screen | None = None) -> Drill:
-    """Both runs, without a report. Arguments and errors as in `drill`."""
+def run_drill(config: RunConfig, console: Screen | None = None, reference: Recorder | None = None) -> Drill:
+    """Both runs, without a report; `reference`: the undisturbed one, if there is one already.
+
+    Arguments and errors as in `drill`.
+    """
+    if config.faults.expect != "survive":
+        raise ValueError(f"faults.expect={config.faults.expect} is for a run that ends; set faults.expect=survive")
     if config.parallel.reduction == "fast":
         raise ValueError(
             "parallel.reduction=fast does not promise the same bits after a change of layout, which is what a drill "
@@ -71,56 +86,34 @@ def run_drill(config: RunConfig, console: Screen | None = None) -> Drill:
         )
     config = replace(config, checkpoint=replace(config.checkpoint, dir=""))
     events = planned_faults(config)
+    strokes_of(config.faults)  # a trace that is malformed is refused before anything starts
     with claimed(config):
-        _clear(Path(config.run_dir))
-        return _both(config, events, console)
+        clear_outputs(Path(config.run_dir))
+        return _both(config, events, console, reference)
 
 
-def _both(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None) -> Drill:
+def _both(
+    config: RunConfig, events: Sequence[FaultEvent], console: Screen | None, undisturbed: Recorder | None
+) -> Drill:
     quiet = replace(config, run_dir=str(Path(config.run_dir) / "undisturbed"))
     predicted_s = predict(config, config.parallel).step_s
     steps = f"{config.train.steps} step{'s'[: config.train.steps != 1]}"
-    _say(console, f"1 of 2: {steps} with faults {', '.join(map(str, events)) or 'none'}")
-    disturbed = _run(config, events, console)
-    _say(console, "2 of 2: the same steps undisturbed")
-    undisturbed = _run(quiet, (), console)
+    which = "" if undisturbed else "1 of 2: "
+    _say(console, f"{which}{steps} with faults {', '.join(map(str, events)) or _clock(config)}")
+    disturbed = _run(config, events, console, strokes=True)
+    if undisturbed is None:
+        _say(console, "2 of 2: the same steps undisturbed")
+        undisturbed = _run(quiet, (), console)
     return Drill(config, disturbed, undisturbed, _result(config, events, disturbed, undisturbed, predicted_s))
 
 
-def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
-    """The faults that ``config.faults`` asks for, in phases that occur in ``config.parallel``.
-
-    Raises:
-        ValueError: one line, for a schedule that cannot be or a phase that never comes.
-    """
-    world = config.cluster.nodes * config.cluster.ranks_per_node
-    faults, steps = config.faults, config.train.steps
-    if faults.schedule and faults.kills:
-        raise ValueError("faults.schedule and faults.kills are both set; set one of them")
-    if not faults.schedule:
-        parallel = config.parallel
-        working = sum(parallel.stage_replicas or (parallel.dp,) * parallel.pp) * parallel.cp * parallel.tp
-        phases = [p for p in STEP_PHASES if p != "send" or parallel.pp > 1]
-        return random_kills(faults.seed, faults.kills, range(working), steps, faults.rejoin_after, phases)
-    events = parse_faults(faults.schedule, world, steps)
-    for event in events:
-        if event.phase == "send" and config.parallel.pp == 1:
-            raise ValueError(
-                f"faults.schedule: {event} never strikes, nothing is sent with parallel.pp=1; name another phase"
-            )
-        if event.phase in CHANGE_PHASES and not any(_causes_change(e) and e.step <= event.step for e in events):
-            raise ValueError(
-                f"faults.schedule: {event} strikes during a change of layout, but nothing changes it at step "
-                f"{event.step} or before; add a kill in a phase of the step, or a join"
-            )
-    return events
+def _clock(config: RunConfig) -> str:
+    faults = config.faults
+    by_trace = f"by {faults.trace}" if faults.trace else "none"
+    return f"every {faults.mtbf_s:g} s on average" if faults.mtbf_s else by_trace
 
 
-def _causes_change(event: FaultEvent) -> bool:
-    return event.kind == "join" or event.phase not in CHANGE_PHASES
-
-
-def _clear(run_dir: Path) -> None:
+def clear_outputs(run_dir: Path) -> None:
     """Remove what an earlier drill left; never a training run."""
     if not is_drill(run_dir) and ((run_dir / "checkpoints").exists() or (run_dir / "metrics.jsonl").exists()):
         raise ValueError(f"run_dir={run_dir} holds a training run that a drill would overwrite; set another run_dir")
@@ -133,9 +126,12 @@ def _clear(run_dir: Path) -> None:
     mark_drill(run_dir)
 
 
-def _run(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None) -> Recorder:
+def _run(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None, strokes: bool = False) -> Recorder:
     with Recorder(config, config.run_dir, console) as recorder:
-        launch(config, recorder, events)
+        if strokes and (config.faults.mtbf_s or config.faults.trace):
+            run_local(config, recorder, events, strokes=strokes_of(config.faults))
+        else:
+            launch(config, recorder, events)
     if recorder.next_step < config.train.steps:
         raise KeyboardInterrupt
     return recorder
@@ -144,97 +140,47 @@ def _run(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None
 def _result(
     config: RunConfig, events: Sequence[FaultEvent], disturbed: Recorder, undisturbed: Recorder, predicted_s: float
 ) -> dict[str, Any]:
+    missing = not_struck(events, disturbed)
+    idle = idle_victims(events, disturbed, missing) if config.faults.kills else []  # chance may choose a spare
     return {
         "steps": config.train.steps,
         **compare(config, disturbed, undisturbed),
         "faults": [fault.as_dict() for fault in disturbed.faults],
         "joins": [{"step": step, "rank": rank} for step, rank in disturbed.joins],
         "drains": [{"step": step, "rank": rank} for step, rank in disturbed.drains],
+        "strikes": list({n["event"]: n for n in read_notes(disturbed.run_dir / "faults") if n.get("event")}.values()),
+        "zombies": read_zombies(disturbed.run_dir / "faults"),
+        "saves_failed": [step for step, _, error in disturbed.saves if error],
         "steps_redone": sum(change.redo for change in disturbed.changes),
-        "not_struck": _not_struck(events, disturbed),
-        "unplanned": _unplanned(events, disturbed, undisturbed),
+        "not_struck": [e for e in missing if e not in idle],
+        "idle": idle,
+        "unplanned": unplanned(events, disturbed, undisturbed),
         "predicted_step_s": predicted_s,
         "measured_step_s": median(undisturbed.step_s),
         "emulated": config.train.emulate,
-        "invariants": _invariants(config),
+        "goodput": goodput(config.run_dir) if config.elastic.history else None,
+        "overhead": _overhead(disturbed, undisturbed),
+        "invariants": _invariants(config, undisturbed.run_dir),
     }
 
 
-def _invariants(config: RunConfig) -> dict[str, bool | None]:
+def _overhead(disturbed: Recorder, undisturbed: Recorder) -> dict[str, float]:
+    """The median step between faults, under the first layout, against the undisturbed run's."""
+    first, where = disturbed.changes[0].after, disturbed.layout_names
+    steps = [s for s, name in zip(disturbed.step_s, where, strict=True) if name == str(first)]
+    step_s, quiet_s = median(steps or disturbed.step_s), median(undisturbed.step_s)
+    return {"step_s": step_s, "undisturbed_step_s": quiet_s, "relative": step_s / quiet_s - 1}
+
+
+def _invariants(config: RunConfig, quiet: Path) -> dict[str, bool | None]:
     """The disturbed run held against the undisturbed one, which must not violate any by itself; empty: no history."""
     if not config.elastic.history:
         return {}
-    quiet = Path(config.run_dir) / "undisturbed"
     try:
         alone, held = verdicts(check_run(quiet)), verdicts(check_run(config.run_dir, quiet))
     except ValueError:  # nothing could be written
         return {"I0": False}
     return {name: False if alone[name] is False else holds for name, holds in held.items()}
-
-
-def compare(config: RunConfig, disturbed: Recorder, undisturbed: Recorder) -> dict[str, Any]:
-    """What the faults of one run cost, step by step against the other."""
-    ours, theirs = by_step(disturbed.decisions), by_step(undisturbed.decisions)
-    steps = config.train.steps
-    both = [(ours[s], theirs[s]) for s in range(steps) if s in ours and s in theirs]
-    lost, repeated = samples_lost_repeated(disturbed.samples, steps * config.batch.global_size)
-    equal = {
-        "bit_equal_loss": len(both) == steps and all(a.loss.hex() == b.loss.hex() for a, b in both),
-        "bit_equal_grad_norm": len(both) == steps and all(a.grad_norm.hex() == b.grad_norm.hex() for a, b in both),
-        "max_abs_loss_diff": max((abs(a.loss - b.loss) for a, b in both), default=0.0),
-    }
-    return {
-        "steps_lost": sum(n - 1 for n in Counter(d.step for d in disturbed.decisions).values()) + steps - len(ours),
-        "samples_lost": lost,
-        "samples_repeated": repeated,
-        **(dict.fromkeys(equal) if config.train.emulate else equal),
-    }
-
-
-def by_step(decisions: Sequence[Decision]) -> dict[int, Decision]:
-    """The decision that stands for each step: the last one."""
-    return {d.step: d for d in decisions}
-
-
-def samples_lost_repeated(samples: Sequence[Sequence[int]], total: int) -> tuple[int, int]:
-    """How many of the positions 0 … total-1 were never used, and how many uses were repeats or beyond."""
-    used = Counter(position for step in samples for position in step)
-    lost = sum(position not in used for position in range(total))
-    repeated = sum(n - 1 if 0 <= position < total else n for position, n in used.items())
-    return lost, repeated
-
-
-def _not_struck(events: Sequence[FaultEvent], disturbed: Recorder) -> list[str]:
-    """Planned faults that left no trace, in their own notation.
-
-    A join counts when the rank was there for a change of layout, be it as a spare that the new layout leaves idle, or
-    when a step was done while it stood by.
-    """
-    struck = {(f.kind, f.rank, f.phase) for f in disturbed.faults}
-    drained = {rank for _, rank in disturbed.drains}
-    lost = [e for e in events if e.kind in ("kill", "stop")]
-    missing = [str(e) for e in lost if (e.kind, e.rank, e.phase) not in struck]
-    missing += [str(e) for e in events if e.kind == "drain" and e.rank not in drained]
-    joins = [e for e in events if e.kind == "join"]
-    return missing + [str(e) for e in joins[_arrivals(disturbed.run_dir, disturbed.config.train.steps) :]]
-
-
-def _arrivals(run_dir: Path, steps: int) -> int:
-    """Ranks that joined after the first layout stood and before the last change, loss or step."""
-    lines = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
-    events = [line["event"] for line in lines]
-    first = events.index("changed")
-    last = max(i for i, event in enumerate(events) if event in ("changed", "lost"))
-    later = [i for i, event in enumerate(events) if event == "joined" and i > first]
-    return sum(i < last or lines[i]["step"] < steps - 1 for i in later)
-
-
-def _unplanned(events: Sequence[FaultEvent], disturbed: Recorder, undisturbed: Recorder) -> list[str]:
-    """Ranks that were lost though nobody killed them: something is wrong with the run itself."""
-    planned = Counter((e.kind, e.rank, e.phase) for e in events if e.kind != "join")
-    mine = [f for f in disturbed.faults if not planned[f.kind, f.rank, f.phase]]
-    told = [f"rank {f.rank} at step {f.step}" for f in mine]
-    return told + [f"rank {f.rank} at step {f.step} of the undisturbed run" for f in undisturbed.faults]
 
 
 def _say(console: Screen | None, sentence: str) -> None:

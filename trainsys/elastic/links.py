@@ -36,8 +36,7 @@ class Link:
         try:
             self._connection.send(message)
         except OSError:  # what half a message has left of the stream is worth nothing
-            with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as sock:
-                sock.shutdown(socket.SHUT_RDWR)  # the end is read next
+            self.cut()  # the end is read next
 
     def read(self) -> Any:
         message = self._connection.recv()
@@ -46,6 +45,11 @@ class Link:
             self.beat, self.told = message, self.heard
             self.offset_s = min(self.offset_s, self.heard - message.doing.now_s)
         return message
+
+    def cut(self) -> None:
+        """End it for both sides, whoever still reads."""
+        with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._connection.close()
@@ -63,6 +67,9 @@ class Absent:
 
     def send(self, message: Any) -> None:
         """It is told when it is here."""
+
+    def cut(self) -> None:
+        """There is nothing to end."""
 
     def close(self) -> None:
         """There is nothing to close."""

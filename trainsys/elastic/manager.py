@@ -26,6 +26,7 @@ from typing import Any
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.book import Book
 from trainsys.elastic.census import check_census
+from trainsys.elastic.control import GIVEN_UP
 from trainsys.elastic.endpoint import serve
 from trainsys.elastic.faults import FaultEvent
 from trainsys.elastic.fingerprints import code_print, config_print
@@ -267,7 +268,7 @@ class Manager:
         """A rank has connected: a fresh one, or one that has lost the manager before."""
         differs = mismatch(hello, self._prints)
         if hello.rank in self._gone or (hello.again and hello.rank not in self.members) or differs:
-            link.send(Quit(differs or "it was given up"))
+            link.send(Quit(differs or GIVEN_UP))
             if differs and hello.rank in self._recruits.started:
                 self._never_joined(hello.rank, differs)
         elif hello.rank not in self.members:
@@ -302,6 +303,7 @@ class Manager:
         if self.phase is Phase.DONE:
             return
         self.history.lost(rank, cause, self.epoch, self.step, member.link)
+        member.link.cut()  # should it wake up, nobody listens, and it learns so
         self.outbox.lost(rank, cause, self.step)
         if self.layout is None:
             self.abort(f"rank {rank} ended before the first layout stood; its error, if it left one, is above")

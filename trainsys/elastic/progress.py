@@ -85,11 +85,12 @@ class Progress:
         return (
             f"step {metrics['step'] + 1:>{len(str(self._steps))}}/{self._steps}  loss {loss}  |grad| {norm}  "
             f"lr {metrics['lr']:.2e}  {metrics['tokens_per_s']:,.0f} tokens/s  {metrics['memory_gib']:.2f} GiB  "
-            f"{_clock(left * typical)} left  epoch {metrics['epoch']}  {metrics['layout']}"
+            f"{clock(left * typical)} left  epoch {metrics['epoch']}  {metrics['layout']}"
         )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -95,6 +95,10 @@ class RankHistory(History):
         """An emulated hang, from now on."""
         self.add("hangs", epoch=self.epoch, step=step)
 
+    def waited(self, seconds: float, step: int) -> None:
+        """A drill held the step up until a fresh rank had come."""
+        self.add("waited", epoch=self.epoch, step=step, seconds=seconds)
+
     def _evidence(self, census: Census, layout: Layout, state: FlatState) -> dict[str, Any]:
         """A census as JSON: sums by tensor and slot, and the hash of each piece (tensor, shard, start, stop)."""
         copies, owned, others = iter(census.copies), [], []

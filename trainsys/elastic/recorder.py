@@ -53,6 +53,7 @@ class Recorder:
         decisions: of every committed step, in order.
         samples: per committed step, the global positions of the sequences that it used.
         step_s: per committed step, seconds since the step (or the change of layout) before.
+        layout_names: per committed step, the layout it was done in.
         faults, changes, joins: in order; joins are (step, rank).
         traces: step -> rank -> events of the traced steps; `layouts` has the layout of each.
     """
@@ -64,6 +65,7 @@ class Recorder:
         self.decisions: list[Decision] = []
         self.samples: list[tuple[int, ...]] = []
         self.step_s: list[float] = []
+        self.layout_names: list[str] = []
         self.faults: list[FaultRecord] = []
         self.changes: list[Change] = []
         self.joins: list[tuple[int, int]] = []
@@ -157,6 +159,7 @@ class Recorder:
         self.decisions.append(decision)
         self.samples.append(tuple(p for mb in sorted(by_microbatch) for p in by_microbatch[mb]))
         self.step_s.append(step_s)
+        self.layout_names.append(str(layout))
         self._step = decision.step + 1
         traced = {rank: p.events for rank, p in proposals.items() if p.events}
         if traced:

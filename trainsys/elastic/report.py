@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from trainsys.config import RunConfig
 from trainsys.elastic.check.registry import sentence
 from trainsys.elastic.drill import Drill, by_step
+from trainsys.elastic.epochs_picture import draw_epochs
+from trainsys.elastic.goodput import ACTIVITIES
 from trainsys.elastic.measured import tell_comparison, write_timelines
 from trainsys.elastic.story import MIB
 from trainsys.schedule.compare import Comparison
@@ -21,6 +23,7 @@ FILES = {
     "report.md": "what happened, in words and a table",
     "report.json": "the same for programs",
     "loss.png": "loss with faults over loss without",
+    "epochs.png": "who worked under which layout when, and what befell whom",
     "timeline.png": "one step as predicted, and as measured",
     "trace.json": "the same step for ui.perfetto.dev",
     "metrics.jsonl": "every step: loss, gradient norm, rate, memory",
@@ -32,8 +35,10 @@ FILES = {
 
 
 def files(config: RunConfig) -> dict[str, str]:
-    """What `write_report` leaves, and what each is: `FILES`, and without a loss no picture of it."""
-    return {name: what for name, what in FILES.items() if not (config.train.emulate and name == "loss.png")}
+    """What `write_report` leaves, and what each is: `FILES`, but for pictures of what there is not."""
+    gone = {"loss.png"} if config.train.emulate else set()
+    gone |= set() if config.elastic.history else {"epochs.png", "history/"}
+    return {name: what for name, what in FILES.items() if name not in gone}
 
 
 def write_report(drill: Drill) -> None:
@@ -46,6 +51,8 @@ def write_report(drill: Drill) -> None:
     (folder / "report.md").write_text(markdown(drill))
     if not drill.config.train.emulate:
         draw_loss(drill, folder / "loss.png")
+    if drill.config.elastic.history:
+        draw_epochs(folder, folder / "epochs.png")
 
 
 def summary(drill: Drill) -> list[str]:
@@ -76,6 +83,9 @@ def summary(drill: Drill) -> list[str]:
         lines.append(f"loss NOT bit-equal to the undisturbed run: it differs by up to {r['max_abs_loss_diff']:.3g}.")
     if r["invariants"]:
         lines.append(sentence(r["invariants"]))
+    if r["goodput"]:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in r["goodput"].items())
+        lines.append(f"Of the time: {shares}.")
     times = [f["recover_s"] for f in r["faults"] if f["recover_s"] is not None]
     if times:
         lines.append(f"From a fault to the step in flight being done again: {max(times):.2f} s at most.")
@@ -86,6 +96,8 @@ def summary(drill: Drill) -> list[str]:
         lines.append(tell_comparison(Comparison(**r["comparison"])))
     if r["not_struck"]:
         lines.append(f"Planned but never struck: {', '.join(r['not_struck'])}.")
+    if r["idle"]:
+        lines.append(f"Planned for ranks that had no work then: {', '.join(r['idle'])}.")
     if r["unplanned"]:
         lines.append(f"Lost though nobody killed them: {', '.join(r['unplanned'])}.")
     return lines
@@ -107,6 +119,17 @@ def markdown(drill: Drill) -> str:
             cells = (f["kind"], f["rank"], f["phase"] or "unknown", f["step"], f"{f['detect_s']:.3f}", recover)
             rows.append(f"| {' | '.join(map(str, cells))} | {f['bytes_moved'] / MIB:.2f} |")
         parts.append("## Ranks lost\n\n" + "\n".join(rows))
+    if r["goodput"]:
+        rows = ["| share of the time | of what |", "| ---: | --- |"]
+        rows += [f"| {share:.2%} | {ACTIVITIES[name]} |" for name, share in r["goodput"].items()]
+        over = r["overhead"]
+        rows.append(f"\nThe median step under the first layout took {over['step_s']:.4f} s, undisturbed "
+                    f"{over['undisturbed_step_s']:.4f} s ({over['relative']:+.1%}).")  # fmt: skip
+        parts.append("## Goodput\n\n" + "\n".join(rows))
+    others = [n for n in r["strikes"] if n["kind"] not in ("kill", "stop", "wake", "drain")]
+    if others:
+        rows = ["| fault | struck in step |", "| --- | ---: |", *(f"| {n['event']} | {n['step']} |" for n in others)]
+        parts.append("## Other faults\n\n" + "\n".join(rows))
     rows = ["| step | why | layout | moved (MiB) | transfer (s) |", "| ---: | --- | --- | ---: | ---: |"]
     for c in drill.disturbed.changes:
         why = c.reason or "start"

@@ -65,6 +65,7 @@ def serve(
         store, faults,
     )  # fmt: skip
     signal.signal(NOTICE, lambda signum, frame: worker.control.leave())
+    signal.signal(signal.SIGCONT, lambda signum, frame: worker.control.catch_up())  # before it does anything else
     for number in stop_on:
         signal.signal(number, lambda signum, frame: setattr(worker.control, "stop_wanted", True))
     try:

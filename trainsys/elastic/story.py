@@ -10,6 +10,7 @@ from trainsys.space.layout import Layout
 _CAUSES = {
     "kill": "SIGKILL",
     "stop": "SIGSTOP",
+    "wake": "SIGSTOP, woken later",
     "exit": "its process ended",
     "hang": "no heartbeat",
     "stall": "no answer",
@@ -80,14 +81,14 @@ def tell_loss(fault: FaultRecord, change: Change | None, step: int | None) -> st
         return parts[0] + "; it was a spare, nothing changes"
     parts += [tell_shape(change.before, change.after), _moved(change)]
     if step is not None and fault.recover_s is not None:
-        since = {"kill": "the kill", "stop": "the stop"}.get(fault.kind, "its detection")
+        since = {"kill": "the kill", "stop": "the stop", "wake": "the stop"}.get(fault.kind, "its detection")
         parts.append(f"step {step} {'redone' if step == fault.step else 'done'} {fault.recover_s:.2f} s after {since}")
     return "; ".join(parts)
 
 
 def tell_end(fault: FaultRecord) -> str:
     """``rank 2 lost at step 41 in backward (SIGKILL)``."""
-    where = f" in {fault.phase}" if fault.phase else ""
+    where = f" in {fault.phase}" if fault.phase not in ("", "any") else ""
     return f"rank {fault.rank} lost at step {fault.step}{where} ({_CAUSES.get(fault.kind, fault.kind)})"
 
 

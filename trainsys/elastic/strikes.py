@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trainsys.config import RunConfig
-from trainsys.elastic.faults import MANAGER, SIGNALS, FaultEvent
+from trainsys.elastic.faults import MANAGER, FaultEvent
 from trainsys.elastic.messages import CommitEpoch, Fault, Open, Verdict
 
+_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 _SAID: dict[type[Any], str] = {Verdict: "tell", Open: "open", CommitEpoch: "switch", Fault: "call"}
 
 
@@ -25,7 +27,7 @@ class Strikes:
 
     def __init__(self, config: RunConfig, faults: Sequence[FaultEvent]) -> None:
         self._folder = Path(config.run_dir) / "faults"
-        mine = [e for e in faults if e.rank == MANAGER and e.kind != "join"]
+        mine = [e for e in faults if e.of_manager]
         self._events = {i: e for i, e in enumerate(mine) if not self._note(i).exists()}
 
     def after(self, message: Any, step: int) -> None:
@@ -41,8 +43,8 @@ class Strikes:
                 del self._events[i]
                 self._folder.mkdir(parents=True, exist_ok=True)
                 about = {"kind": event.kind, "rank": MANAGER, "phase": phase, "step": step, "time": time.monotonic()}
-                self._note(i).write_text(json.dumps(about))
-                os.kill(os.getpid(), SIGNALS[event.kind])
+                self._note(i).write_text(json.dumps({**about, "event": str(event)}))
+                os.kill(os.getpid(), _SIGNALS[event.kind])
 
     def _note(self, i: int) -> Path:
         return self._folder / f"manager-{i}.json"

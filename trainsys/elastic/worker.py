@@ -87,7 +87,10 @@ class Worker:
         self.troubles = Troubles(config.train.emulate_slow, rank)
         self.comm.lag_s = self.troubles.lag_s
         self.history = RankHistory(config, self.space, rank, node)
-        self.injector = Injector(faults, rank, Path(config.run_dir) / "faults", self.history.struck)
+        self.injector = Injector(
+            faults, rank, Path(config.run_dir) / "faults", self.history.struck, self,
+            config.cluster.nodes * config.cluster.ranks_per_node, self.history.waited,
+        )  # fmt: skip
         self.sampler: Sampler | None = None
         if not config.train.emulate:
             source = build_source(config.data, config.model.vocab_size)
@@ -99,6 +102,7 @@ class Worker:
         self.holdings: dict[int, Holding] = {}  # by epoch, while the layout changes progressively
         self.released = (-1, 0)  # epoch entered that way, portions released in it
         hello = Hello(rank, os.getpid(), node, (code_print(), config_print(config)))
+        self.injector.arrived()
         self.control = control(hello, self._on_fault)
         self._beat_s = self.control.pause_s()
         self.control.pause_s, self.control.beat = self._pause_s, self._beat
@@ -318,7 +322,8 @@ class Worker:
         group = self.comm.group(self.layout.ranks) if len(self.layout.ranks) > 1 else None
         lead = self.rank == self.layout.ranks[0]
         try:
-            path = save_state(self.config, self.space, self.layout, self.rank, self.step, self.state, group)
+            with self.injector.saving(self.step):
+                path = save_state(self.config, self.space, self.layout, self.rank, self.step, self.state, group)
             if lead:
                 self.control.send(Saved(self.step, str(path)))
         except CheckpointError as error:

@@ -21,7 +21,7 @@ def check(case: Case, found: Findings) -> None:
             entered = [line for line in lines if line.event == "entered"][1:]  # the first is before any call-off
             if len(entered) >= 2:
                 found.count("ranks over 3 epochs and more")
-                _steady(rank, entered, found)
+                _steady(rank, entered, attempt.start["comm_timeout_s"], found)
 
 
 def _detected(attempt: Attempt, slack_s: float, found: Findings) -> None:
@@ -29,7 +29,7 @@ def _detected(attempt: Attempt, slack_s: float, found: Findings) -> None:
     limit_s = attempt.start["heartbeat_limit_s"]
     for rank, struck in attempt.of_ranks("struck"):
         eviction = attempt.lost.get(rank) or attempt.ended
-        if struck["kind"] not in ("kill", "stop") or eviction is None or not attempt.same_clock(rank):
+        if struck["kind"] not in ("kill", "stop", "wake") or eviction is None or not attempt.same_clock(rank):
             continue
         found.count("detections")
         late_s = eviction["t_s"] - struck["t_s"] - eviction.data.get("forgiven_s", 0.0)
@@ -62,13 +62,18 @@ def _answered(attempt: Attempt, slack_s: float, found: Findings) -> None:
                 found.wrong(line, f"rank {rank} gives up {late_s:.3f} s after it was told, limit {limit_s:g} s")
 
 
-def _steady(rank: int, entered: list[Line], found: Findings) -> None:
-    """Files beyond the groups' own connections, and threads: the last third of the epochs against the first."""
+def _steady(rank: int, entered: list[Line], lasts_s: float, found: Findings) -> None:
+    """Files beyond the groups' own connections, and threads: the last third of the epochs against the first.
+
+    Each epoch entered within `lasts_s` of a count, an operation's timeout, may have left its own behind by then.
+    """
     third = max(1, len(entered) // 3)
+    recent = [sum(0 <= line["t_s"] - other["t_s"] <= lasts_s for other in entered) for line in entered]
     for what, limit, counts in (
         ("files", FILES, [line["fds"] - line["sockets"] for line in entered]),
         ("threads", THREADS, [line["threads"] for line in entered]),
     ):
-        grown = min(counts[-third:]) - max(counts[:third])
-        if grown > limit:
+        before = max(counts[:third])
+        if all(n - before > limit * r for n, r in zip(counts[-third:], recent[-third:], strict=True)):
+            grown = min(counts[-third:]) - before
             found.wrong(entered[-1], f"rank {rank} has {grown} {what} more than {len(entered) - 1} epochs before")

@@ -1,0 +1,87 @@
+"""The faults that a config asks for, checked against what can happen in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainsys.config import RunConfig
+from trainsys.elastic.faults import CHANGE_PHASES, NEMESES, STEP_PHASES, FaultEvent, parse_faults, random_kills
+from trainsys.elastic.faults.random_storm import random_storm
+
+_IN_A_CHANGE = (*CHANGE_PHASES, "open", "switch", "call")
+
+
+def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
+    """The faults that ``config.faults`` asks for by step, in phases that occur in ``config.parallel``.
+
+    Raises:
+        ValueError: one line, for a schedule that cannot be or a phase that never comes.
+    """
+    faults = config.faults
+    asked = {
+        "faults.schedule": bool(faults.schedule), "faults.kills": bool(faults.kills),
+        "faults.mtbf_s": bool(faults.mtbf_s), "faults.trace": bool(faults.trace),
+    }  # fmt: skip
+    names = [name for name, is_set in asked.items() if is_set]
+    if len(names) > 1:
+        raise ValueError(f"{' and '.join(names)} are {'both' if len(names) == 2 else 'all'} set; set one of them")
+    if (faults.mtbf_s or faults.trace) and config.launcher != "local":
+        raise ValueError(f"{names[0]} signals processes of this machine; set launcher=local")
+    if not faults.schedule:
+        return _random(config)
+    events = parse_faults(faults.schedule, _world(config), config.train.steps)
+    for event in events:
+        if event.phase == "send" and config.parallel.pp == 1:
+            raise ValueError(
+                f"faults.schedule: {event} never strikes, nothing is sent with parallel.pp=1; name another phase"
+            )
+        if event.phase in _IN_A_CHANGE and not any(_causes_change(e) and e.step <= event.step for e in events):
+            raise ValueError(
+                f"faults.schedule: {event} strikes during a change of layout, but nothing changes it at step "
+                f"{event.step} or before; add a kill in a phase of the step, or a join"
+            )
+    return events
+
+
+def nemeses_of(config: RunConfig) -> Sequence[str]:
+    """Kinds of the random faults. Raises ValueError for a name that is none."""
+    asked = [name.strip() for name in config.faults.nemeses.split(",")]
+    if asked == ["all"]:
+        return tuple(name for name in NEMESES if name != "flip" or _mirrors(config))
+    for name in asked:
+        if name not in NEMESES:
+            raise ValueError(f"faults.nemeses: {name!r} is no kind of fault; there are all, {', '.join(NEMESES)}")
+    return tuple(asked)
+
+
+def phases_of(config: RunConfig) -> list[str]:
+    """Of a step of the first layout."""
+    return [p for p in STEP_PHASES if p != "send" or config.parallel.pp > 1]
+
+
+def _random(config: RunConfig) -> tuple[FaultEvent, ...]:
+    faults, parallel = config.faults, config.parallel
+    kinds = nemeses_of(config)
+    if kinds == ("kill",):
+        working = sum(parallel.stage_replicas or (parallel.dp,) * parallel.pp) * parallel.cp * parallel.tp
+        steps = config.train.steps
+        return random_kills(faults.seed, faults.kills, range(working), steps, faults.rejoin_after, phases_of(config))
+    if not faults.kills:
+        return ()
+    anywhere = [p for p in STEP_PHASES if p != "send"]  # after a loss there may be no pipeline any more that sends
+    return random_storm(
+        faults.seed, faults.kills, _world(config), config.train.steps, faults.rejoin_after, kinds, anywhere
+    )
+
+
+def _world(config: RunConfig) -> int:
+    return config.cluster.nodes * config.cluster.ranks_per_node
+
+
+def _mirrors(config: RunConfig) -> bool:
+    """Whether some state has one holder, which another rank keeps a copy of."""
+    return config.parallel.zero > 0 or config.parallel.dp == 1
+
+
+def _causes_change(event: FaultEvent) -> bool:
+    return NEMESES[event.kind].changes and (event.kind == "join" or event.phase not in _IN_A_CHANGE)
