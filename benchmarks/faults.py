@@ -58,7 +58,7 @@ def plan(kills: int, seed: int, kind: str = "kill") -> list[tuple[str, list[Faul
         ranks, step = 2 * LAYOUTS[layout][0], rng.randrange(4, 12)
         events = [FaultEvent(kind, step, (i // len(LAYOUTS) + i) % ranks, phase)]
         if phase in CHANGE_PHASES:
-            events.append(FaultEvent("join", step))
+            events += [FaultEvent("join", step)] * (2 if "tp=2" in LAYOUTS[layout][1] else 1)  # a whole team
         cases.append((layout, sorted(events, key=lambda e: e.step)))
     return cases
 

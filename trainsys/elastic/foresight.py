@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from math import inf
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
@@ -21,6 +23,7 @@ from trainsys.space.layout import Layout
 
 Situation = tuple[Layout, ParallelConfig, dict[int, int]]
 _LOWEST = 19
+_AT_ONCE_S = 0.02  # an answer that takes no longer is not worth waiting for a process that comes last
 _KEPT = 4096  # answers
 
 
@@ -34,6 +37,7 @@ class Foresight:
     def __init__(self, config: RunConfig, rate: Rate, beside: bool = False) -> None:
         self._config, self._rate = config, rate
         self._known: dict[Question, ParallelConfig | str] = {}
+        self._takes_s = inf  # of the processor, as the last answer did
         self._link: Connection | None = None
         if beside:
             context = get_context("fork")
@@ -47,9 +51,9 @@ class Foresight:
 
     def knows(self, asked: Question) -> bool:
         """Whether `answer` will come at once; if not, it is being worked out."""
-        if self._link is None:
-            return True
         self._read()
+        if self._link is None or self._takes_s < _AT_ONCE_S:
+            return True
         if asked not in self._known:
             self._ask(asked)
         return asked in self._known
@@ -74,7 +78,7 @@ class Foresight:
     def _read(self) -> None:
         try:
             while self._link is not None and self._link.poll():
-                asked, found = self._link.recv()
+                asked, found, self._takes_s = self._link.recv()
                 while len(self._known) >= _KEPT:
                     self._known.pop(next(iter(self._known)))
                 self._known[asked] = found
@@ -100,7 +104,8 @@ def _work_ahead(config: RunConfig, rate: Rate, link: Connection) -> None:
             first = waiting.popleft()
             if first not in done:
                 done.add(first)
-                link.send((first, _outcome(config, first, rate)))
+                began = time.process_time()
+                link.send((first, _outcome(config, first, rate), time.process_time() - began))
     except (EOFError, OSError):
         os._exit(0)
 
