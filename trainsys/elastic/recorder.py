@@ -23,7 +23,16 @@ from trainsys.elastic.files import Board, JsonLines, keep_before
 from trainsys.elastic.messages import Proposal
 from trainsys.elastic.progress import Progress, Screen
 from trainsys.elastic.record import Change
-from trainsys.elastic.story import FaultRecord, Takeover, tell_end, tell_join, tell_leaving, tell_loss, tell_takeover
+from trainsys.elastic.story import (
+    FaultRecord,
+    Takeover,
+    tell_end,
+    tell_fewer,
+    tell_join,
+    tell_leaving,
+    tell_loss,
+    tell_takeover,
+)
 from trainsys.parallel.step import Decision
 from trainsys.schedule.compare import Comparison
 from trainsys.schedule.simulate import Event
@@ -136,6 +145,8 @@ class Recorder:
         if before is not None and change.parallel is not None and before.schedule != change.parallel.schedule:
             name, now = before.schedule, change.parallel.schedule
             self.say(f"parallel.schedule={name} does not suit {change.after}: {now} from here on")
+        if change.before is not None and change.after.tolerates < change.before.tolerates:
+            self.say(tell_fewer(change.after, self.config.elastic.tolerate))
         self._working = set(change.after.ranks)
         fresh = [r for r in self._standing_by if r in self._working]
         self._standing_by = [r for r in self._standing_by if r not in self._working]

@@ -36,8 +36,11 @@ class Reduced:
             for piece in bucket.spec.pieces:
                 self.at_flat[piece] = (b, offset)
                 offset += piece.numel
-        self.held, self.unique = layout.held(space, rank), layout.unique(space, rank)
-        self.wards = [(ward, sum(p.numel for p in layout.unique(space, ward))) for ward in layout.wards_of(rank)]
+        self.held = layout.held(space, rank)
+        self.peers = [(peer, layout.kept_for(space, rank, peer)) for peer in layout.peers_of.get(rank, ())]
+        self.wards = [
+            (ward, sum(p.numel for p in layout.kept_for(space, ward, rank))) for ward in layout.wards_of(rank)
+        ]
 
     def _valid_slices(self, flats: list[Tensor], owned: bool) -> list[tuple[Piece, Tensor]]:
         """The pieces whose sum over replicas is known here: the `owned` ones, after a ``fast`` reduction all."""
@@ -88,10 +91,9 @@ class Reduced:
         grad = torch.empty(at + sum(size for _, size in self.wards), dtype=flats[0].dtype, device=flats[0].device)
         held = gather(self.held, grad[:at])
         sends, receives = [], []
-        mirror = self.layout.mirror_of.get(self.rank)
-        if mirror is not None and self.unique:
-            same = self.unique == self.held
-            sends.append((mirror, held if same else gather(self.unique, grad.new_empty(0)), 0))
+        for peer, kept in self.peers:
+            if kept:
+                sends.append((peer, held if kept == self.held else gather(kept, grad.new_empty(0)), 0))
         for ward, size in self.wards:
             if size:
                 receives.append((ward, grad[at : at + size], 0))
