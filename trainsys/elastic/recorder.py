@@ -175,6 +175,10 @@ class Recorder:
         traced = {rank: p.events for rank, p in proposals.items() if p.events}
         if traced:
             self.traces[decision.step], self.layouts[decision.step] = traced, layout
+        chosen = next((p.report.snapshot for p in proposals.values() if p.report.snapshot), "")
+        if chosen:
+            self.say(f"snapshots of {layout} by {chosen}")
+            self._note("snapshot", step=decision.step, layout=str(layout), chosen=chosen)
         self._recovered(decision.step, now)
         self._write(decision, step_s, epoch, layout, max(p.peak_bytes for p in proposals.values()) / GIB)
 

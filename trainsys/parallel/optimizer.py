@@ -6,6 +6,7 @@ may otherwise round differently, and the bits of an element then depend on where
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import cos, pi
 
@@ -50,10 +51,26 @@ def adamw(config: OptimConfig, state: FlatState, grad: Tensor, update: Update) -
     _adamw(config, master, m, v, grad, update)
 
 
-def foreseen(config: OptimConfig, state: FlatState, grad: Tensor, update: Update) -> Tensor:
-    """The masters as `adamw` would leave them, to the bit; changes nothing."""
-    slots = [state.slots[slot] for slot in ("master", "exp_avg", "exp_avg_sq")]
-    result = torch.empty_like(slots[0])
+def advance(
+    config: OptimConfig, state: Mapping[str, Tensor], after: Mapping[str, Tensor], grad: Tensor, update: Update,
+    numel: int,
+) -> None:  # fmt: skip
+    """Write into `after` the first `numel` elements of each slot of `state` as `adamw` would leave them, to the bit.
+
+    Args:
+        grad: overwritten.
+    """
+    slots = [after[slot] for slot in ("master", "exp_avg", "exp_avg_sq")]
+    for slot, flat in after.items():
+        flat[:numel].copy_(state[slot][:numel])
+    master, m, v, own = (flat[:numel] for flat in (*slots, grad))
+    _adamw(config, master, m, v, own, update)
+
+
+def foreseen(config: OptimConfig, state: FlatState, grad: Tensor, update: Update, numel: int | None = None) -> Tensor:
+    """The first `numel` masters (None: all) as `adamw` would leave them, to the bit; changes nothing."""
+    slots = [state.slots[slot][:numel] for slot in ("master", "exp_avg", "exp_avg_sq")]
+    result, grad = torch.empty_like(slots[0]), grad[:numel]
     for part in range(0, len(result), _AT_A_TIME):
         own = slice(part, part + _AT_A_TIME)
         master, m, v, g = (flat[own].clone() for flat in (*slots, grad))
