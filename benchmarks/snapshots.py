@@ -60,7 +60,7 @@ class Asleep(Emulation):
     """Sleeps of equal length."""
 
     def runner(self, stage: int) -> Any:
-        return partial(Noisy, {kind: row[stage] for kind, row in self.seconds.items()}, self.scale)
+        return partial(Noisy, {kind: row[stage] for kind, row in self.seconds.items()}, self.scale, self.slow)
 
 
 class Lane:
