@@ -127,7 +127,7 @@ def body(rank: int, world_size: int, store: Any, configs: Sequence[RunConfig], s
     return seconds, [lane.sent for lane in lanes]
 
 
-def measure(step_s: float, rounds: int, dim: int) -> list[dict[str, Any]]:
+def measure(pool: RankPool, step_s: float, rounds: int, dim: int) -> list[dict[str, Any]]:
     """One row per variant."""
     model = ModelConfig(vocab_size=512, dim=dim, num_layers=4, num_heads=4, max_seq_len=32)
     plain = RunConfig(
@@ -140,11 +140,7 @@ def measure(step_s: float, rounds: int, dim: int) -> list[dict[str, Any]]:
         )
         for way, f, ahead in VARIANTS
     ]  # fmt: skip
-    pool = RankPool()
-    try:
-        found = pool.run(body, RANKS, configs, step_s, rounds, timeout_s=300)
-    finally:
-        pool.close()
+    found = pool.run(body, RANKS, configs, step_s, rounds, timeout_s=300)
     seconds, params = found[0][0], num_params(model)
     rows = []
     for i, (way, f, ahead) in enumerate(VARIANTS):
@@ -170,7 +166,11 @@ def main(argv: Sequence[str]) -> int:
             f"--step-ms={args.step_ms:g} must be positive, --rounds={args.rounds} at least 1, --dim={args.dim} a "
             "multiple of 8"
         )
-    rows = measure(args.step_ms / 1e3, args.rounds, args.dim)
+    pool = RankPool()
+    try:
+        rows = measure(pool, args.step_ms / 1e3, args.rounds, args.dim)
+    finally:
+        pool.close()
     if args.json:
         print(json.dumps({"bar": BAR, "rows": rows}))
         return 0

@@ -20,7 +20,7 @@ def test_the_ways_have_the_same_bits(ranks: RankPool, clip: float) -> None:
     """With clip=1 the first steps are clipped, and replayed whatever was asked for."""
     plain = run_config("float32")
     plain = replace(plain, optim=replace(plain.optim, clip=clip))
-    expected = expectation(ranks, 1, plain, steps=14)
+    expected = expectation(ranks, 1, plain, steps=11)
     configs = [
         replace(
             run_config("float32", **GRIDS[i % len(GRIDS)]),
@@ -29,7 +29,7 @@ def test_the_ways_have_the_same_bits(ranks: RankPool, clip: float) -> None:
         )
         for i, (way, tolerate) in enumerate([("full", 1), ("delta", 2), ("auto", 3), ("replay", 2), ("auto", 2)])
     ]
-    for got in run_all(ranks, 4, configs, steps=14):
+    for got in run_all(ranks, 4, configs, steps=11):
         assert_same_bits(got, expected)
         assert got.mirrored > 0
 

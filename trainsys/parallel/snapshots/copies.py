@@ -32,6 +32,7 @@ class Pending:
         after: the state that the step leaves unless its update is left out; None: only the verdict tells.
         works, then: the messages under way, and what is to be done when they have ended.
         sent_bytes: to all peers.
+        tried, seconds: the way of keeping mirrors that is on trial with it, and what it has taken so far.
     """
 
     grad: Tensor
@@ -39,6 +40,8 @@ class Pending:
     works: list[Work] = field(default_factory=list)
     then: Callable[[], None] = lambda: None
     sent_bytes: int = 0
+    tried: str = ""
+    seconds: float = 0.0
 
 
 class Copies:

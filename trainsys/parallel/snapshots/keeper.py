@@ -53,7 +53,6 @@ class Keeper:
         self.trial = Trial([*self.ways]) if wanted == "auto" else None
         self.way: str = "replay" if wanted == "auto" else wanted
         self.chosen = ""
-        self._tried: dict[int, tuple[str, float]] = {}  # id of a pending step on trial -> way, seconds so far
         self._spare: list[dict[str, Tensor]] = []
 
     def begin(self, grad: Tensor, squares: Iterable[float], step: int, before: Pending | None, open: bool) -> Pending:
@@ -89,8 +88,7 @@ class Keeper:
         start = time.perf_counter()
         spare = self._spare.pop() if self._spare and self.ways[way].foresees else None
         pending = self.ways[way].begin(grad, base, spare, update)
-        if way == tried and self.trial is not None:
-            self._tried[id(pending)] = way, time.perf_counter() - start
+        pending.tried, pending.seconds = tried if way == tried else "", time.perf_counter() - start
         return pending
 
     def _certain(self, squares: Iterable[float]) -> bool:
@@ -110,9 +108,7 @@ class Keeper:
             self.mesh.wait_all(pending.works)
         pending.works = []
         pending.then()
-        if id(pending) in self._tried:
-            way, seconds = self._tried[id(pending)]
-            self._tried[id(pending)] = way, seconds + time.perf_counter() - start
+        pending.seconds += time.perf_counter() - start
 
     def when_kept(self, pending: Pending, tell: Callable[[str], None]) -> None:
         """Wait beside the caller's work; `tell` is called from another thread, with what went wrong or nothing."""
@@ -143,7 +139,5 @@ class Keeper:
             assert decision.grad_scale == 1.0, decision
             self._spare.append(dict(self.state.slots))
             self.state.slots.update(pending.after)
-        if id(pending) in self._tried:
-            way, seconds = self._tried.pop(id(pending))
-            if self.trial is not None:
-                self.trial.seconds[way].append(seconds + time.perf_counter() - start)
+        if pending.tried and self.trial is not None:
+            self.trial.seconds[pending.tried].append(pending.seconds + time.perf_counter() - start)
