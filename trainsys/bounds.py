@@ -49,6 +49,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "checkpoint.keep": (1, _WHOLE, "must be at least 1"),
     "elastic.heartbeat_limit_s": (0.05, _MOST, "must be at least 0.05 s, or healthy ranks count as dead"),
     "elastic.min_ranks": (1, _WHOLE, "must be at least 1"),
+    "elastic.tolerate": (0, _WHOLE, "must be at least 1, or 0 to keep no copies"),
     "elastic.spare_delay_s": (-_MOST, _MOST, "must be finite"),
     "elastic.spares": (0, _WHOLE, "must not be negative"),
     "elastic.manager_limit_s": (_TINY, _MOST, "must be positive and finite"),

@@ -220,6 +220,8 @@ class CheckpointConfig:
 class ElasticConfig:
     heartbeat_limit_s: float = 1.0  # a rank silent for longer is taken for hung, and killed
     min_ranks: int = 1  # with fewer living ranks training ends
+    tolerate: int = 1  # ranks that may fail at once: so many more hold every piece of state; 0: no copies are kept
+    snapshot: Literal["replay", "full", "delta", "auto"] = "replay"  # how copies are kept: gradients, state, changes
     spare_delay_s: float = -1.0  # after a death start a fresh rank this much later; negative: never
     spares: int = 0  # ranks started beside the cluster's, imported and idle until one is missing
     manager_limit_s: float = 10.0  # how long ranks wait for another manager when theirs is lost

@@ -95,7 +95,7 @@ def test_the_dead_are_vouched_for_by_their_mirrors() -> None:
     check_covered(SPACE, src, alive)
     check_census(SPACE, evidence(src, old, dst, spread(dst, whole), alive), True, STEP)
     with pytest.raises(LostError, match="no living rank"):
-        check_covered(SPACE, src, [r for r in alive if r != src.mirror_of[2]])
+        check_covered(SPACE, src, [r for r in alive if r != src.peers_of[2][0]])
 
 
 # -- what can go wrong -----------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_a_replica_that_differs_is_noticed_even_at_a_fresh_start() -> None:
 def test_a_mirror_that_differs_is_noticed() -> None:
     dst, whole = mesh(2, 1, 2, 1), values()
     new = spread(dst, whole)
-    mirror = dst.mirror_of[0]
+    mirror = dst.peers_of[0][0]
     new[mirror].slots["exp_avg"][-1] += 1
     with pytest.raises(ValueError, match=f"rank {mirror} holds another"):
         check_census(SPACE, evidence(dst, spread(dst, whole), dst, new, dst.ranks), True, STEP)

@@ -195,7 +195,7 @@ def test_a_spare_takes_the_place_of_a_dead_rank(undisturbed: Callable[[str], Rec
 
 
 def test_a_rank_and_its_mirror(tmp_path: Path) -> None:
-    mirror = _mirrors(tmp_path)[0]
+    mirror = _mirrors(tmp_path)[0][0]
     with command("drill", *tiny(tmp_path, f"faults.schedule=kill@4:0:forward,kill@4:{mirror}:plan")) as running:
         code, _, err = running.finish()
         assert running.gone_within(20), running.living()
@@ -222,11 +222,11 @@ def test_less_than_one_tp_team(tmp_path: Path) -> None:
         train(tmp_path, "dp2·tp2 zero1", "kill@2:1:forward,kill@4:2:forward,kill@6:3:forward")
 
 
-def _mirrors(folder: Path) -> dict[int, int]:
+def _mirrors(folder: Path) -> dict[int, tuple[int, ...]]:
     from trainsys.space.build import build_layout
 
     config = load(tiny(folder))
-    return build_layout(config.parallel, (2, 2), range(4), config.elastic.chunk, lambda r: r // 2).mirror_of
+    return build_layout(config.parallel, (2, 2), range(4), config.elastic.chunk, lambda r: r // 2).peers_of
 
 
 def _frozen() -> list[int]:

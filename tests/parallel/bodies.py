@@ -93,6 +93,12 @@ def layout_of(config: RunConfig, world_size: int) -> tuple[Space, Layout]:
     parallel = config.parallel
     layers = parallel.stage_layers or split_layers(config.model.num_layers, parallel.pp * parallel.vp)
     layout = build_layout(
-        parallel, layers, range(world_size), config.elastic.chunk, lambda r: r // 2, config.model.vocab_parts
+        parallel,
+        layers,
+        range(world_size),
+        config.elastic.chunk,
+        lambda r: r // 2,
+        config.model.vocab_parts,
+        config.elastic.tolerate,
     )
     return Space(tensors(resolve(config.model))), layout

@@ -201,6 +201,23 @@ def test_only_pieces_without_a_second_holder_are_mirrored(small):
     assert mirror_s(small, 1e6, topology) == pytest.approx(2e-4 + 4e6 / 1e9)  # one fp32 gradient per element
 
 
+def test_so_many_more_copies_as_asked_for(small):
+    def kept(tolerate: int, zero: int, **parallel) -> tuple[int, ...]:
+        return stage_sizes(small.model, stages_of(small, zero=zero, **parallel)[1], zero, tolerate).mirrored
+
+    count = num_params(small.model)
+    assert [kept(f, 1, dp=4) for f in (0, 1, 2, 3, 9)] == [(f * count // 4,) for f in (0, 1, 2, 3, 3)]
+    assert [kept(f, 0, dp=2) for f in (1, 2)] == [(0,), (0,)]  # two ranks, and both have all
+    assert [sum(kept(f, 0, dp=2, pp=2)) for f in (1, 2, 3)] == [0, count // 2, count]  # per rank of each stage
+    config, stages = stages_of(replace(small, elastic=replace(small.elastic, snapshot="full")), dp=4, zero=1)
+    sizes = stage_sizes(config.model, stages, 1)
+    (replayed,), (sent,) = (
+        stage_memory(replace(config, elastic=replace(config.elastic, snapshot=way)), stages, sizes, (1,))
+        for way in ("replay", "full")
+    )
+    assert sent.total - replayed.total == pytest.approx(replayed.optimizer + replayed.mirror)
+
+
 def test_a_tied_embedding_is_held_by_both_ends():
     tied = ModelConfig(family="gpt2", vocab_size=512, dim=64, num_layers=2, tied=True)
     whole = stage_sizes(tied, Stages((2,), (1,), 1), 0)

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from tests.space.execution import execute, plan
 from tests.space.strategies import RANKS, NodeOf, cases, meshes, nodes, numbered, spaces, storage, survivors
 from trainsys.config import ParallelConfig
-from trainsys.space.build import build_layout, mirrors, succeed
+from trainsys.space.build import build_layout, succeed
 from trainsys.space.coverage import LostError, check_covered
 from trainsys.space.index import Index
 from trainsys.space.layout import Layout, Piece
+from trainsys.space.mirrors import mirrors
 from trainsys.space.places import piece_places, storage_places
 from trainsys.space.tensor import EMBED, LogicalTensor, Space
 from trainsys.space.transition import transition
@@ -24,12 +25,13 @@ def edited(draw: st.DrawFn) -> tuple[Space, Layout, Layout, tuple[int, ...], Nod
     """A layout and its successor after deaths, twice over, so that the seat tables are long and irregular."""
     num_layers, node_of = draw(st.integers(1, 3)), draw(nodes())
     parallel, layers = draw(meshes(num_layers, RANKS))
-    new = build_layout(parallel, layers, range(RANKS), draw(st.integers(1, 7)), node_of)
+    tolerate = draw(st.sampled_from([1, 2, 3]))
+    new = build_layout(parallel, layers, range(RANKS), draw(st.integers(1, 7)), node_of, tolerate=tolerate)
     alive = tuple(range(RANKS))
     for _ in range(2):
         old, before = new, alive
         degrees, alive = draw(survivors(old, alive))
-        new = succeed(old, degrees, layers, alive, node_of)
+        new = succeed(old, degrees, layers, alive, node_of, tolerate=tolerate)
     return draw(spaces(num_layers)), old, new, tuple(r for r in old.ranks if r in alive and r in before), node_of
 
 
@@ -55,7 +57,7 @@ def check_index(space: Space, layout: Layout, node_of: NodeOf) -> None:
             for piece, owner in layout.pieces(tensor, deal.tensor, shard):
                 holders = index.holders(deal, shard, piece.start // deal.grain)
                 mine = [rank for rank, ward in holders.copies if layout.where(ward)[2] == shard]
-                assert sorted(mine) == sorted(layout.holders(tensor, shard, owner))
+                assert sorted(mine) == sorted(layout.holders(tensor, deal.tensor, shard, owner))
                 cell = piece.start // deal.grain
                 for rank, ward in holders.copies:
                     stored = Piece(piece.tensor, layout.where(ward)[2], piece.start, piece.stop)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from tests.space.strategies import RANKS, NodeOf, meshes, nodes, numbered, spaces, storage, survivors
 from trainsys.config import ParallelConfig
-from trainsys.space.build import build_layout, mirrors, stage_spans, succeed
+from trainsys.space.build import build_layout, stage_spans, succeed
 from trainsys.space.layout import Layout
+from trainsys.space.mirrors import mirrors
 from trainsys.space.tensor import EMBED, LogicalTensor, Space
 from trainsys.space.transition import transition
 

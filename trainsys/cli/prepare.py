@@ -84,6 +84,12 @@ def check_machine(config: RunConfig) -> None:
             f"elastic.min_ranks={config.elastic.min_ranks} but the cluster has {ranks} rank"
             f"{'s'[: ranks != 1]}; lower elastic.min_ranks"
         )
+    tolerate = config.elastic.tolerate
+    if tolerate > max(1, ranks - 1):  # 1 is the default, and a single rank has nobody to keep copies
+        raise ValueError(
+            f"elastic.tolerate={tolerate} needs at least {tolerate + 1} ranks, but the cluster has {ranks}; "
+            f"set elastic.tolerate<={ranks - 1}"
+        )
     check_folder(Path(config.run_dir), "run_dir")
     if config.checkpoint.dir:
         check_folder(Path(config.checkpoint.dir), "checkpoint.dir")

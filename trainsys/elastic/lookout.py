@@ -143,7 +143,8 @@ class Lookout:
             better = balanced(self._config, base, self._lanes(layout))
         if better.stage_layers != present.stage_layers:
             parts, node_of = self._config.model.vocab_parts, staying.__getitem__
-            layout = succeed(layout, better, better.stage_layers, sorted(staying), node_of, parts)
+            tolerate = self._config.elastic.tolerate
+            layout = succeed(layout, better, better.stage_layers, sorted(staying), node_of, parts, tolerate)
             self._layers[better] = base.stage_layers
         return better, layout
 

@@ -23,7 +23,16 @@ from trainsys.elastic.files import Board, JsonLines, keep_before
 from trainsys.elastic.messages import Proposal
 from trainsys.elastic.progress import Progress, Screen
 from trainsys.elastic.record import Change
-from trainsys.elastic.story import FaultRecord, Takeover, tell_end, tell_join, tell_leaving, tell_loss, tell_takeover
+from trainsys.elastic.story import (
+    FaultRecord,
+    Takeover,
+    tell_end,
+    tell_fewer,
+    tell_join,
+    tell_leaving,
+    tell_loss,
+    tell_takeover,
+)
 from trainsys.parallel.step import Decision
 from trainsys.schedule.compare import Comparison
 from trainsys.schedule.simulate import Event
@@ -136,6 +145,8 @@ class Recorder:
         if before is not None and change.parallel is not None and before.schedule != change.parallel.schedule:
             name, now = before.schedule, change.parallel.schedule
             self.say(f"parallel.schedule={name} does not suit {change.after}: {now} from here on")
+        if change.before is not None and change.after.tolerates < change.before.tolerates:
+            self.say(tell_fewer(change.after, self.config.elastic.tolerate))
         self._working = set(change.after.ranks)
         fresh = [r for r in self._standing_by if r in self._working]
         self._standing_by = [r for r in self._standing_by if r not in self._working]
@@ -164,6 +175,10 @@ class Recorder:
         traced = {rank: p.events for rank, p in proposals.items() if p.events}
         if traced:
             self.traces[decision.step], self.layouts[decision.step] = traced, layout
+        chosen = next((p.report.snapshot for p in proposals.values() if p.report.snapshot), "")
+        if chosen:
+            self.say(f"snapshots of {layout} by {chosen}")
+            self._note("snapshot", step=decision.step, layout=str(layout), chosen=chosen)
         self._recovered(decision.step, now)
         self._write(decision, step_s, epoch, layout, max(p.peak_bytes for p in proposals.values()) / GIB)
 

@@ -125,6 +125,13 @@ def tell_shape(before: Layout | None, after: Layout | None) -> str:
     return ", ".join(moves) or f"the layout stays {after}"
 
 
+def tell_fewer(after: Layout, tolerate: int) -> str:
+    """``tolerates 1 further loss at once, elastic.tolerate=2 needs 3 ranks``."""
+    count = after.tolerates
+    losses = f"{count or 'no'} further loss{'es' * (count > 1)}"
+    return f"{after} tolerates {losses} at once, elastic.tolerate={tolerate} needs {tolerate + 1} ranks"
+
+
 def _with_layers(layout: Layout, other: Layout) -> str:
     """The layout, and the layers of each stage where it differs from `other` in them alone."""
     if layout.pp != other.pp:

@@ -260,9 +260,14 @@ class Worker:
             traced = step >= self.config.train.steps - self.config.train.trace_steps
             events = tuple(engine.executor.events) if traced else ()
             self.history.computed(batch, report)
-            self.control.send(Proposal(self.control.epoch, report, events, peak_bytes(self.device), times))
+            proposal = Proposal(self.control.epoch, report, events, peak_bytes(self.device), times)
+            engine.when_kept(partial(self._kept, proposal))
             if not self.ahead.propose(step, engine):
                 self._follow(engine)
+
+    def _kept(self, proposal: Proposal, error: str) -> None:
+        """The step can be proposed: all that the peers need of it is there, and theirs is here."""
+        self.control.send(Failed(proposal.epoch, error) if error else proposal)
 
     def _follow(self, engine: Engine) -> bool:
         """Do what the verdict on the last proposal says; whether the weights were already those that it leaves."""

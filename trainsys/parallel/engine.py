@@ -24,12 +24,14 @@ from trainsys.parallel.bucket import Bucket, BucketSpec, bucket_specs
 from trainsys.parallel.executor import Executor
 from trainsys.parallel.expert import ExpertParallel, ep_ranks
 from trainsys.parallel.kept import Copier
-from trainsys.parallel.optimizer import Update, adamw, foreseen
+from trainsys.parallel.optimizer import Update, foreseen
 from trainsys.parallel.order import Order
 from trainsys.parallel.reduced import Reduced
 from trainsys.parallel.sequence.build import context_parallel
 from trainsys.parallel.sequence.context import cp_ranks
 from trainsys.parallel.sleeping import Emulation
+from trainsys.parallel.snapshots.copies import Pending
+from trainsys.parallel.snapshots.keeper import Keeper
 from trainsys.parallel.split import Deferred
 from trainsys.parallel.stage import Batch, StageRunner, build_stage
 from trainsys.parallel.state import FlatState, master_dtype
@@ -103,7 +105,7 @@ class Engine:
         self.config, self.space, self.layout, self.rank, self.state, self.at = config, space, layout, rank, state, at
         self.device, self.dtype = device, DTYPES[config.train.dtype]
         self.copier, self._stamps = Copier(), comm.stamps
-        self.grads: deque[Tensor] = deque()  # of the steps computed and not yet applied
+        self.pending: deque[Pending] = deque()  # steps computed and not yet applied
         self.stage, team, self.shard = layout.where(rank)
         self.replica, self.cp_index = layout.replica_of(rank)
         self.routes = routes_of(config, layout)
@@ -143,7 +145,8 @@ class Engine:
         count = self.routes.num_microbatches
         specs = bucket_specs(self.space, self.layout, self.rank, self.routes.microbatches, count)
         self.buckets = [make(spec) for spec in specs]
-        self.reduced = Reduced(self.space, self.layout, self.rank, self.buckets, self.tp, self.mesh)
+        self.reduced = Reduced(self.space, self.layout, self.rank, self.buckets, self.tp)
+        self.keeper = Keeper(self.config, self.space, self.layout, self.rank, self.mesh, self.state)
 
     def _build_stages(self) -> None:
         """The stages of the schedule that run here: several under vp."""
@@ -220,9 +223,12 @@ class Engine:
     def compute(self, batch: Batch) -> Report:
         """Forward, backward, reduction and the peer snapshot of one step; changes no training state.
 
+        With `optim.post_validation` the snapshot may still be under way: see `when_kept`.
+
         Raises:
             CommError: the step is void and can be computed again, here or on another layout.
         """
+        before = self.pending[-1] if self.pending else None
         for bucket in self.buckets:
             bucket.begin()
         self.stream.begin()
@@ -244,12 +250,24 @@ class Engine:
             for bucket, flat in zip(self.buckets, flats, strict=True):
                 bucket.gather(flat)
         self.at("snapshot")
-        self.grads.append(self.reduced.snapshot(flats))
+        grad, still = self.reduced.gathered(flats), bool(self.pending)
+        self.pending.append(self.keeper.begin(grad, squares.values(), batch.step, before, still))
+        if not self.config.optim.post_validation:
+            self.keeper.wait(self.pending[-1])
         losses = {
             mb: n for runner in (*self.runners.values(), *passes) for mb, n in runner.losses.items() if self.shard == 0
         }
         samples = {mb: batch.microbatches[mb][2] for mb in losses}
-        return Report(batch.step, {(mb, self.cp_index): n for mb, n in losses.items()}, samples, squares)
+        return Report(
+            batch.step, {(mb, self.cp_index): n for mb, n in losses.items()}, samples, squares, self.keeper.chosen
+        )
+
+    def when_kept(self, tell: Callable[[str], None]) -> None:
+        """Have `tell` called once the snapshot of the step computed last is complete on this rank and from it.
+
+        Maybe from another thread; with what went wrong, if anything did.
+        """
+        self.keeper.when_kept(self.pending[-1], tell)
 
     def _push_own(self, microbatch: int, grads: dict[str, Tensor]) -> None:
         """After T or G: the gradients of this rank's rows of the vocabulary."""
@@ -285,17 +303,19 @@ class Engine:
 
     def apply(self, decision: Decision) -> None:
         """The optimizer step on state and mirrors; purely local."""
-        grad = self.grads.popleft()
-        if not decision.skipped:
-            adamw(self.config.optim, self.state, grad, decision.update)
+        self.keeper.apply(self.pending.popleft(), decision)
 
     def discard(self) -> None:
-        """Forget the step computed last."""
-        self.grads.pop()
+        """Forget the step computed last, once its messages are through: the next ones must not meet them."""
+        self.keeper.wait(self.pending.pop())
 
     def foresee(self, update: Update) -> None:
         """`materialize` as if `update` had been applied: the next step can begin before this one counts."""
-        self.materialize(foreseen(self.config.optim, self.state, self.grads[-1], update))
+        last = self.pending[-1]
+        if last.after is not None:
+            self.materialize(last.after["master"])
+        else:
+            self.materialize(foreseen(self.config.optim, self.state, last.grad, update, self.keeper.copies.held))
 
     def materialize(self, masters: Tensor | None = None) -> None:
         """Write the compute-precision parameters from the masters, gathered from their owners under ZeRO-1 and 2.

@@ -6,6 +6,7 @@ may otherwise round differently, and the bits of an element then depend on where
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import cos, pi
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from trainsys.config import OptimConfig
 from trainsys.parallel.state import FlatState
 
-_AT_A_TIME = 1 << 20  # elements that are foreseen together
+_IN_CACHE = 1 << 16  # elements on a CPU: what an operation leaves is still there for the next one
+_AT_A_TIME = 1 << 20  # elsewhere
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,44 @@ def adamw(config: OptimConfig, state: FlatState, grad: Tensor, update: Update) -
     _adamw(config, master, m, v, grad, update)
 
 
-def foreseen(config: OptimConfig, state: FlatState, grad: Tensor, update: Update) -> Tensor:
-    """The masters as `adamw` would leave them, to the bit; changes nothing."""
-    slots = [state.slots[slot] for slot in ("master", "exp_avg", "exp_avg_sq")]
-    result = torch.empty_like(slots[0])
-    for part in range(0, len(result), _AT_A_TIME):
-        own = slice(part, part + _AT_A_TIME)
+def advance(
+    config: OptimConfig, state: Mapping[str, Tensor], after: Mapping[str, Tensor], grad: Tensor, update: Update,
+    numel: int,
+) -> None:  # fmt: skip
+    """Write into `after` the first `numel` elements of each slot of `state` as `adamw` would leave them, to the bit.
+
+    Args:
+        grad: overwritten.
+    """
+    slots = [after[slot] for slot in ("master", "exp_avg", "exp_avg_sq")]
+    for slot, flat in after.items():
+        flat[:numel].copy_(state[slot][:numel])
+    master, m, v, own = (flat[:numel] for flat in (*slots, grad))
+    _adamw(config, master, m, v, own, update)
+
+
+def foreseen(config: OptimConfig, state: FlatState, grad: Tensor, update: Update, numel: int | None = None) -> Tensor:
+    """The first `numel` masters (None: all) as `adamw` would leave them, to the bit; changes nothing."""
+    slots = [state.slots[slot][:numel] for slot in ("master", "exp_avg", "exp_avg_sq")]
+    result, grad = torch.empty_like(slots[0]), grad[:numel]
+    for own in _parts(result):
         master, m, v, g = (flat[own].clone() for flat in (*slots, grad))
         _adamw(config, master, m, v, g, update)
         result[own] = master
     return result
 
 
+def _parts(flat: Tensor) -> Iterator[slice]:
+    size = _IN_CACHE if flat.device.type == "cpu" else _AT_A_TIME
+    return (slice(start, start + size) for start in range(0, len(flat), size))
+
+
 def _adamw(config: OptimConfig, master: Tensor, m: Tensor, v: Tensor, grad: Tensor, update: Update) -> None:
+    for own in _parts(master):
+        _adamw_part(config, master[own], m[own], v[own], grad[own], update)
+
+
+def _adamw_part(config: OptimConfig, master: Tensor, m: Tensor, v: Tensor, grad: Tensor, update: Update) -> None:
     beta1, beta2 = config.betas
     grad.mul_(update.grad_scale)
     m.mul_(beta1)

@@ -1,4 +1,4 @@
-"""What is done with a step's gradients once they are summed over the replicas: the rest of the sum, norm, snapshot.
+"""What is done with a step's gradients once they are summed over the replicas: the rest of the sum, norm, order.
 
 flat = what one bucket reduced to; its owned region is valid, after a ``fast`` reduction all of it
 """
@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainsys.comm.exchange import exchange
-from trainsys.comm.group import Group
 from trainsys.parallel.bucket import Bucket
 from trainsys.parallel.tensor import TensorParallel
 from trainsys.space.layout import Layout, Piece
@@ -19,25 +17,20 @@ from trainsys.space.tensor import Space
 
 
 class Reduced:
-    """Reads the flats of one rank's buckets piece by piece.
-
-    Args:
-        mesh: contains every rank of the layout; None for a single one.
-    """
+    """Reads the flats of one rank's buckets piece by piece."""
 
     def __init__(
-        self, space: Space, layout: Layout, rank: int, buckets: Sequence[Bucket], tp: TensorParallel | None,
-        mesh: Group | None,
+        self, space: Space, layout: Layout, rank: int, buckets: Sequence[Bucket], tp: TensorParallel | None
     ) -> None:  # fmt: skip
-        self.space, self.layout, self.rank, self.buckets, self.tp, self.mesh = space, layout, rank, buckets, tp, mesh
+        self.space, self.layout, self.rank, self.buckets, self.tp = space, layout, rank, buckets, tp
         self.at_flat: dict[Piece, tuple[int, int]] = {}  # piece -> (bucket, offset in what it reduces to)
         for b, bucket in enumerate(buckets):
             offset = -bucket.base
             for piece in bucket.spec.pieces:
                 self.at_flat[piece] = (b, offset)
                 offset += piece.numel
-        self.held, self.unique = layout.held(space, rank), layout.unique(space, rank)
-        self.wards = [(ward, sum(p.numel for p in layout.unique(space, ward))) for ward in layout.wards_of(rank)]
+        self.held = layout.held(space, rank)
+        self.stored = sum(p.numel for p in layout.storage(space, rank))
 
     def _valid_slices(self, flats: list[Tensor], owned: bool) -> list[tuple[Piece, Tensor]]:
         """The pieces whose sum over replicas is known here: the `owned` ones, after a ``fast`` reduction all."""
@@ -73,30 +66,10 @@ class Reduced:
             if self.space.tensors[piece.tensor].first_copy(self.layout.tp, shard) == shard
         }
 
-    def snapshot(self, flats: list[Tensor]) -> Tensor:
-        """The summed gradients of everything stored here: held pieces, and those mirrored for a peer.
-
-        A mirror is kept alive by replaying the optimizer on it: the owner sends the reduced gradient (a third of the
-        state's bytes), and from the commit on both sides compute the same bits.
-        """
-
-        def gather(pieces: tuple[Piece, ...], into: Tensor) -> Tensor:
-            parts = [flats[b][at : at + p.numel] for p in pieces for b, at in [self.at_flat[p]]]
-            return torch.cat(parts, out=into) if parts else into
-
-        at = sum(p.numel for p in self.held)
-        grad = torch.empty(at + sum(size for _, size in self.wards), dtype=flats[0].dtype, device=flats[0].device)
-        held = gather(self.held, grad[:at])
-        sends, receives = [], []
-        mirror = self.layout.mirror_of.get(self.rank)
-        if mirror is not None and self.unique:
-            same = self.unique == self.held
-            sends.append((mirror, held if same else gather(self.unique, grad.new_empty(0)), 0))
-        for ward, size in self.wards:
-            if size:
-                receives.append((ward, grad[at : at + size], 0))
-            at += size
-        if self.mesh is not None:
-            exchange(self.mesh, sends, receives)
-        assert at == grad.numel()
+    def gathered(self, flats: list[Tensor]) -> Tensor:
+        """The summed gradients of the held pieces, as they lie in the state; what follows is for mirrored ones."""
+        grad = torch.empty(self.stored, dtype=flats[0].dtype, device=flats[0].device)
+        parts = [flats[b][at : at + p.numel] for p in self.held for b, at in [self.at_flat[p]]]
+        if parts:
+            torch.cat(parts, out=grad[: sum(map(len, parts))])
         return grad

@@ -19,12 +19,14 @@ class Report:
             from the head's first tp rank of each cp index.
         samples: microbatch -> global positions of its sequences, as computed; only beside `losses`.
         squares: (tensor ordinal, shard, start of the piece) -> sum of squared gradients; each piece from its owner.
+        snapshot: the way of keeping mirrors that all ranks chose in this step, and why; else empty.
     """
 
     step: int
     losses: dict[tuple[int, int], float] = field(default_factory=dict)
     samples: dict[int, tuple[int, ...]] = field(default_factory=dict)
     squares: dict[tuple[int, int, int], float] = field(default_factory=dict)
+    snapshot: str = ""
 
 
 @dataclass(frozen=True)

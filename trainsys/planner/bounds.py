@@ -124,7 +124,7 @@ class _Parts:
         shape = (len(block.microbatch_sizes), len(block.zero), len(stages))
         state, changing = np.zeros(shape), np.zeros(shape)
         for j, zero in enumerate(block.zero):
-            sizes = stage_sizes(self.config.model, self.stages, zero)
+            sizes = stage_sizes(self.config.model, self.stages, zero, self.config.elastic.tolerate)
             for i, size in enumerate(block.microbatch_sizes):
                 config = self.variant(size, zero=zero)
                 for place, stage in enumerate(stages):

@@ -74,8 +74,11 @@ def choose(
     parts = config.model.vocab_parts
     if layout is None:
         return parallel, build_layout(
-            parallel, parallel.stage_layers, ranks, config.elastic.chunk, nodes.__getitem__, parts
-        )
+            parallel, parallel.stage_layers, ranks, config.elastic.chunk, nodes.__getitem__, parts,
+            config.elastic.tolerate,
+        )  # fmt: skip
     asked = question(config.cluster, layout, parallel, nodes)
     chosen = answers(asked) if answers is not None else answer(config, asked, rate)
-    return chosen, succeed(layout, chosen, chosen.stage_layers, ranks, nodes.__getitem__, parts)
+    return chosen, succeed(
+        layout, chosen, chosen.stage_layers, ranks, nodes.__getitem__, parts, config.elastic.tolerate
+    )

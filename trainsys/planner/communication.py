@@ -179,10 +179,10 @@ def shared_s(config: RunConfig, stages: Stages, topology: Topology, stage: int) 
 
 
 def mirror_s(config: RunConfig, mirrored: float, topology: Topology) -> float:
-    """Seconds to keep the copies of `mirrored` elements in a peer's memory alive, once per step.
+    """Seconds to keep the copies of `mirrored` elements in peers' memory alive, once per step.
 
-    The owner sends its reduced gradient and the peer repeats the optimizer step. The peer is on another node where
-    there is one. Snapshots in peers' memory: Wang et al. 2023 (Gemini, SOSP), §4.
+    The owner sends its reduced gradient and its peers repeat the optimizer step. They are on other nodes where there
+    are some. Snapshots in peers' memory: Wang et al. 2023 (Gemini, SOSP), §4.
     """
     link = whole_link(topology)
     if not mirrored or link is None:

@@ -38,7 +38,10 @@ class RankMemory:
 
 def rank_memory(config: RunConfig, stages: Stages, placement: Mapping[tuple[int, int], int]) -> tuple[RankMemory, ...]:
     """Of each lane. `placement`: (run, replica) -> lane."""
-    sizes, kept = stage_sizes(config.model, stages, config.parallel.zero), footprint(config, stages)
+    sizes, kept = (
+        stage_sizes(config.model, stages, config.parallel.zero, config.elastic.tolerate),
+        footprint(config, stages),
+    )
     of_stage = []
     for stage in range(stages.count):
         state = state_memory(config, stages, sizes, stage).total

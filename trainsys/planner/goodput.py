@@ -146,8 +146,9 @@ class _Chain:
         nodes = {r: self.topology.node_of(r) for r in range(self.topology.num_ranks)}
         parallel, chunk = config.parallel, max(config.elastic.chunk, self.space.numel // (_PIECES * len(nodes)))
         layout = build_layout(
-            parallel, parallel.stage_layers, sorted(nodes), chunk, nodes.__getitem__, config.model.vocab_parts
-        )
+            parallel, parallel.stage_layers, sorted(nodes), chunk, nodes.__getitem__, config.model.vocab_parts,
+            config.elastic.tolerate,
+        )  # fmt: skip
         self.first = _State(parallel, layout, nodes)
 
     def tokens_per_s(self, step_s: float) -> float:

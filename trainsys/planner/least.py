@@ -38,7 +38,7 @@ def memory_gib(config: RunConfig, stages: Stages) -> float:
     if set(replicas) == {1} and name in FORMS:
         return worst_memory(config, stages).total
     alive = least_ragged(name, microbatches, replicas) if stages.vp == 1 else (1,) * stages.count
-    sizes = stage_sizes(config.model, stages, config.parallel.zero)
+    sizes = stage_sizes(config.model, stages, config.parallel.zero, config.elastic.tolerate)
     return max(memory.total for memory in stage_memory(config, stages, sizes, alive))
 
 

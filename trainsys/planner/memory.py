@@ -61,12 +61,23 @@ def state_memory(config: RunConfig, stages: Stages, sizes: StageSizes, stage: in
     precision = Precision.of(config.train.dtype)
     return Memory(
         parameters=parameter_elements(config, stages, sizes, stage) * precision.parameter / GIB,
-        gradients=gradient_elements(config, stages, sizes, stage) * precision.gradient / GIB,
+        gradients=gradient_elements(config, stages, sizes, stage) * precision.gradient / GIB
+        + aside_elements(config, sizes, stage) * precision.state / GIB,
         optimizer=sizes.owned[stage] * 3 * precision.state / GIB,
         mirror=sizes.mirrored[stage] * 3 * precision.state / GIB,
         activations=0.0,
         logits=0.0,
     )
+
+
+def aside_elements(config: RunConfig, sizes: StageSizes, stage: int) -> int:
+    """Elements of the state that a step makes beside the present one, for peers that are sent it (`elastic.snapshot`).
+
+    With `optim.post_validation` a second one may be under way.
+    """
+    if config.elastic.snapshot == "replay" or not any(sizes.mirrored):
+        return 0
+    return 3 * (sizes.owned[stage] + sizes.mirrored[stage]) * (1 + config.optim.post_validation)
 
 
 def changing_gib(state: Memory, config: RunConfig) -> float:

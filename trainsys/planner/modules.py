@@ -141,7 +141,10 @@ def _memory(config: RunConfig, stages: Stages, plan: Plan) -> dict[str, float]:
 
 def _fullest(config: RunConfig, stages: Stages, plan: Plan) -> int:
     """The stage whose states and logits are those of the plan."""
-    sizes, size = stage_sizes(config.model, stages, plan.parallel.zero), Precision.of(config.train.dtype).parameter
+    sizes, size = (
+        stage_sizes(config.model, stages, plan.parallel.zero, config.elastic.tolerate),
+        Precision.of(config.train.dtype).parameter,
+    )
     off = [
         abs(parameter_elements(config, stages, sizes, stage) * size / GIB - plan.memory.parameters)
         + (bool(plan.memory.logits) != (stage == stages.head)) * plan.peak_gib

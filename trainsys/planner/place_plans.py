@@ -105,7 +105,7 @@ def _annealed(config: RunConfig, parallel: ParallelConfig, seconds: float) -> It
 
 def _traffic(config: RunConfig, stages: Stages) -> Traffic:
     """What `place` needs to know; gradients as the all-reduce that is as long as what their ZeRO stage sends."""
-    sizes = stage_sizes(config.model, stages, config.parallel.zero)
+    sizes = stage_sizes(config.model, stages, config.parallel.zero, config.elastic.tolerate)
     microbatches, dp = config.batch.global_size // config.batch.microbatch_size, stages.replicas[0]
     scatters = -(-microbatches // dp) if config.parallel.zero >= 2 else 1
     volumes = {2: (scatters + 1) / 2, 3: 3 * scatters / 2}.get(config.parallel.zero, 1.0)

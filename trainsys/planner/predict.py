@@ -109,7 +109,7 @@ def worst_stage(config: RunConfig, stages: Stages, topology: Topology | None = N
 def _memories(config: RunConfig, stages: Stages) -> tuple[Memory, ...]:
     in_flight = most_in_flight(config.parallel.schedule, *shares(config, stages), stages.vp)
     in_flight = tuple(n + stages.vp * BARRIERS[config.parallel.vocabulary] for n in in_flight)
-    sizes = stage_sizes(config.model, stages, config.parallel.zero)
+    sizes = stage_sizes(config.model, stages, config.parallel.zero, config.elastic.tolerate)
     return stage_memory(config, stages, sizes, in_flight)
 
 
@@ -202,7 +202,10 @@ def after_step(
     Args:
         which: the stages to look at; by default all.
     """
-    sizes, precision = stage_sizes(config.model, stages, config.parallel.zero), Precision.of(config.train.dtype)
+    sizes, precision = (
+        stage_sizes(config.model, stages, config.parallel.zero, config.elastic.tolerate),
+        Precision.of(config.train.dtype),
+    )
     which = range(stages.count) if which is None else which
     gbps = {s: min(device.memory_gbps for device in stage_devices(stages, topology, s)) for s in which}
     exchange = [

@@ -19,7 +19,7 @@ class StageSizes:
     Attributes:
         held: parameters of the rank's tp shard of its stage; a tied embedding is held by first and last stage.
         owned: of those, the elements whose master copy and moments the rank updates.
-        mirrored: elements whose master copy and moments it keeps for a peer, because nobody else has them.
+        mirrored: elements whose master copy and moments it keeps for peers, because too few others have them.
         tied: elements of a tied embedding's tp shard, 0 without one.
         experts: of `held`, what belongs to experts: under ep one class of them, the largest.
     """
@@ -36,11 +36,11 @@ def team_tokens(config: RunConfig) -> int:
     return config.batch.microbatch_size * -(-config.batch.seq_len // config.parallel.cp)
 
 
-def stage_sizes(model: ModelConfig, stages: Stages, zero: int) -> StageSizes:
+def stage_sizes(model: ModelConfig, stages: Stages, zero: int, tolerate: int = 1) -> StageSizes:
     """ZeRO 0 owns all that the stage holds, ZeRO 1 to 3 its share among the teams (Rajbhandari et al. 2020, §5.1).
 
-    A piece that would live on one rank only (ZeRO 1 to 3, a stage with one team, or a class of experts with one) is
-    mirrored, unless the rank is alone.
+    Every piece has `tolerate` holders beside one, as far as there are ranks: what lives on fewer (ZeRO 1 to 3, a stage
+    with few teams, or a class of experts with few) is mirrored.
     """
     by_block, tied = _elements(model, stages.tp)
     dense = [sum(by_block.get(block, 0) for block in stages.blocks(stage)) for stage in range(stages.count)]
@@ -52,15 +52,21 @@ def stage_sizes(model: ModelConfig, stages: Stages, zero: int) -> StageSizes:
     expert = _expert_elements(model, stages.tp)
     experts = [n * -(-model.num_experts // stages.ep) * expert for n in stages.layers]
     dense = [n - layers * model.num_experts * expert for n, layers in zip(dense, stages.layers, strict=True)]
-    owned, mirrored = [], []
+    owned, mirrored, wanted = [], [], min(tolerate, stages.num_ranks - 1) + 1
     for stage, (shared, own) in enumerate(zip(dense, experts, strict=True)):
         shares = ((shared, stages.copies(stage)), (own, stages.copies(stage) // stages.ep))
         sizes = [-(-n // copies) if zero else n for n, copies in shares]
         owned.append(sum(sizes))
-        lone = [n for n, (_, copies) in zip(sizes, shares, strict=True) if zero or copies == 1]
-        mirrored.append(sum(lone) if stages.num_ranks > 1 else 0)
+        mirrored.append(
+            sum(_kept(n, 1 if zero else copies, wanted) for n, (_, copies) in zip(sizes, shares, strict=True))
+        )
     held = tuple(a + b for a, b in zip(dense, experts, strict=True))
     return StageSizes(held, tuple(owned), tuple(mirrored), tied, tuple(experts))
+
+
+def _kept(numel: int, holders: int, wanted: int) -> int:
+    """Elements that a rank's peers keep for it, of `numel` that it and others hold; these take turns."""
+    return -(-numel * max(0, wanted - holders) // max(1, holders))
 
 
 @lru_cache(maxsize=128)

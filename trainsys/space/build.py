@@ -7,6 +7,7 @@ from itertools import accumulate, product
 
 from trainsys.config import ParallelConfig
 from trainsys.space.layout import Layout
+from trainsys.space.mirrors import mirrors
 from trainsys.space.runs import is_folded, runs_of
 from trainsys.space.seats import default_seats, reseat
 from trainsys.space.stage import Stage, Team
@@ -33,7 +34,7 @@ def stage_spans(layers: Sequence[int], vp: int = 1, folded: bool = False) -> lis
 
 def build_layout(
     parallel: ParallelConfig, layers: Sequence[int], ranks: Sequence[int], chunk: int, node_of: Callable[[int], int],
-    vocab_parts: int = 1,
+    vocab_parts: int = 1, tolerate: int = 1,
 ) -> Layout:  # fmt: skip
     """Place a mesh on `ranks`, axis after axis in the order that ``parallel.order`` names.
 
@@ -45,6 +46,7 @@ def build_layout(
         chunk: elements per piece.
         node_of: node of a rank, for choosing mirrors.
         vocab_parts: of the model, which all stages share out unless ``parallel.vocabulary`` leaves them at the ends.
+        tolerate: ranks that may fail at once: every piece has so many holders more than one, as far as there are ranks.
 
     Raises:
         ValueError: when there are too few ranks, or too few replicas for ep, or ``devices`` are not of the mesh.
@@ -67,12 +69,12 @@ def build_layout(
         for own, t, words in zip(spans, teams, _vocabulary(parallel, layers, vocab_parts), strict=True)
     )
     used = [r for t in teams for m in t for r in m]
-    return Layout(stages, parallel.tp, parallel.zero, chunk, mirrors(used, node_of), parallel.cp)
+    return Layout(stages, parallel.tp, parallel.zero, chunk, mirrors(used, node_of, tolerate), parallel.cp)
 
 
 def succeed(
     old: Layout, parallel: ParallelConfig, layers: Sequence[int], alive: Sequence[int], node_of: Callable[[int], int],
-    vocab_parts: int = 1,
+    vocab_parts: int = 1, tolerate: int = 1,
 ) -> Layout:  # fmt: skip
     """The layout after a change of membership, with as many teams as possible left where they are.
 
@@ -109,7 +111,7 @@ def succeed(
             experts = expert_seats([i % parallel.ep for i in range(len(teams))], parallel.ep)
         stages.append(Stage(own, tuple(teams), seats, experts, vocabulary[s]))
     ranks = [r for stage in stages for team in stage.teams for r in team]
-    return Layout(tuple(stages), parallel.tp, parallel.zero, old.chunk, mirrors(ranks, node_of), parallel.cp)
+    return Layout(tuple(stages), parallel.tp, parallel.zero, old.chunk, mirrors(ranks, node_of, tolerate), parallel.cp)
 
 
 def expert_seats(classes: Sequence[int], ep: int) -> tuple[tuple[int, ...], ...]:
@@ -148,27 +150,6 @@ def _edited(
         staying = {n: plain.index(i) for n, i in moved.items() if old.classes[n] == own and i in plain}
         tables.append(tuple(plain[i] for i in reseat(old.expert_seats[own], staying, len(plain))))
     return seats, tuple(tables)
-
-
-def mirrors(ranks: Sequence[int], node_of: Callable[[int], int]) -> tuple[tuple[int, int], ...]:
-    """A peer for every rank: the next one around a ring that alternates nodes, on another node where there is one."""
-    seen: dict[int, int] = {}
-    order = []
-    for rank in sorted(ranks):
-        depth = seen.setdefault(node_of(rank), 0)
-        seen[node_of(rank)] += 1
-        order.append((depth, rank))
-    ring = [rank for _, rank in sorted(order)]
-    nodes = [node_of(rank) for rank in ring]
-    n = len(ring)
-    if n == 1:
-        return ()
-    away = next((k for k in range(1, n) if nodes[k] != nodes[0]), n)  # how far ahead another node is; n: nowhere
-    pairs = []
-    for i in range(n, 0, -1):  # backwards, so that each rank looks at the next one only
-        away = 1 if nodes[i % n] != nodes[i - 1] else away + 1
-        pairs.append((ring[i - 1], ring[(i - 1 + away) % n if away < n else i % n]))
-    return tuple(sorted(pairs))
 
 
 def _vocabulary(parallel: ParallelConfig, layers: Sequence[int], vocab_parts: int) -> list[tuple[Span, ...]]:

@@ -6,7 +6,7 @@ at teams, and at a tensor only to see whether a lost seat had a piece of it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from trainsys.space.box import Box
 from trainsys.space.deal import Deal, Deals, Kind, Shelf, TeamTensors
@@ -36,14 +36,15 @@ def check_covered(space: Space, layout: Layout, alive: Collection[int]) -> None:
     shelves: dict[tuple[int, int], Shelf] = {}
     for deal in map(deals.__getitem__, touched):
         kind = deal.kind
-        key = (kind.stages, kind.expert_class, kind.copies, kind.shared)
+        turn = deal.tensor % kind.shared if kind.shared <= layout.tolerates else 0
+        key = (kind.stages, kind.expert_class, kind.copies, kind.shared, turn)
         if key not in gone:
-            gone[key] = _gone(layout, kind, dead)
+            gone[key] = _gone(layout, kind, deals.holding(kind), turn, dead)
         cells = []
         for stage, team, shard in gone[key]:
             if (stage, team) not in shelves:
                 tensors = TeamTensors(layout, deals, stage, layout.stages[stage].classes[team])
-                shelves[stage, team] = Shelf(tensors, team, False)
+                shelves[stage, team] = Shelf(tensors, team)
             cell = shelves[stage, team].first_cell(deal.tensor)
             if cell is not None:
                 cells.append((shard, cell))
@@ -52,26 +53,35 @@ def check_covered(space: Space, layout: Layout, alive: Collection[int]) -> None:
             raise LostError(f"{space.tensors[deal.tensor].name}{box}: no living rank holds it")
 
 
-def _gone(layout: Layout, kind: Kind, dead: set[int]) -> list[tuple[int, int, int]]:
-    """The (stage, team, shard) whose cells of such a tensor nobody keeps any more; of equal shards the first."""
+def _gone(
+    layout: Layout, kind: Kind, holding: Sequence[tuple[int, int]], turn: int, dead: set[int]
+) -> list[tuple[int, int, int]]:
+    """The (stage, team, shard) whose cells of such a tensor nobody keeps any more; of equal shards the first.
+
+    Args:
+        holding: the (stage, team) of all that compute with it.
+        turn: among these, where all keep it, of the one whose peers do, too.
+    """
     shards = [range(t, t + kind.copies) for t in range(0, layout.tp, kind.copies)]
-    holding = [(s, i) for s in kind.stages for i in layout.stages[s].members(kind.expert_class)]
     teams = [layout.stages[s].teams[i] for s, i in holding]
-    if kind.shared:
-        return [(*holding[0], equal[0]) for equal in shards if all(team[t] in dead for team in teams for t in equal)]
+    if kind.shared > 1:
+        guard = teams[turn]
+        return [
+            (*holding[0], equal[0]) for equal in shards if not any(_kept(layout, teams, guard, t, dead) for t in equal)
+        ]
     return [
         (*where, equal[0])
         for where, team in zip(holding, teams, strict=True)
         if not dead.isdisjoint(team)
         for equal in shards
-        if not any(_kept(layout, team, t, dead) for t in equal)
+        if not any(_kept(layout, (team,), team, t, dead) for t in equal)
     ]
 
 
-def _kept(layout: Layout, team: Team, shard: int, dead: set[int]) -> bool:
-    """Whether the owner or its mirror lives."""
-    owner = team[shard]
-    return owner not in dead or layout.mirror_of.get(owner, owner) not in dead
+def _kept(layout: Layout, teams: Sequence[Team], guard: Team, shard: int, dead: set[int]) -> bool:
+    """Whether one of `teams` lives, or a mirror."""
+    holders = (*(team[shard] for team in teams), *layout.peers_for(guard[shard], teams))
+    return not dead.issuperset(holders)
 
 
 def _box(space: Space, layout: Layout, deal: Deal, shard: int, cell: int) -> Box:

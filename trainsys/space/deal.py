@@ -34,7 +34,7 @@ class Kind:
         stages: those that hold it, and take its cells in turn.
         expert_class: of the teams that hold it in each stage; None: all do.
         whole: one cell per shard.
-        shared: all of several teams keep it (ZeRO-0), so that no mirror has to.
+        shared: so many teams keep it alike (ZeRO-0): mirrors have to only where there should be more; else 1.
     """
 
     copies: int
@@ -43,7 +43,7 @@ class Kind:
     stages: tuple[int, ...]
     expert_class: int | None
     whole: bool
-    shared: bool
+    shared: int
 
     @property
     def num_cells(self) -> int:
@@ -111,13 +111,19 @@ class Deals:
                     numbers.update(by_block.get((block, expert), ()))
         return sorted(numbers)
 
+    def holding(self, kind: Kind) -> list[tuple[int, int]]:
+        """(stage, team) of all that compute with a tensor of such a kind, in order."""
+        return [(s, i) for s in kind.stages for i in self.layout.stages[s].members(kind.expert_class)]
+
     def _kind(self, tensor: LogicalTensor, stages: tuple[int, ...], expert_class: int | None) -> Kind:
         layout = self.layout
         numel = tensor.numel // tensor.shards(layout.tp)
-        alone = len(stages) == 1 and len(layout.stages[stages[0]].members(expert_class)) == 1
-        whole = alone or layout.zero == 0
-        grain = numel if whole else layout.chunk
-        return Kind(tensor.copies(layout.tp), numel, grain, stages, expert_class, whole, layout.zero == 0 and not alone)
+        count = sum(len(layout.stages[s].members(expert_class)) for s in stages)
+        whole = count == 1 or layout.zero == 0
+        shared = count if layout.zero == 0 else 1
+        return Kind(
+            tensor.copies(layout.tp), numel, numel if whole else layout.chunk, stages, expert_class, whole, shared
+        )
 
 
 class TeamTensors:
@@ -132,13 +138,15 @@ class TeamTensors:
         first, stop: the turns that the stage takes of the tensor's cells, each as (cycles, place).
         last: the place of the last cell's turn.
         lacking: elements that the last cell is short of, where this stage takes it.
+        kinds, kind_of: the kinds that there are, and which one each tensor is of.
     """
 
     def __init__(self, layout: Layout, deals: Deals, stage: int, expert_class: int) -> None:
         numbers, alike = deals.of_team(stage, expert_class), deals.space.alike
         forms = np.array([alike[n] for n in numbers], dtype=np.int64)
         _, examples, which = np.unique(forms, return_index=True, return_inverse=True)
-        kinds = [deals[numbers[i]].kind for i in examples.tolist()]
+        self.kinds = kinds = [deals[numbers[i]].kind for i in examples.tolist()]
+        self.kind_of: Ints = which
 
         def of(values: list[int]) -> Ints:
             """A value per kind to a value per tensor."""
@@ -147,7 +155,7 @@ class TeamTensors:
         self.deals = [Deal(n, kinds[i]) for n, i in zip(numbers, which.tolist(), strict=True)]
         self.slot = {n: i for i, n in enumerate(numbers)}
         self.numel, self.grain = of([k.numel for k in kinds]), of([k.grain for k in kinds])
-        self.whole, self.shared = of([k.whole for k in kinds]) > 0, of([k.shared for k in kinds]) > 0
+        self.whole = of([k.whole for k in kinds]) > 0
         own = layout.stages[stage]
         self.tables: list[Ints] = [np.array(own.seats_of(c), dtype=np.int64) for c in (None, expert_class)]
         self.begins = [0, len(self.tables[0]) + 1]
@@ -158,7 +166,7 @@ class TeamTensors:
             return turns // period, turns % period + begin
 
         stages, at = of([len(k.stages) for k in kinds]), of([k.stages.index(stage) for k in kinds])
-        start = np.array(numbers, dtype=np.int64)
+        self.numbers = start = np.array(numbers, dtype=np.int64)
         stop = start + of([k.num_cells for k in kinds])
         self.first, self.stop = split(-((at - start) // stages)), split(-((at - stop) // stages))
         self.last = split((stop - 1) // stages)[1]
@@ -173,8 +181,8 @@ class Shelf:
         total: elements per rank.
     """
 
-    def __init__(self, tensors: TeamTensors, team: int, unique: bool) -> None:
-        """`unique`: only what no other team keeps, the part that a mirror stores."""
+    def __init__(self, tensors: TeamTensors, team: int, kept: NDArray[np.bool_] | None = None) -> None:
+        """`kept`: of each tensor, whether it is there; None: all are."""
         self._tensors = tensors
         mine = [table == team for table in tensors.tables]
         before = np.concatenate([np.concatenate(([0], np.cumsum(own))) for own in mine])  # its seats before each place
@@ -184,8 +192,8 @@ class Shelf:
         missing = tensors.lacking * (before[tensors.last + 1] - before[tensors.last])
         sizes = np.where(tensors.whole, tensors.numel, tensors.grain * (stop - first) - missing)
         counts = np.where(tensors.whole, 1, stop - first)
-        if unique:
-            sizes, counts = (np.where(tensors.shared, 0, a) for a in (sizes, counts))
+        if kept is not None:
+            sizes, counts = sizes * kept, counts * kept
         ends = np.cumsum(sizes)
         self.total = int(ends[-1]) if len(ends) else 0
         self._first, self._counts, self._offsets = first, counts, ends - sizes

@@ -11,6 +11,9 @@ from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trainsys.space.box import Box
 from trainsys.space.deal import Deal, Deals, Kind, Shelf, TeamTensors
 from trainsys.space.layout import Layout, Piece
@@ -18,6 +21,8 @@ from trainsys.space.places import Place, piece_places
 from trainsys.space.tensor import LogicalTensor, Space
 
 Copy = tuple[int, int]  # (rank, ward): the rank stores what is the ward's; its own, or as a mirror
+
+_NONE, _ALL, _TURNS = 0, 1, 2  # of the tensors of a kind that a peer may keep; in turns: its ward is not their only one
 
 
 class Holders:
@@ -81,7 +86,8 @@ class Index:
         self.deals = Deals(space, layout)
         self._node_of, self._alive = node_of, alive
         self._teams: dict[tuple[int, int], TeamTensors] = {}  # by stage and class of experts
-        self._shelves: dict[tuple[int, int, bool], Shelf] = {}
+        self._shelves: dict[tuple[int, int, tuple[int, ...]], Shelf] = {}
+        self._whose: dict[Copy, Shelf] = {}
         self._bases: dict[int, dict[int, int]] = {}
         self._holders: dict[tuple[Kind, int, int, int], Holders] = {}
         self._groups: dict[tuple[object, ...], Holders] = {}
@@ -103,12 +109,11 @@ class Index:
 
     def shelf(self, rank: int, ward: int) -> tuple[Shelf, int]:
         """How the cells of `ward` lie in the storage of `rank`, and from where on."""
-        return self._shelf(ward, ward != rank), 0 if ward == rank else self._base(rank)[ward]
+        return self._shelf(ward, rank), 0 if ward == rank else self._base(rank)[ward]
 
     def numel(self, rank: int) -> int:
         """Elements that the rank stores."""
-        wards = self.layout.wards_of(rank)
-        return self._shelf(rank, False).total + sum(self._shelf(ward, True).total for ward in wards)
+        return sum(self._shelf(ward, rank).total for ward in (rank, *self.layout.wards_of(rank)))
 
     def runs(self, deal: Deal, shard: int, cell: int) -> list[Place]:
         """The boxes of a cell, at offsets from its begin: the same for all tensors of a kind."""
@@ -122,30 +127,59 @@ class Index:
     def _base(self, rank: int) -> dict[int, int]:
         """Whose cells the rank stores, itself first, and where each one's begin."""
         if rank not in self._bases:
-            bases, at = {rank: 0}, self._shelf(rank, False).total
-            for ward in self.layout.wards_of(rank):
+            bases, at = {}, 0
+            for ward in (rank, *self.layout.wards_of(rank)):
                 bases[ward] = at
-                at += self._shelf(ward, True).total
+                at += self._shelf(ward, rank).total
             self._bases[rank] = bases
         return self._bases[rank]
 
-    def _shelf(self, rank: int, unique: bool) -> Shelf:
-        stage, team, _ = self.layout.where(rank)
-        key = (stage, team, unique)
+    def _shelf(self, ward: int, rank: int) -> Shelf:
+        """What `rank` has of the cells of `ward`: itself, or one whose peer it is."""
+        if (rank, ward) not in self._whose:
+            self._whose[rank, ward] = self._made_shelf(ward, rank)
+        return self._whose[rank, ward]
+
+    def _made_shelf(self, ward: int, rank: int) -> Shelf:
+        stage, team, _ = self.layout.where(ward)
+        tensors = self._tensors(stage, team)
+        kept = (_ALL,) * len(tensors.kinds) if ward == rank or self.layout.zero else self._kept(tensors, ward, rank)
+        if _TURNS not in kept and tensors.whole.all():  # every team like it has the same
+            team = self._first(stage, team)
+        key = (stage, team, kept)
         if key not in self._shelves:
-            self._shelves[key] = self._made_shelf(stage, team, unique)
+            self._shelves[key] = Shelf(tensors, team, self._mask(tensors, team, kept))
         return self._shelves[key]
 
-    def _made_shelf(self, stage: int, team: int, unique: bool) -> Shelf:
-        """Where all that a team keeps is whole, every team like it has the same."""
-        own = self.layout.stages[stage]
-        kind = (stage, own.classes[team])
+    def _kept(self, tensors: TeamTensors, ward: int, peer: int) -> tuple[int, ...]:
+        """Which tensors of each kind `peer` keeps for `ward`."""
+        kept = []
+        for kind in tensors.kinds:
+            keeps = kind.shared <= self.layout.tolerates
+            if keeps and kind.shared > 1:
+                teams = [self.layout.stages[s].teams[i] for s, i in self.deals.holding(kind)]
+                keeps = peer in self.layout.peers_for(ward, teams)
+            kept.append((_ALL if kind.shared == 1 else _TURNS) if keeps else _NONE)
+        return tuple(kept)
+
+    def _mask(self, tensors: TeamTensors, team: int, kept: tuple[int, ...]) -> NDArray[np.bool_] | None:
+        """The same of each tensor."""
+        if all(how == _ALL for how in kept):
+            return None
+        turns = [self.deals.holding(k).index((tensors.stage, team)) if k.shared > 1 else 0 for k in tensors.kinds]
+        how, turn, among = (np.array(v)[tensors.kind_of] for v in (kept, turns, [k.shared for k in tensors.kinds]))
+        mask: NDArray[np.bool_] = (how == _ALL) | ((how == _TURNS) & (tensors.numbers % among == turn))
+        return mask
+
+    def _tensors(self, stage: int, team: int) -> TeamTensors:
+        kind = (stage, self.layout.stages[stage].classes[team])
         if kind not in self._teams:
             self._teams[kind] = TeamTensors(self.layout, self.deals, *kind)
-        first = own.members(own.classes[team])[0]
-        if team != first and self._teams[kind].whole.all():
-            return self._shelf(own.teams[first][0], unique)
-        return Shelf(self._teams[kind], team, unique)
+        return self._teams[kind]
+
+    def _first(self, stage: int, team: int) -> int:
+        own = self.layout.stages[stage]
+        return own.members(own.classes[team])[0]
 
     # -- everybody's ---------------------------------------------------------------------------------------------
 
@@ -164,25 +198,33 @@ class Index:
     def holders(self, deal: Deal, shard: int, cell: int) -> Holders:
         """Who keeps a cell: any rank with any of its equal shards."""
         kind = deal.kind
-        turn, at = (0, 0) if kind.shared else deal.turn(cell)
-        seats = self.layout.stages[kind.stages[at]].seats_of(kind.expert_class)
-        seat = 0 if kind.shared else turn % len(seats)
+        if kind.shared > 1:
+            turn = deal.tensor % kind.shared if kind.shared <= self.layout.tolerates else 0
+            at, seat = -1, turn
+        else:
+            turn, at = deal.turn(cell)
+            seats = self.layout.stages[kind.stages[at]].seats_of(kind.expert_class)
+            seat = turn % len(seats)
         key = (kind, shard - shard % kind.copies, at, seat)
         if key not in self._holders:
-            self._holders[key] = self._holding(kind, key[1], None if kind.shared else (kind.stages[at], seats[seat]))
+            owner = None if at < 0 else (kind.stages[at], seats[seat])
+            self._holders[key] = self._holding(kind, key[1], owner, seat)
         return self._holders[key]
 
-    def _holding(self, kind: Kind, first: int, owner: tuple[int, int] | None) -> Holders:
-        """Who keeps the cells of the shards from `first` on of one team of a stage; None: of all teams, alike."""
-        key = (kind.stages, kind.expert_class, first, kind.copies) if owner is None else (owner, first, kind.copies)
+    def _holding(self, kind: Kind, first: int, owner: tuple[int, int] | None, turn: int) -> Holders:
+        """Who keeps the cells of the shards from `first` on of one team of a stage; None: of all teams, alike.
+
+        Args:
+            turn: among all teams, of the one whose peers keep them, too, where there should be more holders.
+        """
+        shards = (first, kind.copies)
+        key = (kind.stages, kind.expert_class, turn, *shards) if owner is None else (owner, *shards)
         if key not in self._groups:
-            owning = [(s, i) for s in kind.stages for i in self.layout.stages[s].members(kind.expert_class)]
-            teams = [self.layout.stages[s].teams[i] for s, i in ([owner] if owner else owning)]
-            owners = [rank for team in teams for rank in team[first : first + kind.copies]]
-            copies = [(rank, rank) for rank in owners]
-            if owner is not None:
-                peers = self.layout.mirror_of
-                copies += [(peers[rank], rank) for rank in owners if rank in peers]
+            owning = self.deals.holding(kind) if owner is None else [owner]
+            teams = [self.layout.stages[s].teams[i] for s, i in owning]
+            copies = [(rank, rank) for team in teams for rank in team[first : first + kind.copies]]
+            guards = teams[0 if owner else turn][first : first + kind.copies]
+            copies += [(peer, rank) for rank in guards for peer in self.layout.peers_for(rank, teams)]
             if self._alive is not None:
                 copies = [(rank, ward) for rank, ward in copies if rank in self._alive]
             self._groups[key] = Holders(copies, self._node_of)

@@ -11,7 +11,7 @@ depend on dp, cp, ep, vp or pp, so gradient norms, hashes and ZeRO ownership kee
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -50,7 +50,8 @@ class Layout:
         tp: tensor-parallel degree, the size of every team.
         zero: 0 keeps a piece's optimizer state on every replica, 1 and more on its owner only.
         chunk: elements per piece, fixed for a run.
-        mirrors: (rank, peer): the peer also keeps those pieces of rank that nobody else holds.
+        mirrors: (rank, peer), equally many for every rank, the first peer first: they keep those pieces of rank of
+            which there would be too few holders; see `peers_for`.
         cp: teams of a replica, which share a sequence.
     """
 
@@ -97,8 +98,30 @@ class Layout:
         return tuple(sorted({self._stage_of[block] for block in tensor.uses}))
 
     @cached_property
-    def mirror_of(self) -> dict[int, int]:
-        return dict(self.mirrors)
+    def peers_of(self) -> dict[int, tuple[int, ...]]:
+        """Rank -> its peers, in the order in which they are called upon."""
+        peers: dict[int, list[int]] = {}
+        for rank, peer in self.mirrors:
+            peers.setdefault(rank, []).append(peer)
+        return {rank: tuple(own) for rank, own in peers.items()}
+
+    @cached_property
+    def tolerates(self) -> int:
+        """How many ranks may fail at once without a loss: every piece has more holders than that."""
+        return len(self.mirrors) // len(self.ranks)
+
+    def peers_for(self, rank: int, teams: Sequence[Team]) -> tuple[int, ...]:
+        """The peers that keep what `rank` holds and the other `teams` hold, too: as many as are missing.
+
+        A rank has `tolerates` peers. Of these at most as many hold a piece themselves as it has holders beside the
+        rank, so those that do not are never too few.
+        """
+        missing = self.tolerates + 1 - len(teams)
+        if missing < 1:
+            return ()
+        shard = self.where(rank)[2]
+        holding = {team[shard] for team in teams}
+        return tuple([peer for peer in self.peers_of[rank] if peer not in holding][:missing])
 
     def wards_of(self, peer: int) -> list[int]:
         """The ranks that `peer` mirrors, in the order in which it stores them."""
@@ -185,13 +208,18 @@ class Layout:
 
     def mirrored(self, space: Space, rank: int) -> tuple[Piece, ...]:
         """Pieces kept only so that the death of their single holder loses nothing."""
-        return tuple(p for ward in self.wards_of(rank) for p in self.unique(space, ward))
+        return tuple(p for ward in self.wards_of(rank) for p in self.kept_for(space, ward, rank))
 
-    def unique(self, space: Space, rank: int) -> tuple[Piece, ...]:
-        """Held pieces that no other rank holds."""
-        if self.zero == 0:
-            return tuple(p for p in self.held(space, rank) if len(self.teams_of(space.tensors[p.tensor])) == 1)
-        return self.owned(space, rank)
+    def kept_for(self, space: Space, ward: int, peer: int) -> tuple[Piece, ...]:
+        """Pieces that `ward` holds and its `peer` keeps, too."""
+        if self.zero:
+            return self.owned(space, ward)
+        kept: dict[int, bool] = {}
+        for number, tensor in enumerate(space.tensors):
+            if self.holds(tensor, ward):
+                teams = self.teams_of(tensor)
+                kept[number] = ward in guardian(teams, number) and peer in self.peers_for(ward, teams)
+        return tuple(p for p in self.held(space, ward) if kept[p.tensor])
 
     def storage(self, space: Space, rank: int) -> tuple[Piece, ...]:
         """The pieces of the rank's flat state buffers, in order: held ones, then mirrored ones."""
@@ -203,14 +231,11 @@ class Layout:
             if self.holds(tensor, rank):
                 yield from self.pieces(tensor, ordinal, shard)
 
-    def holders(self, tensor: LogicalTensor, shard: int, owner: Team) -> tuple[int, ...]:
-        """Every rank whose storage has the pieces of `shard` owned by team `owner`, the owner first."""
-        first = owner[shard]
-        teams = self.teams_of(tensor)
-        if self.zero == 0 and len(teams) > 1:
-            return (first, *(team[shard] for team in teams if team != owner))
-        mirror = self.mirror_of.get(first)
-        return (first,) if mirror is None else (first, mirror)
+    def holders(self, tensor: LogicalTensor, ordinal: int, shard: int, owner: Team) -> tuple[int, ...]:
+        """Every rank whose storage has the pieces of `shard` owned by team `owner`, the owner first, mirrors last."""
+        teams = self.teams_of(tensor) if self.zero == 0 else (owner,)
+        others = (team[shard] for team in teams if team != owner)
+        return (owner[shard], *others, *self.peers_for(guardian(teams, ordinal)[shard], teams))
 
     # -- as text -------------------------------------------------------------------------------------------------
 
@@ -237,3 +262,8 @@ class Layout:
 
         stages = tuple(Stage(**{k: tuples(v) for k, v in s.items()}) for s in d["stages"])
         return Layout(**{**{k: tuples(v) for k, v in d.items()}, "stages": stages})
+
+
+def guardian(teams: Sequence[Team], ordinal: int) -> Team:
+    """Of the teams that hold tensor number `ordinal` alike, the one whose peers keep it: they take turns."""
+    return teams[ordinal % len(teams)]
