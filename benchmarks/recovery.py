@@ -40,6 +40,7 @@ WARM, AFTER = 12, 12  # steps before and after the fault
 LIMIT_S = 150.0
 RESTARTS = {"torchrun", "ray"}  # all workers, when one dies
 MODULE = "benchmarks._recovery_worker"
+MARK = "TRAINSYS_BENCH_RECOVERY"
 NEEDS = {"trainsys": "", "plain": "", "torchrun": "", "torchft": "torchft", "torchft tuned": "torchft",
          "ray": "pyarrow"}  # fmt: skip
 INSTALL = {
@@ -137,12 +138,12 @@ class System:
         return max(self.steps(), key=lambda s: (s.first % BATCH, s.time)).pid
 
     def close(self) -> None:
-        """End whatever is left, with all that it started."""
-        for process in self.processes:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        if self.name == "ray":
-            subprocess.run(["pkill", "-9", "-f", f"{self.folder}|raylet|gcs_server"], check=False)
+        """End whatever is left, with all that it started, in whatever session."""
+        mark = f"{MARK}={self.folder}".encode()
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(entry.name), signal.SIGKILL)
         for process in self.processes:
             process.wait()
 
@@ -160,7 +161,7 @@ def _of_trainsys(run_dir: Path) -> list[Step]:
 def measure(name: str, env: dict[str, str], number: int) -> dict[str, Any]:
     """One fault in one system. Raises TimeoutError where it never recovers."""
     folder = Path(tempfile.mkdtemp(prefix="recovery-", dir="/dev/shm"))
-    system = System(name, folder, dict(env))
+    system = System(name, folder, {**env, MARK: str(folder)})
     try:
         system.start()
         before = _wait(system, lambda steps: len({s.step for s in steps}) > WARM, "does not start")
@@ -207,9 +208,9 @@ def _losses(steps: Sequence[Step], struck: float, end: int) -> dict[str, Any]:
     before = {s.step for s in steps if s.time <= struck}
     again = {s.step for s in steps if s.time > struck} & before
     late = {s.step for s in steps if s.step in again and s.time < struck + 0.05}  # counted by some just before
-    last = max(before)
-    trained = {sample for s in steps if last < s.step <= end for sample in range(s.first, s.first + s.count)}
-    return {"steps_lost": len(again - late), "samples_lost": (end - last) * BATCH - len(trained)}
+    expected = set(range((max(before) + 1) * BATCH, (end + 1) * BATCH))
+    trained = {sample for s in steps for sample in range(s.first, s.first + s.count)}
+    return {"steps_lost": len(again - late), "samples_lost": len(expected - trained)}
 
 
 def _median(steps: Sequence[Step]) -> float:
