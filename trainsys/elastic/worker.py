@@ -25,6 +25,7 @@ from trainsys.config import RunConfig
 from trainsys.data.build import build_source
 from trainsys.data.sampler import Sampler
 from trainsys.elastic.ahead import Ahead
+from trainsys.elastic.beside import Beside
 from trainsys.elastic.census import take_census
 from trainsys.elastic.checkpoint import CheckpointError, load_state, save_state
 from trainsys.elastic.control import Abandoned, ControlClient
@@ -39,6 +40,8 @@ from trainsys.elastic.messages import (
     Fault,
     Hello,
     Open,
+    Prepare,
+    Prepared,
     Proposal,
     Quiesced,
     Quit,
@@ -103,9 +106,12 @@ class Worker:
         self._beat_s = self.control.pause_s()
         self.control.pause_s, self.control.beat = self._pause_s, self._beat
         self.ahead = Ahead(config, self.control, self._apply)
+        self.beside: Beside | None = None  # the next layout, while it is prepared
 
     def _on_fault(self, epoch: int) -> None:
         self.comm.abort(epoch - 1)
+        if self.beside is not None:
+            self.beside.drop()
 
     def _beat(self) -> Beat:
         return Beat(self.control.epoch, self.comm.stamps.doing())
@@ -127,8 +133,11 @@ class Worker:
                     if message.epoch > self.control.epoch:
                         raise Abandoned(message.epoch)
                     continue
-                if isinstance(message, Verdict):  # on the last step, while communication in the next one failed
-                    self.ahead.take(message)
+                if isinstance(message, Verdict):
+                    if self.engine is None:
+                        self._watch(message)
+                    else:  # on the last step, while communication in the next one failed
+                        self.ahead.take(message)
                     continue
                 assert isinstance(message, Open), message
                 self.enter(message)
@@ -156,9 +165,14 @@ class Worker:
         at("connect")
         everyone = tuple(sorted(order.participants))
         wanted = [everyone] if len(everyone) > 1 else []
-        self.comm.reconfigure(order.epoch, wanted + wanted_groups(self.space, order.dst, routes), order.keep)
-        self.history.entered(order, self.comm)
-        new, received, before = self._stage(order, self.comm.group(everyone) if wanted else None)
+        if order.prepared:
+            new, received, before = *self._adopt(order), None
+            self.history.entered(order, self.comm)
+        else:
+            self._drop()
+            self.comm.reconfigure(order.epoch, wanted + wanted_groups(self.space, order.dst, routes), order.keep)
+            self.history.entered(order, self.comm)
+            new, received, before = self._stage(order, self.comm.group(everyone) if wanted else None)
         at("verify")
         census = take_census(
             self.space, self.rank, order.src, order.alive, self.state, order.dst, new, self.step, before
@@ -222,6 +236,51 @@ class Worker:
                 self.step = order.step
         return new, passage.received, passage.before
 
+    # -- preparing an epoch beside the steps ---------------------------------------------------------------------
+
+    def _prepare(self, order: Prepare) -> None:
+        """Begin to make the next layout in another thread."""
+        config = dataclasses.replace(self.config, model=self.model, parallel=order.parallel)
+        everyone = tuple(sorted(order.participants))
+        groups = [everyone] if len(everyone) > 1 else []
+        groups += wanted_groups(self.space, order.dst, routes_of(config, order.dst))
+
+        def tell(error: str) -> None:
+            self.control.send(Failed(order.epoch - 1, error) if error else Prepared(order.epoch))
+
+        self.beside = Beside(
+            order, self.space, self.rank, self.comm.spawn("b"), groups, self.state, self.config.optim, self.dtype,
+            self.device, self._staging, tell,
+        )  # fmt: skip
+
+    def _watch(self, verdict: Verdict) -> None:
+        """A step of the others, while this rank prepares to join them."""
+        if self.beside is not None:
+            self.beside.follow(verdict.decision, None)
+        if verdict.prepare is not None:
+            self._prepare(verdict.prepare)
+        if verdict.change >= 0:
+            raise Abandoned(verdict.change)
+
+    def _adopt(self, order: Open) -> tuple[FlatState, int]:
+        """What has been prepared, and the bytes received for it. Raises CommError."""
+        beside = self.beside
+        if beside is None or beside.order.epoch != order.epoch:
+            raise CommError(f"nothing is prepared for epoch {order.epoch}")
+        try:
+            self._at("transfer")
+            new = beside.finish(order.step)
+            self.comm.adopt(order.epoch, beside.comm)
+        finally:
+            self._drop()
+        return new, beside.received
+
+    def _drop(self) -> None:
+        """Nothing is prepared any more."""
+        if self.beside is not None:
+            self.beside.drop()
+            self.beside = None
+
     def _staging(self) -> Staging:
         return Staging(int(self.config.elastic.staging_mib * 2**20))
 
@@ -279,8 +338,16 @@ class Worker:
         now, self.injector.step = self.injector.step, self.step
         self.injector.at("optimizer")
         self.injector.step = now
+        beside, grad = self.beside, None
+        if beside is not None:
+            beside.copied()
+            grad = None if verdict.decision.skipped else self.engine.grads[0].clone()
         self.engine.apply(verdict.decision)
         self.step += 1
+        if beside is not None:
+            beside.follow(verdict.decision, grad)
+        if verdict.prepare is not None:
+            self._prepare(verdict.prepare)
         self.history.applied(verdict.decision, self.step)
         self.history.hashed(self.layout, self.state, self.step, verdict.stop)
 
@@ -299,6 +366,7 @@ class Worker:
             self.comm.stamps.enter("save")
             self._save()
         if stop:
+            self._drop()
             self.control.expect(Quit)  # leaves
 
     def _batch(self, engine: Engine, step: int) -> Batch:
