@@ -77,6 +77,8 @@ def serve(
     except Exception:
         traceback.print_exc()
         return 1
+    finally:
+        worker.clock.reset()
 
 
 def rank_main(

@@ -28,6 +28,7 @@ from trainsys.elastic.ahead import Ahead
 from trainsys.elastic.beside import Beside
 from trainsys.elastic.census import take_census
 from trainsys.elastic.checkpoint import CheckpointError, load_state, save_state
+from trainsys.elastic.clocks.registry import clock_of, open_clock
 from trainsys.elastic.control import Abandoned, ControlClient
 from trainsys.elastic.faults import FaultEvent, Injector
 from trainsys.elastic.fingerprints import code_print, config_print
@@ -85,6 +86,7 @@ class Worker:
         self.model = stand_in(config.model) if config.train.emulate else resolve(config.model)
         self.space = Space(tensors(self.model))
         self.device = device_of(config, rank)
+        self.clock = open_clock(config.elastic.clocks, self.device.index or 0)
         self.dtype = master_dtype(DTYPES[config.train.dtype])
         self.comm = Communicator(store, rank, config.cluster.device.backend, config.elastic.comm_timeout_s)
         self.troubles = Troubles(config.train.emulate_slow, rank)
@@ -101,12 +103,12 @@ class Worker:
         self.step = 0  # optimizer steps in `state`
         self.holdings: dict[int, Holding] = {}  # by epoch, while the layout changes progressively
         self.released = (-1, 0)  # epoch entered that way, portions released in it
+        self.beside: Beside | None = None  # the next layout, while it is prepared
         hello = Hello(rank, os.getpid(), node, (code_print(), config_print(config)))
         self.control = control(hello, self._on_fault)
         self._beat_s = self.control.pause_s()
         self.control.pause_s, self.control.beat = self._pause_s, self._beat
         self.ahead = Ahead(config, self.control, self._apply)
-        self.beside: Beside | None = None  # the next layout, while it is prepared
 
     def _on_fault(self, epoch: int) -> None:
         self.comm.abort(epoch - 1)
@@ -186,6 +188,7 @@ class Worker:
             want_huge_pages(flat)  # what was to be released in small ones stays now
         at("commit")
         if self.rank in order.dst.ranks:
+            self.clock.set(clock_of(config, order.dst, self.rank, self.clock.cap))
             planned = dataclasses.replace(self.config, parallel=order.parallel)
             emulation = Emulation.of(planned, lambda: self.troubles.factor) if config.train.emulate else None
             engine = Engine(config, self.space, order.dst, self.rank, self.comm, new, self.device, self._at, emulation)
