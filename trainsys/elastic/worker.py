@@ -188,7 +188,8 @@ class Worker:
             want_huge_pages(flat)  # what was to be released in small ones stays now
         at("commit")
         if self.rank in order.dst.ranks:
-            self.clock.set(clock_of(config, order.dst, self.rank, self.clock.cap))
+            if self.config.elastic.clocks != "off":
+                self.clock.set(clock_of(config, order.dst, self.rank, self.clock.cap))
             planned = dataclasses.replace(self.config, parallel=order.parallel)
             emulation = Emulation.of(planned, lambda: self.troubles.factor) if config.train.emulate else None
             engine = Engine(config, self.space, order.dst, self.rank, self.comm, new, self.device, self._at, emulation)
