@@ -31,7 +31,7 @@ from trainsys.elastic.faults import STEP_PHASES, FaultEvent
 from trainsys.elastic.faults.random_storm import LEAST_GAP, random_storm
 from trainsys.elastic.faults.zombies import read_zombies
 from trainsys.elastic.goodput import goodput
-from trainsys.elastic.manager import ElasticError
+from trainsys.elastic.phase import ElasticError
 from trainsys.elastic.recorder import Recorder
 
 RUN = Path(__file__).parents[1] / "configs" / "run" / "storm.yaml"

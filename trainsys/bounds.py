@@ -114,5 +114,20 @@ def check_bounds(config: Any) -> None:
             f"elastic.release=progressive gives memory back page by page, which {config.cluster.device.backend}'s "
             "devices cannot; set elastic.release=commit"
         )
+    if config.elastic.move == "beside" and config.elastic.release == "progressive":
+        raise ValueError(
+            "elastic.move=beside keeps the old state until the new one counts, elastic.release=progressive does not; "
+            "set elastic.release=commit or elastic.move=pause"
+        )
+    if config.elastic.move == "beside" and config.elastic.snapshot != "replay":
+        raise ValueError(
+            f"elastic.move=beside replays steps on the state that moves, elastic.snapshot={config.elastic.snapshot} "
+            "keeps no gradients for that; set elastic.snapshot=replay or elastic.move=pause"
+        )
+    if config.elastic.move == "beside" and config.cluster.device.backend != "gloo":
+        raise ValueError(
+            f"elastic.move=beside connects groups while others are in use, which {config.cluster.device.backend} may "
+            "not survive; set elastic.move=pause"
+        )
     if not config.run_dir:
         raise ValueError("run_dir is empty; set it to a folder")

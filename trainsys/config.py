@@ -233,6 +233,8 @@ class ElasticConfig:
     straggler_factor: float = 1.3  # times as long as before, or as its equals, that make a rank or link a straggler
     straggler_steps: int = 3  # in a row
     release: Literal["commit", "progressive"] = "commit"  # of the old state: at the end, or in portions meanwhile
+    move: Literal["pause", "beside"] = "pause"  # to a layout with ranks that join or leave: in a pause, or beside steps
+    clocks: Literal["off", "nvml", "cpufreq"] = "off"  # who sets devices' clocks, by what their stage has to do
     staging_mib: float = 16.0  # MiB of buffers while the layout changes; with release=progressive, of all that is extra
     chunk: int = 16384  # elements per unit of ZeRO ownership and of the gradient norm; fixed for the run
     port: int = 0  # of the agent's store; 0: any free port

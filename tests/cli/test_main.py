@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainsys.cli.main import VERBS, main
-from trainsys.elastic.manager import ElasticError
+from trainsys.elastic.phase import ElasticError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,9 +10,10 @@ from tiny import tiny
 
 from trainsys.config import load
 from trainsys.elastic.book import Book
-from trainsys.elastic.manager import Manager, Phase
+from trainsys.elastic.manager import Manager
 from trainsys.elastic.member import Member
 from trainsys.elastic.messages import Fault, Proposal, Verdict
+from trainsys.elastic.phase import Phase
 from trainsys.parallel.step import Report
 from trainsys.planner.choose import choose
 from trainsys.planner.device import rate

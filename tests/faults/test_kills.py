@@ -16,8 +16,8 @@ from trainsys.elastic.agent import run_local
 from trainsys.elastic.check.registry import check_run
 from trainsys.elastic.drill import by_step, samples_lost_repeated
 from trainsys.elastic.faults import CHANGE_PHASES, STEP_PHASES, parse_faults
-from trainsys.elastic.manager import ElasticError
 from trainsys.elastic.messages import Proposal
+from trainsys.elastic.phase import ElasticError
 from trainsys.elastic.recorder import Recorder
 from trainsys.parallel.step import Decision
 from trainsys.space.layout import Layout

@@ -16,7 +16,7 @@ from trainsys.config import load
 from trainsys.elastic import agent
 from trainsys.elastic.agent import LocalCluster, run_local
 from trainsys.elastic.faults import FaultEvent, parse_faults
-from trainsys.elastic.manager import ElasticError
+from trainsys.elastic.phase import ElasticError
 from trainsys.elastic.recorder import Recorder
 
 pytestmark = pytest.mark.alone

@@ -11,7 +11,8 @@ import pytest
 from tests.faults.test_kills import check, train
 from trainsys.elastic import serve
 from trainsys.elastic.check.record import read
-from trainsys.elastic.manager import MOST_WRONG, ElasticError
+from trainsys.elastic.manager import MOST_WRONG
+from trainsys.elastic.phase import ElasticError
 from trainsys.elastic.recorder import Recorder
 from trainsys.elastic.transit import Transit
 from trainsys.space.strips import strips

@@ -17,7 +17,7 @@ from tests.tiny import tiny
 from trainsys.config import load
 from trainsys.elastic import serve, worker
 from trainsys.elastic.agent import run_local
-from trainsys.elastic.manager import ElasticError
+from trainsys.elastic.phase import ElasticError
 from trainsys.elastic.recorder import Recorder
 
 pytestmark = pytest.mark.alone

@@ -10,7 +10,7 @@ from tests.faults.test_kills import LAYOUTS, check, train
 from tests.tiny import tiny
 from trainsys.config import load
 from trainsys.elastic.check.registry import check_run
-from trainsys.elastic.manager import ElasticError
+from trainsys.elastic.phase import ElasticError
 from trainsys.space.build import build_layout
 
 TWO = "elastic.tolerate=2"

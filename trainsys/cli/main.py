@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except RuntimeError as error:
-        from trainsys.elastic.manager import ElasticError
+        from trainsys.elastic.phase import ElasticError
 
         if not isinstance(error, ElasticError):
             raise

@@ -28,14 +28,17 @@ class Communicator:
         rank: this process's global rank.
         backend: ``gloo`` or ``nccl``.
         timeout_s: operation timeout of every group.
+        mark: told apart by it from another communicator that builds groups for the same generation.
 
     Attributes:
         stamps: of the operations of all groups.
         lag_s: emulated: how many seconds late arrives what comes from a rank.
     """
 
-    def __init__(self, store: Store, rank: int, backend: str = "gloo", timeout_s: float = 60.0) -> None:
-        self._store, self.rank, self._backend, self._timeout_s = store, rank, backend, timeout_s
+    def __init__(
+        self, store: Store, rank: int, backend: str = "gloo", timeout_s: float = 60.0, mark: str = ""
+    ) -> None:  # fmt: skip
+        self._store, self.rank, self._backend, self._timeout_s, self._mark = store, rank, backend, timeout_s, mark
         self.stamps = Stamps()
         self.lag_s: Callable[[int], float] = lambda src: 0.0
         self._spare: Store | None = None  # the connecting thread's own client of the store
@@ -85,7 +88,7 @@ class Communicator:
             try:
                 store = store or cast(Any, self._store).clone()
                 for ranks in missing:
-                    name = f"e{epoch}/{','.join(map(str, ranks))}"
+                    name = f"e{epoch}{self._mark}/{','.join(map(str, ranks))}"
                     built[ranks] = Group(store, name, ranks, self.rank, self._backend, self._timeout_s, self.stamps)
                     built[ranks].lag_s = self.lag_s
             except (RuntimeError, ValueError) as failure:
@@ -102,6 +105,32 @@ class Communicator:
                 if not outcome or outcome[0]:
                     raise CommError(outcome[0] if outcome else f"generation {epoch} was aborted while connecting")
         return built
+
+    def adopt(self, epoch: int, other: Communicator) -> None:
+        """Enter generation `epoch` with the groups that `other` has built for it; those of before go.
+
+        Raises:
+            CommError: one of them is not clean, or the generation was aborted; call `reconfigure` with a higher epoch.
+        """
+        self.stamps.reset()
+        with self._changed:
+            self._epoch = epoch
+            stale, (self._groups, other._groups) = list(self._groups.values()), (other._groups, {})
+            for group in self._groups.values():
+                group.stamp_with(self.stamps)
+                group.frozen = self._aborted_epoch >= epoch
+            torn = [group.name for group in self._groups.values() if not group.clean]
+        for group in stale:
+            group.close()
+        self.check()
+        if torn:
+            raise CommError(f"group {torn[0]} broke before it was needed")
+
+    def spawn(self, mark: str) -> Communicator:
+        """Another one over the same store, with stamps of its own, whose groups can be adopted."""
+        other = Communicator(self._store, self.rank, self._backend, self._timeout_s, mark)
+        other.lag_s = self.lag_s
+        return other
 
     def group(self, ranks: Sequence[int]) -> Group:
         return self._groups[tuple(ranks)]

@@ -119,6 +119,10 @@ class Group:
         for entry in self._sockets:
             _bound_if_local(entry)
 
+    def stamp_with(self, stamps: Stamps) -> None:
+        """From now on, with nothing under way."""
+        self.stamps, self._number = stamps, stamps.know(self.name, self.ranks)
+
     @property
     def size(self) -> int:
         return len(self.ranks)

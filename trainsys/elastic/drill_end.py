@@ -14,7 +14,7 @@ from trainsys.elastic.drill import clear_outputs
 from trainsys.elastic.drill_plan import planned_faults
 from trainsys.elastic.drill_result import not_struck
 from trainsys.elastic.launchers import launch
-from trainsys.elastic.manager import ElasticError
+from trainsys.elastic.phase import ElasticError
 from trainsys.elastic.progress import Screen
 from trainsys.elastic.recorder import Recorder
 from trainsys.models.geometry import resolve, tensors

@@ -17,8 +17,9 @@ from trainsys.elastic.bonds import die_with_parent, name_process
 from trainsys.elastic.book import Book
 from trainsys.elastic.faults import FaultEvent
 from trainsys.elastic.foresight import Foresight
-from trainsys.elastic.manager import ElasticError, Manager
+from trainsys.elastic.manager import Manager
 from trainsys.elastic.outbox import Outbox
+from trainsys.elastic.phase import ElasticError
 from trainsys.models.geometry import resolve
 
 

@@ -20,8 +20,7 @@ import socket
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from enum import Enum
-from typing import Any
+from typing import Any, NoReturn
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.book import Book
@@ -43,6 +42,7 @@ from trainsys.elastic.messages import (
     Hello,
     Leaving,
     Open,
+    Prepared,
     Proposal,
     Quiesced,
     Quit,
@@ -53,6 +53,8 @@ from trainsys.elastic.messages import (
 )
 from trainsys.elastic.outbox import Outbox
 from trainsys.elastic.patience import Patience
+from trainsys.elastic.phase import ElasticError, Phase
+from trainsys.elastic.preparing import Preparing
 from trainsys.elastic.record import Change
 from trainsys.elastic.recruits import Recruits
 from trainsys.elastic.selection import Selection
@@ -68,19 +70,6 @@ from trainsys.space.portions import Held
 from trainsys.space.tensor import Space
 
 MOST_WRONG = 3  # then it is no accident
-
-
-class ElasticError(RuntimeError):
-    """Training cannot go on; the message says what is missing."""
-
-
-class Phase(Enum):
-    STARTING = "starting"
-    QUIESCING = "quiescing"
-    CHANGING = "changing"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    DONE = "done"
 
 
 class Manager:
@@ -131,6 +120,7 @@ class Manager:
             self._standing.broken = book.broken
         self.history = ManagerHistory(config, self.space, book, outbox.line)
         self._lookout = Lookout(self.config, self.selection, self.history, outbox)
+        self._preparing = Preparing(self.config, self.selection, self._standing)
         self._strikes = Strikes(config, faults)
         self._prints = code_print(), config_print(config)
         self._wrong = 0  # transitions in a row in which what arrived was not what left
@@ -187,6 +177,8 @@ class Manager:
                 self._staged[rank] = message
                 if self._staged.keys() >= set(self._participants):
                     self._commit_epoch()
+            case Prepared(epoch=epoch):
+                self._preparing.caught_up(rank, epoch)
             case Failed() if self.phase is Phase.QUIESCING:
                 self._tell([rank], Fault(self.epoch))
             case Failed(epoch=epoch) if epoch == self.epoch:
@@ -310,9 +302,10 @@ class Manager:
         self._recruits.replace(member.node)
         self._quiet.pop(rank, None)
         if self.phase is Phase.QUIESCING:
+            self._preparing.drop()
             self._tell(self.members.keys() - self._quiet.keys(), Fault(self.epoch))
             self._open_if_quiet()
-        elif self.phase is not Phase.RUNNING or (self.layout is not None and rank in self.layout.ranks):
+        elif self.phase is not Phase.RUNNING or rank in self.layout.ranks or self._preparing.takes_part(rank):
             self._begin_change(f"rank {rank} lost")
 
     def _dismiss(self) -> None:
@@ -332,6 +325,8 @@ class Manager:
     def _begin_change(self, reason: str, informed: Collection[int] = ()) -> None:
         """Call off whatever is under way; every member answers Quiesced. `informed` ranks know it from a Verdict."""
         self.epoch += 1
+        if not informed:
+            self._preparing.drop()
         if self.target is not None:
             self._standing.called_off(self.epoch - 1, self.target)
         self._quiet, self._staged, self._proposals, self.target = {}, {}, {}, None
@@ -353,9 +348,13 @@ class Manager:
         """Choose the layout for the members that there are and send everybody there."""
         nodes = {r: m.node for r, m in self.members.items()}
         assert self._change is not None
-        began = time.monotonic()
+        began, ready = time.monotonic(), self._preparing.take(self.members)
         try:
-            self._planned, self.target = self.selection.choose(self.layout, self.parallel, nodes)
+            if ready is not None:
+                self._planned, self.target = ready.parallel, ready.dst
+            else:
+                self._planned, self.target = self.selection.choose(self.layout, self.parallel, nodes)
+                self.selection.fresh = set()
             self._standing.settle(q.released for q in self._quiet.values())
             alive = self._standing.holders(self.members)
         except LostError as error:
@@ -368,13 +367,12 @@ class Manager:
         progressive = self.layout is not None and self.config.elastic.release == "progressive"
         if progressive:
             self._standing.cut(self.target)
-        self.selection.fresh = set()
         self._participants = tuple(sorted({*alive, *self.target.ranks}))
-        keep = clean_groups({r: self._quiet[r].clean for r in self._participants})
+        keep = clean_groups({r: self._quiet[r].clean for r in self._participants}) if ready is None else ()
         order = Open(
             self.epoch, self.layout, self.target, self._planned, self.step, nodes, alive, self._participants, keep,
             self.resume if self.layout is None else "", self._standing.held if progressive else (),
-            self._standing.portions, self.history.run,
+            self._standing.portions, self.history.run, ready is not None,
         )  # fmt: skip
         self.phase = Phase.CHANGING
         self.history.opened(order)
@@ -421,25 +419,22 @@ class Manager:
         every, stop = self.config.checkpoint.every, self._stopping()
         due = stop or (every > 0 and self.step % every == 0)
         self._save_due = self._save_due or (due and not self.config.train.emulate)
-        verdict = Verdict(decision, self._save_due, stop)
-        remedy = self._lookout.remedy(self.step, self.layout, self.parallel, self.members)
-        leaving = (self.selection.leaving - self.selection.needed) & set(self.layout.ranks)
-        nodes = {r: m.node for r, m in self.members.items()}
-        grow = not stop and (bool(leaving or remedy) or self.selection.grows(self.layout, self.parallel, nodes))
-        if grow:
-            verdict = replace(verdict, change=self.epoch + 1)
+        layout, parallel, nodes = self.layout, self.parallel, {r: m.node for r, m in self.members.items()}
+        verdict = self._preparing.complete(
+            Verdict(decision, self._save_due, stop), self.epoch, self.step, layout, parallel, nodes,
+            lambda: self._lookout.remedy(self.step, layout, parallel, self.members),
+        )  # fmt: skip
         self.history.committed(decision, proposals, self.epoch)
         self.outbox.committed(decision, proposals, self.epoch, self.layout)
-        self._verdict = verdict
-        self._tell(self.layout.ranks, verdict)
+        self._verdict, told = replace(verdict, prepare=None), self._preparing.told(layout.ranks)
+        self._tell(told, verdict)
         self._recruits.join(self.step, nodes.values())
         if stop:
             self.phase = Phase.STOPPING
             if not self._save_due:
                 self._finish()
-        elif grow:
-            left = f"rank {', '.join(map(str, sorted(leaving)))} leaves" if leaving else ""
-            self._begin_change(left or remedy or "a rank joins", informed=self.layout.ranks)
+        elif verdict.change >= 0:
+            self._begin_change(self._preparing.reason, informed=told)
 
     def _stopping(self) -> bool:
         return self.stop_requested or self.step >= self.config.train.steps
@@ -464,7 +459,7 @@ class Manager:
             return f"restart to resume from step {self._saved_step}"
         return "there is no checkpoint yet to resume from; set checkpoint.every to have some"
 
-    def abort(self, reason: str, missing: str = "") -> None:
+    def abort(self, reason: str, missing: str = "") -> NoReturn:
         """Tell everybody to leave and raise `ElasticError`. `missing`: the coordinates that nobody holds any more."""
         self._failure = reason
         self._finish(reason, missing)

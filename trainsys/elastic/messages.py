@@ -1,7 +1,7 @@
 """What manager and workers say to each other. Messages of one connection arrive in order.
 
-Worker → manager: Hello, Beat, Proposal, Failed, Quiesced, Staged, Saved, StopWanted. Manager → worker: Open,
-CommitEpoch, Verdict, Fault, Quit.
+Worker → manager: Hello, Beat, Proposal, Failed, Prepared, Quiesced, Staged, Saved, StopWanted. Manager → worker:
+Prepare, Open, CommitEpoch, Verdict, Fault, Quit.
 """
 
 from __future__ import annotations
@@ -149,6 +149,32 @@ class Open:
     held: tuple[Held, ...] = ()  # where which portions stand; empty: under `src`, which stays until the commit
     portions: int = 1
     run: str = ""  # names this attempt's files in the history
+    prepared: bool = False  # by a `Prepare` of this epoch: groups and state are there, beside the present ones
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """At `step` begin to connect for `epoch` and to bring the state from `src` to `dst`, while steps go on.
+
+    Attributes as of an `Open`, which follows if nothing comes between; every verdict until then is told to all
+    participants.
+    """
+
+    epoch: int
+    src: Layout
+    dst: Layout
+    parallel: ParallelConfig
+    step: int
+    nodes: dict[int, int]
+    alive: tuple[int, ...]
+    participants: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The destination of `epoch` stands and has caught up with the steps so far."""
+
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -165,12 +191,14 @@ class CommitEpoch:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The step counts. Then, in this order: `checkpoint` saves, `stop` waits for Quit, `change` pauses for an epoch."""
+    """The step counts. Then, in this order: `prepare` begins, `checkpoint` saves, `stop` waits for Quit, `change`
+    pauses for an epoch."""
 
     decision: Decision
     checkpoint: bool = False
     stop: bool = False
     change: int = -1
+    prepare: Prepare | None = None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class RankHistory(History):
         if not self.on:
             return
         names = sorted(group.name for group in comm.groups)
-        built = [name for name in names if name.startswith(f"e{order.epoch}/")]
+        built = [name for name in names if name.startswith((f"e{order.epoch}/", f"e{order.epoch}b/"))]
         self.add(
             "entered", epoch=order.epoch, step=order.step, layout=str(order.dst), fingerprint=fingerprint(order.dst),
             built=built, kept=[name for name in names if name not in built], fds=open_files(),

@@ -57,13 +57,17 @@ def serve(
     store = TCPStore(*rendezvous.store, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
     beat_s = config.elastic.heartbeat_limit_s / 5
     limit_s = config.elastic.manager_limit_s
-    worker = Worker(
-        config, rank, node,
-        lambda hello, on_fault: ControlClient(
-            rendezvous.control, rendezvous.authkey, hello, beat_s, on_fault, limit_s
-        ),
-        store, faults,
-    )  # fmt: skip
+    try:
+        worker = Worker(
+            config, rank, node,
+            lambda hello, on_fault: ControlClient(
+                rendezvous.control, rendezvous.authkey, hello, beat_s, on_fault, limit_s
+            ),
+            store, faults,
+        )  # fmt: skip
+    except ValueError as error:  # a clock that may not be set
+        print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
+        return 1
     signal.signal(NOTICE, lambda signum, frame: worker.control.leave())
     signal.signal(signal.SIGCONT, lambda signum, frame: worker.control.catch_up())  # before it does anything else
     for number in stop_on:
@@ -78,6 +82,8 @@ def serve(
     except Exception:
         traceback.print_exc()
         return 1
+    finally:
+        worker.clock.reset()
 
 
 def rank_main(

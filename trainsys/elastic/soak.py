@@ -14,7 +14,7 @@ from trainsys.config import FaultsConfig, RunConfig
 from trainsys.elastic.claim import claimed
 from trainsys.elastic.drill import clear_outputs, run_drill
 from trainsys.elastic.launchers import launch
-from trainsys.elastic.manager import ElasticError
+from trainsys.elastic.phase import ElasticError
 from trainsys.elastic.progress import Screen
 from trainsys.elastic.recorder import Recorder
 from trainsys.elastic.soak_page import Page

@@ -21,9 +21,9 @@ from trainsys.elastic.files import JsonLines
 from trainsys.elastic.forks import forkserver
 from trainsys.elastic.history import FOLDER
 from trainsys.elastic.manage import Job, manage
-from trainsys.elastic.manager import ElasticError
 from trainsys.elastic.member import Launcher
 from trainsys.elastic.outbox import ENDED, ROOM, STOP, TAKEN
+from trainsys.elastic.phase import ElasticError
 from trainsys.elastic.record import Observer
 from trainsys.planner.device import rate
 

@@ -18,8 +18,8 @@ from trainsys.elastic.bonds import name_process
 from trainsys.elastic.claim import claimed
 from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.manage import Job
-from trainsys.elastic.manager import ElasticError
 from trainsys.elastic.measured import tell_comparison, write_timelines
+from trainsys.elastic.phase import ElasticError
 from trainsys.elastic.recorder import Recorder
 from trainsys.elastic.resume import announce, ending, newest
 from trainsys.elastic.supervisor import Supervisor

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from queue import SimpleQueue
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,13 @@ from trainsys.space.tensor import SLOTS, Space
 from trainsys.space.transition import Move, Transition, transition
 
 LEAST_BYTES = 128 << 10  # per slot: from here on a message of its own costs less than two copies
+
+
+class Flats(Protocol):
+    """What is laid out like a rank's state: a `FlatState`, or one flat of the kind."""
+
+    @property
+    def slots(self) -> Mapping[str, Tensor]: ...
 
 
 def run_transition(
@@ -97,6 +105,7 @@ class Step:
     into: Cut
     out_tag: int  # of its first message; the messages of a pair count on from part to part
     into_tag: int
+    num_slots: int = len(SLOTS)
     works: list[Work] = field(default_factory=list)
     buffers: list[Tensor] = field(default_factory=list)
     unpack: list[tuple[Tensor, Sequence[Strip], Sequence[str]] | None] = field(default_factory=list)
@@ -104,25 +113,28 @@ class Step:
     @property
     def staged(self) -> tuple[int, int]:
         """Elements of the buffer for sending and of that for receiving; 0: none is needed."""
-        return self.out.staged(True, len(SLOTS)), self.into.staged(False, len(SLOTS))
+        return self.out.staged(True, self.num_slots), self.into.staged(False, self.num_slots)
 
 
-def steps_of(share: Transition, group: Group | None, part_bytes: int, dtype: torch.dtype) -> list[Step]:
+def steps_of(
+    share: Transition, group: Group | None, part_bytes: int, dtype: torch.dtype, slots: Sequence[str] = SLOTS
+) -> list[Step]:
     """What one rank sends and receives, in order.
 
     Args:
         group: contains all participants; None where there is one.
         part_bytes: most that one step stages per direction.
+        slots: what there is of every element.
     """
     participants, numel = group.ranks if group is not None else (share.rank,), part_bytes // dtype.itemsize
     least, steps = LEAST_BYTES // dtype.itemsize, []
-    for step in rounds(share, participants, numel // len(SLOTS)):
+    for step in rounds(share, participants, numel // len(slots)):
         out_tag = into_tag = 0
         for moves_out, moves_in in zip_longest(step.sends, step.receives, fillvalue=()):
             out, into = cut(moves_out, least), cut(moves_in, least)
-            steps.append(Step(step.to, step.source, out, into, out_tag, into_tag))
-            out_tag += sum(1 for _ in out.messages(SLOTS))
-            into_tag += sum(1 for _ in into.messages(SLOTS))
+            steps.append(Step(step.to, step.source, out, into, out_tag, into_tag, len(slots)))
+            out_tag += sum(1 for _ in out.messages(slots))
+            into_tag += sum(1 for _ in into.messages(slots))
     return steps
 
 
@@ -134,9 +146,11 @@ def most_staged(steps: Iterable[Step]) -> int:
 class Transit:
     """Posts steps while there is room for them, and finishes them in order. `staging` is prepared for the steps."""
 
-    def __init__(self, old: FlatState | None, new: FlatState, group: Group | None, staging: Staging) -> None:
-        self.old, self.new, self.group, self.staging = old, new, group, staging
-        self.nothing = new.slots[SLOTS[0]].new_empty(0)
+    def __init__(
+        self, old: Flats | None, new: Flats, group: Group | None, staging: Staging, slots: Sequence[str] = SLOTS
+    ) -> None:  # fmt: skip
+        self.old, self.new, self.group, self.staging, self.slots = old, new, group, staging, slots
+        self.nothing = new.slots[slots[0]].new_empty(0)
 
     def run(self, steps: Sequence[Step], local: Sequence[Move]) -> None:
         """Everything of one rank: the first messages leave before the local copies are made."""
@@ -144,7 +158,7 @@ class Transit:
         self._post(waiting, under_way)
         for strip in strips(local):
             assert self.old is not None
-            for slot in SLOTS:
+            for slot in self.slots:
                 _rows(self.new, slot, strip, False).copy_(_rows(self.old, slot, strip, True))
         try:
             while under_way:
@@ -166,9 +180,9 @@ class Transit:
     def _receive(self, step: Step) -> None:
         assert self.group is not None
         buffer, at = self._buffer(step, step.staged[1]), 0
-        for tag, (run, slots) in enumerate(step.into.messages(SLOTS), step.into_tag):
+        for tag, (run, slots) in enumerate(step.into.messages(self.slots), step.into_tag):
             numel = len(slots) * sum(s.numel for s in run)
-            if len(slots) == 1 and run[0].dst_whole:
+            if len(slots) == len(run) == 1 and run[0].dst_whole:
                 target = _rows(self.new, slots[0], run[0], False).view(-1)
                 step.unpack.append(None)
             else:
@@ -179,9 +193,9 @@ class Transit:
     def _send(self, step: Step) -> None:
         assert self.group is not None
         buffer, at = self._buffer(step, step.staged[0]), 0
-        for tag, (run, slots) in enumerate(step.out.messages(SLOTS), step.out_tag):
+        for tag, (run, slots) in enumerate(step.out.messages(self.slots), step.out_tag):
             assert self.old is not None
-            if len(slots) == 1 and run[0].src_whole:
+            if len(slots) == len(run) == 1 and run[0].src_whole:
                 data = _rows(self.old, slots[0], run[0], True).view(-1)
             else:
                 first = at
@@ -218,7 +232,7 @@ class Transit:
                 at += strip.numel
 
 
-def _rows(state: FlatState, slot: str, strip: Strip, sending: bool) -> Tensor:
+def _rows(state: Flats, slot: str, strip: Strip, sending: bool) -> Tensor:
     """The strip's elements in one end's storage, [rows, row]."""
     offset, step = (strip.src, strip.src_step) if sending else (strip.dst, strip.dst_step)
     return state.slots[slot].as_strided((strip.rows, strip.row), (step if strip.rows > 1 else strip.row, 1), offset)

@@ -25,8 +25,10 @@ from trainsys.config import RunConfig
 from trainsys.data.build import build_source
 from trainsys.data.sampler import Sampler
 from trainsys.elastic.ahead import Ahead
+from trainsys.elastic.beside import Beside
 from trainsys.elastic.census import take_census
 from trainsys.elastic.checkpoint import CheckpointError, load_state, save_state
+from trainsys.elastic.clocks.registry import clock_of, open_clock
 from trainsys.elastic.control import Abandoned, ControlClient
 from trainsys.elastic.faults import FaultEvent, Injector
 from trainsys.elastic.fingerprints import code_print, config_print
@@ -39,6 +41,8 @@ from trainsys.elastic.messages import (
     Fault,
     Hello,
     Open,
+    Prepare,
+    Prepared,
     Proposal,
     Quiesced,
     Quit,
@@ -82,6 +86,7 @@ class Worker:
         self.model = stand_in(config.model) if config.train.emulate else resolve(config.model)
         self.space = Space(tensors(self.model))
         self.device = device_of(config, rank)
+        self.clock = open_clock(config.elastic.clocks, self.device.index or 0)
         self.dtype = master_dtype(DTYPES[config.train.dtype])
         self.comm = Communicator(store, rank, config.cluster.device.backend, config.elastic.comm_timeout_s)
         self.troubles = Troubles(config.train.emulate_slow, rank)
@@ -101,6 +106,7 @@ class Worker:
         self.step = 0  # optimizer steps in `state`
         self.holdings: dict[int, Holding] = {}  # by epoch, while the layout changes progressively
         self.released = (-1, 0)  # epoch entered that way, portions released in it
+        self.beside: Beside | None = None  # the next layout, while it is prepared
         hello = Hello(rank, os.getpid(), node, (code_print(), config_print(config)))
         self.injector.arrived()
         self.control = control(hello, self._on_fault)
@@ -110,6 +116,8 @@ class Worker:
 
     def _on_fault(self, epoch: int) -> None:
         self.comm.abort(epoch - 1)
+        if self.beside is not None:
+            self.beside.drop()
 
     def _beat(self) -> Beat:
         return Beat(self.control.epoch, self.comm.stamps.doing())
@@ -131,8 +139,11 @@ class Worker:
                     if message.epoch > self.control.epoch:
                         raise Abandoned(message.epoch)
                     continue
-                if isinstance(message, Verdict):  # on the last step, while communication in the next one failed
-                    self.ahead.take(message)
+                if isinstance(message, Verdict):
+                    if self.engine is None:
+                        self._watch(message)
+                    else:  # on the last step, while communication in the next one failed
+                        self.ahead.take(message)
                     continue
                 assert isinstance(message, Open), message
                 self.enter(message)
@@ -160,9 +171,14 @@ class Worker:
         at("connect")
         everyone = tuple(sorted(order.participants))
         wanted = [everyone] if len(everyone) > 1 else []
-        self.comm.reconfigure(order.epoch, wanted + wanted_groups(self.space, order.dst, routes), order.keep)
-        self.history.entered(order, self.comm)
-        new, received, before = self._stage(order, self.comm.group(everyone) if wanted else None)
+        if order.prepared:
+            new, received, before = *self._adopt(order), None
+            self.history.entered(order, self.comm)
+        else:
+            self._drop()
+            self.comm.reconfigure(order.epoch, wanted + wanted_groups(self.space, order.dst, routes), order.keep)
+            self.history.entered(order, self.comm)
+            new, received, before = self._stage(order, self.comm.group(everyone) if wanted else None)
         at("verify")
         census = take_census(
             self.space, self.rank, order.src, order.alive, self.state, order.dst, new, self.step, before
@@ -176,6 +192,8 @@ class Worker:
             want_huge_pages(flat)  # what was to be released in small ones stays now
         at("commit")
         if self.rank in order.dst.ranks:
+            if self.config.elastic.clocks != "off":
+                self.clock.set(clock_of(config, order.dst, self.rank, self.clock.cap))
             planned = dataclasses.replace(self.config, parallel=order.parallel)
             emulation = Emulation.of(planned, lambda: self.troubles.factor) if config.train.emulate else None
             engine = Engine(config, self.space, order.dst, self.rank, self.comm, new, self.device, self._at, emulation)
@@ -225,6 +243,51 @@ class Worker:
             if passage.released:
                 self.step = order.step
         return new, passage.received, passage.before
+
+    # -- preparing an epoch beside the steps ---------------------------------------------------------------------
+
+    def _prepare(self, order: Prepare) -> None:
+        """Begin to make the next layout in another thread."""
+        config = dataclasses.replace(self.config, model=self.model, parallel=order.parallel)
+        everyone = tuple(sorted(order.participants))
+        groups = [everyone] if len(everyone) > 1 else []
+        groups += wanted_groups(self.space, order.dst, routes_of(config, order.dst))
+
+        def tell(error: str) -> None:
+            self.control.send(Failed(order.epoch - 1, error) if error else Prepared(order.epoch))
+
+        self.beside = Beside(
+            order, self.space, self.rank, self.comm.spawn("b"), groups, self.state, self.config.optim, self.dtype,
+            self.device, self._staging, tell,
+        )  # fmt: skip
+
+    def _watch(self, verdict: Verdict) -> None:
+        """A step of the others, while this rank prepares to join them."""
+        if self.beside is not None:
+            self.beside.follow(verdict.decision, None)
+        if verdict.prepare is not None:
+            self._prepare(verdict.prepare)
+        if verdict.change >= 0:
+            raise Abandoned(verdict.change)
+
+    def _adopt(self, order: Open) -> tuple[FlatState, int]:
+        """What has been prepared, and the bytes received for it. Raises CommError."""
+        beside = self.beside
+        if beside is None or beside.order.epoch != order.epoch:
+            raise CommError(f"nothing is prepared for epoch {order.epoch}")
+        try:
+            self._at("transfer")
+            new = beside.finish(order.step)
+            self.comm.adopt(order.epoch, beside.comm)
+        finally:
+            self._drop()
+        return new, beside.received
+
+    def _drop(self) -> None:
+        """Nothing is prepared any more."""
+        if self.beside is not None:
+            self.beside.drop()
+            self.beside = None
 
     def _staging(self) -> Staging:
         return Staging(int(self.config.elastic.staging_mib * 2**20))
@@ -288,8 +351,16 @@ class Worker:
         now, self.injector.step = self.injector.step, self.step
         self.injector.at("optimizer")
         self.injector.step = now
+        beside, grad = self.beside, None
+        if beside is not None:
+            beside.copied()
+            grad = None if verdict.decision.skipped else self.engine.pending[0].grad.clone()
         self.engine.apply(verdict.decision)
         self.step += 1
+        if beside is not None:
+            beside.follow(verdict.decision, grad)
+        if verdict.prepare is not None:
+            self._prepare(verdict.prepare)
         self.history.applied(verdict.decision, self.step)
         self.history.hashed(self.layout, self.state, self.step, verdict.stop)
 
@@ -308,6 +379,7 @@ class Worker:
             self.comm.stamps.enter("save")
             self._save()
         if stop:
+            self._drop()
             self.control.expect(Quit)  # leaves
 
     def _batch(self, engine: Engine, step: int) -> Batch:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.models.geometry import forward_flops
 from trainsys.planner.predict import worst_memory
+from trainsys.planner.rebalance import rebalance
 from trainsys.planner.stages import Stages
 from trainsys.planner.step_schedule import relative_costs, schedule_of
 from trainsys.schedule import simulate
@@ -141,15 +142,11 @@ def deal(microbatches: int, replicas: Sequence[int], slow: Slow) -> tuple[int, .
 
 
 def spread(config: RunConfig, stages: Stages, factors: Sequence[float]) -> tuple[int, ...]:
-    """Layers of each stage such that the busiest replica has least to do: given one by one to the least busy stage."""
+    """Layers of each stage such that the busiest replica has least to do, and of equals the fewest move."""
     seq_len, tp, last = config.batch.seq_len, stages.tp, stages.count - 1
     model = config.model
     layer = forward_flops(model, 0, seq_len, tp)
     first, head = (forward_flops(model, block, seq_len, tp) for block in (EMBED, model.num_layers))
-    busy = [layer + first * (s == 0) + head * (s == last) for s in range(stages.count)]
-    layers = [1] * stages.count
-    for _ in range(model.num_layers - stages.count):
-        best = min(range(stages.count), key=lambda s: ((busy[s] + layer) * factors[s] / stages.replicas[s], -s))
-        layers[best] += 1
-        busy[best] += layer
-    return tuple(layers)
+    pace = [factor / replicas for factor, replicas in zip(factors, stages.replicas, strict=True)]
+    besides = [(first * (s == 0) + head * (s == last)) * pace[s] for s in range(stages.count)]
+    return rebalance([[layer * own] * model.num_layers for own in pace], stages.layers, besides)

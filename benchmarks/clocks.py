@@ -1,0 +1,89 @@
+"""Clocks after a stage has lost replicas: a step and its energy with all at the nominal clock, and governed: simulated.
+
+A pipeline of `--stages` in `--replicas`; the others of the stage take the lost ones' microbatches. `raised`: the stage
+that has more to do gets a higher clock, as far as there is one. `governed`: and the others run slower, as long as the
+step takes no longer than at nominal clocks. The schedule (zb2p) is made for the clocks that it runs with.
+
+    trainsys bench clocks [--stages 4] [--replicas 8] [--lost 0,1,2] [--microbatches 168] [--json]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from trainsys.cli.arguments import Parser, whole_numbers
+from trainsys.planner.clocks import Clock, govern, settled, slowdowns
+from trainsys.schedule.costs import Costs
+from trainsys.schedule.generators import generate
+from trainsys.schedule.problem import Problem
+from trainsys.schedule.routes import Routes
+from trainsys.schedule.simulate import simulate
+
+F_S = 0.01  # seconds of a forward of one stage at the nominal clock; a backward takes twice as long
+
+
+def played(replicas: Sequence[int], microbatches: int, clocks: Sequence[float], cap: Clock) -> tuple[float, float]:
+    """Seconds and joules of one step.
+
+    Args:
+        replicas, clocks: of each stage.
+    """
+    stages = len(replicas)
+    slow = slowdowns(clocks, [cap] * stages)
+    f_s = [F_S * factor for factor in slow]
+    costs = Costs(f_s, [2 * s for s in f_s], i_s=f_s, w_s=f_s)
+    schedule = generate("zb2p", Problem(Routes.balanced(microbatches, replicas), costs=costs))
+    run = simulate(schedule, costs)
+    clock_of = [1.0] * schedule.num_lanes
+    for (stage, _), lane in schedule.placement.items():
+        clock_of[lane] = clocks[stage]
+    return run.step_s, sum(
+        cap.energy_j(busy, clock, run.step_s) for busy, clock in zip(run.busy_s, clock_of, strict=True)
+    )
+
+
+def rows(stages: int, replicas: int, lost: Sequence[int], microbatches: int, cap: Clock) -> list[dict[str, Any]]:
+    """One per number of replicas lost, and way to set the clocks."""
+    found = []
+    for count in lost:
+        left = [replicas - count * (stage == stages // 2) for stage in range(stages)]
+        work = [1 / n for n in left]
+        governed = govern(work, [cap] * stages)
+        nominal = [1.0] * stages
+        limit_s = played(left, microbatches, nominal, cap)[0]
+        ways = {
+            "nominal": nominal,
+            "raised": [max(1.0, clock) for clock in governed],
+            "governed": settled(governed, lambda clocks: played(left, microbatches, clocks, cap)[0], limit_s),
+        }
+        for way, clocks in ways.items():
+            seconds, joules = played(left, microbatches, clocks, cap)
+            found.append({"lost": count, "way": way, "step_s": seconds, "energy_j": joules, "clocks": list(clocks)})
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser("bench clocks", __doc__.splitlines()[0], "  trainsys bench clocks --lost 1,2")
+    parser.add_argument("--stages", type=int, default=4)
+    parser.add_argument("--replicas", type=int, default=8)
+    parser.add_argument("--lost", default="0,1,2", help="replicas of one stage")
+    parser.add_argument("--microbatches", type=int, default=168)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    found = rows(args.stages, args.replicas, whole_numbers("--lost", args.lost, 0), args.microbatches, Clock())
+    if args.json:
+        print(json.dumps({"stages": args.stages, "replicas": args.replicas, "rows": found}))
+        return 0
+    print(f"{args.stages} stages x {args.replicas} replicas; clocks as fractions of the nominal one, by stage")
+    for row in found:
+        clocks = " ".join(f"{clock:.2f}" for clock in row["clocks"])
+        kilojoules = row["energy_j"] / 1e3
+        print(f"{row['lost']} lost  {row['way']:8}  step {row['step_s']:6.3f} s  {kilojoules:7.2f} kJ  {clocks}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

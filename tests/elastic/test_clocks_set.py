@@ -1,0 +1,73 @@
+"""Clocks are set where that is allowed, and else one line says why not."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from trainsys.elastic.clocks import cpufreq, nvml
+from trainsys.elastic.clocks.registry import WAYS, open_clock
+
+
+def fake_sysfs(root: Path) -> list[Path]:
+    files = []
+    for core in os.sched_getaffinity(0):
+        folder = root / f"cpu{core}" / "cpufreq"
+        folder.mkdir(parents=True)
+        for name, khz in {"cpuinfo_min_freq": 800, "cpuinfo_max_freq": 3000, "base_frequency": 2000}.items():
+            (folder / name).write_text(f"{khz}\n")
+        files.append(folder / "scaling_max_freq")
+        files[-1].write_text("2800\n")
+    return files
+
+
+def test_cores_get_a_bound_and_back(tmp_path: Path) -> None:
+    files = fake_sysfs(tmp_path)
+    clock = cpufreq.open_clock(0, tmp_path)
+    assert (clock.cap.lowest, clock.cap.highest) == (0.4, 1.5)
+    clock.set(0.75)
+    assert {file.read_text() for file in files} == {"1500\n"}
+    clock.reset()
+    assert {file.read_text() for file in files} == {"2800\n"}
+
+
+def test_without_the_files_one_line_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"set elastic\.clocks=off"):
+        cpufreq.open_clock(0, tmp_path)
+
+
+def test_without_nvml_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(ValueError, match=r"nvidia-ml-py.*elastic\.clocks=off"):
+        open_clock("nvml", 0)
+
+
+def test_a_driver_that_does_not_allow_it() -> None:
+    class Denied(Exception):
+        pass
+
+    def reset(handle: object) -> None:
+        raise Denied("Insufficient Permissions")
+
+    library = SimpleNamespace(
+        NVMLError=Denied, NVML_CLOCK_MEM=2, NVML_CLOCK_GRAPHICS=0, nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda i: i, nvmlDeviceGetMaxClockInfo=lambda h, kind: 1980,
+        nvmlDeviceGetSupportedGraphicsClocks=lambda h, memory: [1980, 345],
+        nvmlDeviceGetDefaultApplicationsClock=lambda h, kind: 1755, nvmlDeviceResetGpuLockedClocks=reset,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"Insufficient Permissions.*elastic\.clocks=off"):
+        nvml.Nvml(library, 0)
+    told: list[tuple[int, int]] = []
+    library.nvmlDeviceResetGpuLockedClocks = lambda h: None
+    library.nvmlDeviceSetGpuLockedClocks = lambda h, low, high: told.append((low, high))
+    nvml.Nvml(library, 0).set(1.0)
+    assert told == [(1755, 1755)]
+
+
+def test_every_name_of_the_config_is_a_way() -> None:
+    assert set(WAYS) == {"off", "nvml", "cpufreq"}
+    assert open_clock("off", 0).cap.highest > 1
