@@ -8,14 +8,14 @@ epoch-named prefix. The old groups go only after the new ones stand.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from torch._C._distributed_c10d import Store
 
+from trainsys.comm.attempt import Attempt, StoreClient
+from trainsys.comm.disposal import settle
 from trainsys.comm.group import CommError, Group
 from trainsys.comm.stamps import Stamps
-from trainsys.comm.waiting import brief
 
 Ranks = tuple[int, ...]
 
@@ -38,7 +38,7 @@ class Communicator:
         self._store, self.rank, self._backend, self._timeout_s = store, rank, backend, timeout_s
         self.stamps = Stamps()
         self.lag_s: Callable[[int], float] = lambda src: 0.0
-        self._spare: Store | None = None  # the connecting thread's own client of the store
+        self._spare: StoreClient | None = None  # one that no thread uses
         self._groups: dict[Ranks, Group] = {}
         self._changed = threading.Condition()
         self._aborted_epoch = -1  # every generation up to this one is dead
@@ -69,39 +69,30 @@ class Communicator:
         self.check()
 
     def _build(self, epoch: int, missing: Sequence[Ranks]) -> dict[Ranks, Group]:
-        """Connect new groups in a thread that can be left behind.
-
-        Connecting waits for peers in places that nothing can interrupt. When the generation is aborted meanwhile, the
-        thread stays until its own timeout with its own client of the store, touching nothing, and the caller goes on.
-        A new client costs a reverse name lookup (5 s where no name server answers), so a free one is used again.
-        """
-        built: dict[Ranks, Group] = {}
-        outcome: list[str] = []
+        """Connect new groups, or none: what an attempt that fails has built goes with it."""
+        if not missing:
+            return {}
         with self._changed:
-            store, self._spare = self._spare, None
+            client, self._spare = self._spare, None
+        attempt = Attempt(
+            self._changed, client or StoreClient(self._store), lambda store: self._connect(epoch, store, missing)
+        )
+        threading.Thread(target=attempt.run, daemon=True, name=f"connect-e{epoch}").start()
+        with self._changed:
+            self._changed.wait_for(lambda: attempt.over or self._aborted_epoch >= epoch)
+            if attempt.over and not attempt.error:
+                self._spare = attempt.client
+                return attempt.built
+        attempt.abandon()
+        raise CommError(attempt.error or f"generation {epoch} was aborted while connecting")
 
-        def connect(store: Store | None) -> None:
-            error = ""
-            try:
-                store = store or cast(Any, self._store).clone()
-                for ranks in missing:
-                    name = f"e{epoch}/{','.join(map(str, ranks))}"
-                    built[ranks] = Group(store, name, ranks, self.rank, self._backend, self._timeout_s, self.stamps)
-                    built[ranks].lag_s = self.lag_s
-            except (RuntimeError, ValueError) as failure:
-                error = brief(failure)
-            with self._changed:
-                self._spare = None if error else store
-                outcome.append(error)
-                self._changed.notify_all()
-
-        if missing:
-            threading.Thread(target=connect, args=(store,), daemon=True, name=f"connect-e{epoch}").start()
-            with self._changed:
-                self._changed.wait_for(lambda: outcome or self._aborted_epoch >= epoch)
-                if not outcome or outcome[0]:
-                    raise CommError(outcome[0] if outcome else f"generation {epoch} was aborted while connecting")
-        return built
+    def _connect(self, epoch: int, store: Store, missing: Sequence[Ranks]) -> Iterator[tuple[Ranks, Group]]:
+        """One group after the other: which sockets come with which could not be told otherwise."""
+        for ranks in missing:
+            name = f"e{epoch}/{','.join(map(str, ranks))}"
+            group = Group(store, name, ranks, self.rank, self._backend, self._timeout_s, self.stamps)
+            group.lag_s = self.lag_s
+            yield ranks, group
 
     def group(self, ranks: Sequence[int]) -> Group:
         return self._groups[tuple(ranks)]
@@ -137,3 +128,4 @@ class Communicator:
             groups, self._groups = self._groups, {}
         for group in groups.values():
             group.close()
+        settle()

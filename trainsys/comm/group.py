@@ -9,8 +9,6 @@ keep their numbers when others leave.
 from __future__ import annotations
 
 import os
-import socket
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,10 +22,10 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, Work
 
+from trainsys.comm.disposal import let_go
+from trainsys.comm.sockets import Socket, bound_if_local, connected_sockets, shut
 from trainsys.comm.stamps import ALL, RECV, REDUCE, SEND, Stamps
 from trainsys.comm.waiting import Answers, brief, outcome, run_elsewhere, wait_elsewhere
-
-_LOCAL_SEND_BUFFER = 256 << 10  # bytes; measured: 64 MiB to 4 ranks took 14 % less than with the kernel's 4 MiB
 
 
 class CommError(RuntimeError):
@@ -112,19 +110,19 @@ class Group:
         self._stamp_of: dict[int, tuple[int, int]] = {}  # id of a work -> its stamp, and its source if it receives
         self.lag_s: Callable[[int], float] = lambda src: 0.0  # emulated: how late arrives what comes from a rank
         prefix = PrefixStore(name, store)
-        before = _connected_sockets()
+        before = connected_sockets()
         # operations begun on it directly are neither counted nor freed by an abort
         self.backend: Any = _backend(prefix, self._index[rank], len(self.ranks), backend, timedelta(seconds=timeout_s))
-        self._sockets = _connected_sockets() - before
+        self._sockets = connected_sockets() - before
         for entry in self._sockets:
-            _bound_if_local(entry)
+            bound_if_local(entry)
 
     @property
     def size(self) -> int:
         return len(self.ranks)
 
     @property
-    def sockets(self) -> frozenset[tuple[int, int]]:
+    def sockets(self) -> frozenset[Socket]:
         """(file descriptor, inode) of the connections that came with it."""
         return frozenset(self._sockets)
 
@@ -305,15 +303,17 @@ class Group:
                 answers.put("aborted")
         if self._backend_name == "nccl":
             self.backend.abort()
-        for fd in self._sockets & _connected_sockets():
-            _shutdown(fd)
+        for fd in self._sockets & connected_sockets():
+            shut(fd)
 
     def close(self) -> None:
-        """Release the sockets; the group must not be used again."""
+        """Release the sockets, beside the caller (`disposal.settle` waits for it); the group must not be used again."""
         if self.pending or self.torn:
             self.abort()  # gloo's destructor waits for operations that can still finish
         self.torn = True
-        del self.backend  # the last reference: gloo closes its sockets in the destructor
+        last = [self.backend]  # gloo closes its sockets when its last reference goes
+        del self.backend
+        let_go(last.clear)
 
 
 def _gloo_device() -> Any:
@@ -338,36 +338,3 @@ def _backend(store: Store, index: int, size: int, name: str, timeout: timedelta)
     except RuntimeError as error:
         raise CommError(f"cannot connect the group: {brief(error)}") from None
     raise ValueError(f"backend {name!r} is not known; use gloo or nccl")
-
-
-def _connected_sockets() -> set[tuple[int, int]]:
-    """(fd, inode) of this process's connected internet sockets; listeners and unix pairs are left out."""
-    found = set()
-    for entry in os.listdir("/proc/self/fd"):
-        fd = int(entry)
-        try:
-            info = os.fstat(fd)
-            if not stat.S_ISSOCK(info.st_mode):
-                continue
-            with socket.socket(fileno=os.dup(fd)) as sock:
-                inet = sock.family in (socket.AF_INET, socket.AF_INET6)
-                if inet and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    found.add((fd, info.st_ino))
-        except OSError:
-            continue  # closed meanwhile
-    return found
-
-
-def _bound_if_local(entry: tuple[int, int]) -> None:
-    """Within one host let only so much lie in the kernel that the reader finds it in the cache."""
-    with socket.socket(fileno=os.dup(entry[0])) as sock:
-        if sock.getsockname()[0] == sock.getpeername()[0]:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LOCAL_SEND_BUFFER)
-
-
-def _shutdown(entry: tuple[int, int]) -> None:
-    try:
-        with socket.socket(fileno=os.dup(entry[0])) as sock:
-            sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # already gone
