@@ -1,4 +1,4 @@
-"""Ranks killed inside collectives: who is blocked gets away, groups are edited in place, a failed edit is tried again."""
+"""Ranks killed inside collectives: the blocked get away, groups are edited in place, a failed edit is tried again."""
 
 from __future__ import annotations
 
