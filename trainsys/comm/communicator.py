@@ -65,7 +65,7 @@ class Communicator:
             for group in new.values():
                 group.frozen = aborted
         for group in stale:
-            group.close()
+            group.close(new.values())
         self.check()
 
     def _build(self, epoch: int, missing: Sequence[Ranks]) -> dict[Ranks, Group]:
@@ -88,9 +88,11 @@ class Communicator:
 
     def _connect(self, epoch: int, store: Store, missing: Sequence[Ranks]) -> Iterator[tuple[Ranks, Group]]:
         """One group after the other: which sockets come with which could not be told otherwise."""
+        donors = [group.donor() for group in self._groups.values() if not group.clean]
         for ranks in missing:
             name = f"e{epoch}/{','.join(map(str, ranks))}"
-            group = Group(store, name, ranks, self.rank, self._backend, self._timeout_s, self.stamps)
+            group = Group(store, name, ranks, self.rank, self._backend, self._timeout_s, self.stamps, donors)
+            donors = [donor for donor in donors if donor.built is not group.backend]
             group.lag_s = self.lag_s
             yield ranks, group
 
