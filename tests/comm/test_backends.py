@@ -44,7 +44,7 @@ class Fake:
 
 
 def backend(deferred: bool = False, may_shrink: bool = False) -> Backend:
-    def options(timeout: timedelta) -> Any:
+    def options(timeout: timedelta, address: str) -> Any:
         return SimpleNamespace(enable_reconfigure=False) if deferred else SimpleNamespace()
 
     def build(store: Any, index: int, size: int, options: Any) -> Any:
@@ -62,7 +62,7 @@ def meet(kind: Backend, uid: str, ranks: tuple[int, ...], donors: dict[int, list
 
 
 def test_gloo_of_this_torch_is_built_anew() -> None:
-    built = BACKENDS["gloo"].build(dist.HashStore(), 0, 1, BACKENDS["gloo"].options(FIVE_S))
+    built = BACKENDS["gloo"].build(dist.HashStore(), 0, 1, BACKENDS["gloo"].options(FIVE_S, "127.0.0.1"))
     assert isinstance(built, ProcessGroupGloo)
     can = capabilities(built)
     assert not can.shrinks
@@ -73,7 +73,7 @@ def test_nccl_says_where_it_is_missing() -> None:
     if dist.is_nccl_available():
         pytest.skip("this torch has NCCL")
     with pytest.raises(RuntimeError, match=r"without NCCL; set cluster\.device\.backend=gloo"):
-        BACKENDS["nccl"].options(FIVE_S)
+        BACKENDS["nccl"].options(FIVE_S, "")
 
 
 def test_members_of_one_larger_group_shrink_it() -> None:

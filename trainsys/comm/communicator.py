@@ -32,12 +32,14 @@ class Communicator:
     Attributes:
         stamps: of the operations of all groups.
         lag_s: emulated: how many seconds late arrives what comes from a rank.
+        address: of this host, for each new group: its peers connect there, and so choose a path (`comm/traffic.py`).
     """
 
     def __init__(self, store: Store, rank: int, backend: str = "gloo", timeout_s: float = 60.0) -> None:
         self._store, self.rank, self._backend, self._timeout_s = store, rank, backend, timeout_s
         self.stamps = Stamps()
         self.lag_s: Callable[[int], float] = lambda src: 0.0
+        self.address: Callable[[Ranks], str] = lambda ranks: ""
         self._spare: StoreClient | None = None  # one that no thread uses
         self._groups: dict[Ranks, Group] = {}
         self._changed = threading.Condition()
@@ -91,7 +93,9 @@ class Communicator:
         donors = [group.donor() for group in self._groups.values() if not group.clean]
         for ranks in missing:
             name = f"e{epoch}/{','.join(map(str, ranks))}"
-            group = Group(store, name, ranks, self.rank, self._backend, self._timeout_s, self.stamps, donors)
+            group = Group(
+                store, name, ranks, self.rank, self._backend, self._timeout_s, self.stamps, donors, self.address(ranks)
+            )
             donors = [donor for donor in donors if donor.built is not group.backend]
             group.lag_s = self.lag_s
             yield ranks, group

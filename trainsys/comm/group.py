@@ -92,11 +92,12 @@ class Group:
         timeout_s: how long an operation may take before it fails by itself.
         stamps: where operations are stamped; by default its own.
         donors: what other groups leave behind, for backends that can make the new group of it.
+        address: of this host, where peers connect to; where the network has several paths it says which.
     """
 
     def __init__(
         self, store: Store, name: str, ranks: Sequence[int], rank: int, backend: str, timeout_s: float,
-        stamps: Stamps | None = None, donors: Sequence[Donor] = (),
+        stamps: Stamps | None = None, donors: Sequence[Donor] = (), address: str = "",
     ) -> None:  # fmt: skip
         self.name, self.ranks, self.rank, self._kind = name, tuple(ranks), rank, _known(backend)
         self.seq = 0  # operations started; a group is carried over only where all members count the same
@@ -114,7 +115,7 @@ class Group:
         prefix = PrefixStore(name, store)
         before = connected_sockets()
         # operations begun on it directly are neither counted nor freed by an abort
-        place = Place(prefix, name, self.ranks, self._index[rank], timedelta(seconds=timeout_s))
+        place = Place(prefix, name, self.ranks, self._index[rank], timedelta(seconds=timeout_s), address)
         try:
             self.backend: Any = connect(self._kind, place, donors)
         except RuntimeError as error:

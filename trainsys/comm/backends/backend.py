@@ -18,7 +18,8 @@ class Backend:
 
     Attributes:
         blocks: waiting for an operation holds the thread; else it orders streams and returns.
-        options: of a group whose operations may take so long; raises RuntimeError where there is none here.
+        options: of a group whose operations may take so long, at that address of this host (empty: any); raises
+            RuntimeError where there is none here.
         build: c10d's object; raises RuntimeError.
         free: end what is under way in it, beside the sockets that the group ends itself.
         may_shrink: members tell each other whether they hold what could be shrunk before they connect.
@@ -26,7 +27,7 @@ class Backend:
 
     name: str
     blocks: bool
-    options: Callable[[timedelta], Any]
+    options: Callable[[timedelta, str], Any]
     build: Build
     free: Callable[[Any], None]
     may_shrink: bool

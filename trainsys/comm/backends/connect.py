@@ -32,13 +32,20 @@ class Donor:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a group meets: under its own prefix of a store. `uid` is the group's name, never used again."""
+    """Where a group meets.
+
+    Attributes:
+        store: under the group's own prefix.
+        uid: the group's name, never used again.
+        address: of this host, that peers shall connect to, where it has several.
+    """
 
     store: Store
     uid: str
     ranks: tuple[int, ...]
     index: int
     timeout: timedelta
+    address: str = ""
 
     def tell(self, what: str, value: str) -> list[str]:
         """What every member says to `what`, in their order. Raises RuntimeError."""
@@ -55,7 +62,7 @@ def connect(backend: Backend, place: Place, donors: Sequence[Donor] = ()) -> Any
     Raises:
         RuntimeError: a member did not come.
     """
-    options = backend.options(place.timeout)
+    options = backend.options(place.timeout, place.address)
     if can_be_deferred(options):
         options.enable_reconfigure = True
         return _reconfigured(backend, place, options, donors)

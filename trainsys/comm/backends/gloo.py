@@ -14,15 +14,17 @@ from torch._C._distributed_c10d import ProcessGroupGloo, Store
 from trainsys.comm.backends.backend import Backend
 
 
-def _options(timeout: timedelta) -> Any:
+def _options(timeout: timedelta, address: str) -> Any:
     options = cast(Any, ProcessGroupGloo)._Options()
-    options._devices, options._timeout, options._threads = [_device()], timeout, 2
+    options._devices, options._timeout, options._threads = [_device(address)], timeout, 2
     return options
 
 
-def _device() -> Any:
+def _device(address: str) -> Any:
     """A listener and event thread of this group alone. A listener shared between groups would accept a peer's
     connection before the group is built here, and that socket could then not be told to be the group's."""
+    if address:
+        return ProcessGroupGloo.create_device(hostname=address)
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
     if interface:
         return ProcessGroupGloo.create_device(interface=interface)

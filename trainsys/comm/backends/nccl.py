@@ -14,7 +14,8 @@ from torch._C._distributed_c10d import Store
 from trainsys.comm.backends.backend import Backend
 
 
-def _options(timeout: timedelta) -> Any:
+def _options(timeout: timedelta, address: str) -> Any:
+    """NCCL takes no address per group: `address` is of no effect."""
     if not dist.is_nccl_available():
         raise RuntimeError("this torch was built without NCCL; set cluster.device.backend=gloo")
     options = dist.ProcessGroupNCCL.Options()
