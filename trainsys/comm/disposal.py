@@ -11,14 +11,12 @@ import atexit
 import threading
 from collections.abc import Callable
 
-from trainsys.comm.waiting import run_elsewhere
-
 _changed = threading.Condition()
 _leaving = 0
 
 
 def let_go(drop: Callable[[], object]) -> None:
-    """Have a thread that waits for nothing else call `drop`, which gives up the last reference to a backend."""
+    """Have a thread of its own call `drop`, which gives up the last reference to a backend."""
     global _leaving
     with _changed:
         _leaving += 1
@@ -32,7 +30,7 @@ def let_go(drop: Callable[[], object]) -> None:
                 _leaving -= 1
                 _changed.notify_all()
 
-    run_elsewhere(task)
+    threading.Thread(target=task, daemon=True, name="let-go").start()
 
 
 def settle(timeout_s: float = 2.0) -> bool:
