@@ -35,6 +35,7 @@ def measure(ranks: int, count: int, peers: int, timeout_s: float) -> dict[str, A
     return {
         "ranks": ranks,
         "bars_ms": BARS_MS,
+        "load": os.getloadavg()[0] / (os.cpu_count() or 1),
         "ways": ways,
         "detection": [
             detection(ranks, groups, True, peers, timeout_s),
@@ -46,6 +47,7 @@ def measure(ranks: int, count: int, peers: int, timeout_s: float) -> dict[str, A
 
 def show(found: Mapping[str, Any]) -> None:
     """Print the table."""
+    print(f"load before: {found['load']:.1f} per core; above 1 the rest of the machine is timed too")
     print(f"{found['ranks']} ranks, gloo over loopback; ms from a SIGKILL inside an all-reduce, p50 / p95 / most")
     print(f"{'':34}" + "".join(f"{part:>22}" for part in PARTS))
     for row in found["ways"]:
