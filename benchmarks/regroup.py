@@ -1,24 +1,25 @@
-"""Communicator edits: seconds to leave a rank out and to take it in again, against building every group anew.
+"""Communicator edits after deaths: a rank is killed inside an all-reduce, the survivors go on without it.
 
 The groups are those of a dp x 2 mesh: one of all ranks, one per stage of a two-stage pipeline, and the pairs between.
-The last rank leaves and returns by turns. `edit` keeps the groups whose members are unchanged; `rebuild` keeps none.
-Both in one run; a change lasts from the first rank's start to the last rank's end.
+All ranks reduce 1 MiB without pause; a random one gets SIGKILL. An edit is all that follows: the survivors are told,
+leave the collective, say which groups are quiet, connect what they lack and do their first all-reduce. Then a fresh
+process takes the rank's place and is taken in. Beside it: every group anew, and what c10d has. Further: after how long
+a blocked rank that is no neighbour of the dead returns, edits during which a second rank dies, and leaks.
 
-    trainsys bench regroup [--ranks 4] [--repeat 20] [--json]
+    trainsys bench regroup [--ranks 4] [--deaths 50] [--peers 10] [--json]
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks._regroup_deaths import PARTS, WAYS, deaths, detection, quantile, second_deaths
 from trainsys.cli.arguments import Parser
-from trainsys.comm.communicator import Communicator
-from trainsys.testing import RankPool
 
-WAYS = ("edit", "rebuild")
+BARS_MS = {"p50": 30.0, "p95": 100.0}  # of an edit
 
 
 def groups(members: Sequence[int]) -> list[tuple[int, ...]]:
@@ -28,73 +29,67 @@ def groups(members: Sequence[int]) -> list[tuple[int, ...]]:
     return [g for g in dict.fromkeys(candidates) if len(g) > 1]
 
 
-def body(rank: int, world_size: int, store: Any, repeat: int) -> dict[str, list[tuple[float, float, int]]]:
-    """One rank: (start, end, groups kept) of every change, per way."""
-    everyone = tuple(range(world_size))
-    spans: dict[str, list[tuple[float, float, int]]] = {way: [] for way in WAYS}
-    clock = Communicator(store, rank)  # a group of its own, so that every change starts together
-    clock.reconfigure(1_000_000, [everyone])
-    epoch = 0
-    for way in WAYS:
-        comm = Communicator(store, rank)
-        comm.reconfigure(epoch, groups(everyone))
-        for i in range(2 * repeat + 2):
-            members = everyone[:-1] if i % 2 == 0 else everyone
-            epoch += 1
-            keep = _clean_on_all_members(comm, members) if way == "edit" else []
-            clock.group(everyone).backend.barrier().wait()
-            start = time.perf_counter()
-            comm.reconfigure(epoch, groups(members), keep)
-            spans[way].append((start, time.perf_counter(), len(keep)))
-        comm.close()
-        epoch += 1
-    clock.close()
-    return {way: rows[2:] for way, rows in spans.items()}  # the first leave and return warm up
+def measure(ranks: int, count: int, peers: int, timeout_s: float) -> dict[str, Any]:
+    """Everything that the table shows; `count` deaths of our own edits, `peers` of each other way."""
+    ways = [deaths(ranks, groups, way, count if way == "edit" else peers) for way in WAYS]
+    return {
+        "ranks": ranks,
+        "bars_ms": BARS_MS,
+        "load": os.getloadavg()[0] / (os.cpu_count() or 1),
+        "ways": ways,
+        "detection": [
+            detection(ranks, groups, True, peers, timeout_s),
+            detection(ranks, groups, False, 2, timeout_s),
+        ],
+        "second_deaths": second_deaths(ranks, groups, peers),
+    }
 
 
-def _clean_on_all_members(comm: Communicator, members: Sequence[int]) -> list[str]:
-    """What the manager would answer when nothing was under way: every group that lost no member."""
-    return [name for name in comm.clean() if set(map(int, name.partition("/")[2].split(","))) <= set(members)]
+def show(found: Mapping[str, Any]) -> None:
+    """Print the table."""
+    print(f"load before: {found['load']:.1f} per core; above 1 the rest of the machine is timed too")
+    print(f"{found['ranks']} ranks, gloo over loopback; ms from a SIGKILL inside an all-reduce, p50 / p95 / most")
+    print(f"{'':34}" + "".join(f"{part:>22}" for part in PARTS))
+    for row in found["ways"]:
+        cells = "".join(f"{_three(row['ms'][part]):>22}" for part in PARTS)
+        print(f"{WAYS[row['way']][1]:34}{cells}   {row['deaths']} deaths, {row['kept']:.1f} groups kept")
+    edit = found["ways"][0]
+    for name, bar in found["bars_ms"].items():
+        reached = quantile(edit["ms"]["total"], float(name[1:]) / 100)
+        print(f"bar: edit {name} {reached:.1f} ms, at most {bar:g}: {'held' if reached <= bar else 'MISSED'}")
+    grown = ", ".join(f"{value:+d} {name}" for name, value in edit["growth"].items())
+    print(f"growth of rank 0 over {edit['epochs']} epochs: {grown}")
+    for row in found["detection"]:
+        told = "told, and aborted" if row["aborts"] else f"left alone (timeout {row['timeout_s']:g} s)"
+        longest = ", ".join(f"{who} {max(values):.3f} s" for who, values in row["seconds"].items() if values)
+        print(f"blocked call returns, {told}: {longest} at most, {row['deaths']} deaths")
+    row = found["second_deaths"]
+    print(
+        f"a second death while connecting: {len(row['ms'])} edits tried again, done {_three(row['ms'])} ms after it; "
+        f"{row['failed']} of {row['asked']} ranks had failed, with {min(row['held'], default=0)} old groups or more"
+    )
 
 
-def _quantile(values: Sequence[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+def _three(values: Sequence[float]) -> str:
+    return f"{quantile(values, 0.5):.1f} / {quantile(values, 0.95):.1f} / {max(values):.1f}"
 
 
 def main(argv: Sequence[str]) -> int:
     parser = Parser("bench regroup", __doc__.splitlines()[0], "  trainsys bench regroup --json")
-    parser.add_argument("--ranks", type=int, default=4)
-    parser.add_argument("--repeat", type=int, default=20, help="times that the last rank leaves and returns")
+    parser.add_argument("--ranks", type=int, default=4, help="at least 4, so that somebody is no neighbour of the dead")
+    parser.add_argument("--deaths", type=int, default=50, help="of the edits in place")
+    parser.add_argument("--peers", type=int, default=10, help="deaths of each other way")
+    parser.add_argument("--timeout", type=float, default=3.0, help="seconds of the groups that nobody aborts")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    pool = RankPool()
-    results = pool.run(body, args.ranks, args.repeat, timeout_s=600)
-    pool.close()
-    rows = []
-    for way in WAYS:
-        spans = list(zip(*(r[way] for r in results), strict=True))  # per change: (start, end, kept) of each rank
-        for what, first in (("leave", 0), ("return", 1)):
-            chosen = spans[first::2]
-            seconds = [max(end for _, end, _ in change) - min(start for start, _, _ in change) for change in chosen]
-            rows.append(
-                {
-                    "way": way,
-                    "change": what,
-                    "kept": chosen[0][0][2],
-                    "p50_ms": 1e3 * _quantile(seconds, 0.5),
-                    "p95_ms": 1e3 * _quantile(seconds, 0.95),
-                }
-            )
+    if args.ranks < 4 or args.deaths < 1 or args.peers < 1:
+        raise ValueError(f"--ranks {args.ranks} --deaths {args.deaths} --peers {args.peers}: at least 4, 1 and 1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # c10d tells at length of connections that end
+    found = measure(args.ranks, args.deaths, args.peers, args.timeout)
     if args.json:
-        print(json.dumps({"ranks": args.ranks, "repeat": args.repeat, "rows": rows}))
-        return 0
-    print(f"{args.ranks} ranks, gloo over loopback, {args.repeat} times each")
-    for row in rows:
-        print(
-            f"{row['way']:8} {row['change']:6}  p50 {row['p50_ms']:7.1f} ms  p95 {row['p95_ms']:7.1f} ms  "
-            f"(rank 0 kept {row['kept']} groups)"
-        )
+        print(json.dumps(found))
+    else:
+        show(found)
     return 0
 
 

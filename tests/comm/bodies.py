@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from trainsys.comm.communicator import Communicator
+from trainsys.comm.disposal import settle
 from trainsys.comm.exchange import all_gather_regions, exchange
 from trainsys.comm.group import CommError, Group
 from trainsys.comm.objects import broadcast_object, gather_objects
@@ -149,6 +150,7 @@ def many_generations(rank: int, world_size: int, store: Any, count: int) -> dict
         meet(store, f"many{epoch}", rank, world_size)
         if epoch in (2, 3) or epoch >= count - 2:
             gc.collect()
+            assert settle(), "what has been let go goes"
             counts[epoch] = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
             meet(store, f"counted{epoch}", rank, world_size)
     comm.close()

@@ -8,14 +8,14 @@ epoch-named prefix. The old groups go only after the new ones stand.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from torch._C._distributed_c10d import Store
 
+from trainsys.comm.attempt import Attempt, StoreClient
+from trainsys.comm.disposal import settle
 from trainsys.comm.group import CommError, Group
 from trainsys.comm.stamps import Stamps
-from trainsys.comm.waiting import brief
 
 Ranks = tuple[int, ...]
 
@@ -33,6 +33,7 @@ class Communicator:
     Attributes:
         stamps: of the operations of all groups.
         lag_s: emulated: how many seconds late arrives what comes from a rank.
+        address: of this host, for each new group: its peers connect there, and so choose a path (`comm/traffic.py`).
     """
 
     def __init__(
@@ -41,7 +42,8 @@ class Communicator:
         self._store, self.rank, self._backend, self._timeout_s, self._mark = store, rank, backend, timeout_s, mark
         self.stamps = Stamps()
         self.lag_s: Callable[[int], float] = lambda src: 0.0
-        self._spare: Store | None = None  # the connecting thread's own client of the store
+        self.address: Callable[[Ranks], str] = lambda ranks: ""
+        self._spare: StoreClient | None = None  # one that no thread uses
         self._groups: dict[Ranks, Group] = {}
         self._changed = threading.Condition()
         self._aborted_epoch = -1  # every generation up to this one is dead
@@ -68,43 +70,38 @@ class Communicator:
             for group in new.values():
                 group.frozen = aborted
         for group in stale:
-            group.close()
+            group.close(new.values())
         self.check()
 
     def _build(self, epoch: int, missing: Sequence[Ranks]) -> dict[Ranks, Group]:
-        """Connect new groups in a thread that can be left behind.
-
-        Connecting waits for peers in places that nothing can interrupt. When the generation is aborted meanwhile, the
-        thread stays until its own timeout with its own client of the store, touching nothing, and the caller goes on.
-        A new client costs a reverse name lookup (5 s where no name server answers), so a free one is used again.
-        """
-        built: dict[Ranks, Group] = {}
-        outcome: list[str] = []
+        """Connect new groups, or none: what an attempt that fails has built goes with it."""
+        if not missing:
+            return {}
         with self._changed:
-            store, self._spare = self._spare, None
+            client, self._spare = self._spare, None
+        attempt = Attempt(
+            self._changed, client or StoreClient(self._store), lambda store: self._connect(epoch, store, missing)
+        )
+        threading.Thread(target=attempt.run, daemon=True, name=f"connect-e{epoch}").start()
+        with self._changed:
+            self._changed.wait_for(lambda: attempt.over or self._aborted_epoch >= epoch)
+            if attempt.over and not attempt.error:
+                self._spare = attempt.client
+                return attempt.built
+        attempt.abandon()
+        raise CommError(attempt.error or f"generation {epoch} was aborted while connecting")
 
-        def connect(store: Store | None) -> None:
-            error = ""
-            try:
-                store = store or cast(Any, self._store).clone()
-                for ranks in missing:
-                    name = f"e{epoch}{self._mark}/{','.join(map(str, ranks))}"
-                    built[ranks] = Group(store, name, ranks, self.rank, self._backend, self._timeout_s, self.stamps)
-                    built[ranks].lag_s = self.lag_s
-            except (RuntimeError, ValueError) as failure:
-                error = brief(failure)
-            with self._changed:
-                self._spare = None if error else store
-                outcome.append(error)
-                self._changed.notify_all()
-
-        if missing:
-            threading.Thread(target=connect, args=(store,), daemon=True, name=f"connect-e{epoch}").start()
-            with self._changed:
-                self._changed.wait_for(lambda: outcome or self._aborted_epoch >= epoch)
-                if not outcome or outcome[0]:
-                    raise CommError(outcome[0] if outcome else f"generation {epoch} was aborted while connecting")
-        return built
+    def _connect(self, epoch: int, store: Store, missing: Sequence[Ranks]) -> Iterator[tuple[Ranks, Group]]:
+        """One group after the other: which sockets come with which could not be told otherwise."""
+        donors = [group.donor() for group in self._groups.values() if not group.clean]
+        for ranks in missing:
+            name = f"e{epoch}{self._mark}/{','.join(map(str, ranks))}"
+            group = Group(
+                store, name, ranks, self.rank, self._backend, self._timeout_s, self.stamps, donors, self.address(ranks)
+            )
+            donors = [donor for donor in donors if donor.built is not group.backend]
+            group.lag_s = self.lag_s
+            yield ranks, group
 
     def adopt(self, epoch: int, other: Communicator) -> None:
         """Enter generation `epoch` with the groups that `other` has built for it; those of before go.
@@ -121,7 +118,7 @@ class Communicator:
                 group.frozen = self._aborted_epoch >= epoch
             torn = [group.name for group in self._groups.values() if not group.clean]
         for group in stale:
-            group.close()
+            group.close(self._groups.values())
         self.check()
         if torn:
             raise CommError(f"group {torn[0]} broke before it was needed")
@@ -129,7 +126,7 @@ class Communicator:
     def spawn(self, mark: str) -> Communicator:
         """Another one over the same store, with stamps of its own, whose groups can be adopted."""
         other = Communicator(self._store, self.rank, self._backend, self._timeout_s, mark)
-        other.lag_s = self.lag_s
+        other.lag_s, other.address = self.lag_s, self.address
         return other
 
     def group(self, ranks: Sequence[int]) -> Group:
@@ -166,3 +163,4 @@ class Communicator:
             groups, self._groups = self._groups, {}
         for group in groups.values():
             group.close()
+        settle()

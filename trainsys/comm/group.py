@@ -8,9 +8,6 @@ keep their numbers when others leave.
 
 from __future__ import annotations
 
-import os
-import socket
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,16 +15,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 from math import inf
 from queue import SimpleQueue
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, Work
+from torch._C._distributed_c10d import PrefixStore, Store, Work
 
+from trainsys.comm.backends import BACKENDS
+from trainsys.comm.backends.backend import Backend
+from trainsys.comm.backends.connect import Donor, Place, connect
+from trainsys.comm.disposal import let_go
+from trainsys.comm.sockets import Socket, bound_if_local, connected_sockets, shut
 from trainsys.comm.stamps import ALL, RECV, REDUCE, SEND, Stamps
 from trainsys.comm.waiting import Answers, brief, outcome, run_elsewhere, wait_elsewhere
-
-_LOCAL_SEND_BUFFER = 256 << 10  # bytes; measured: 64 MiB to 4 ranks took 14 % less than with the kernel's 4 MiB
 
 
 class CommError(RuntimeError):
@@ -92,13 +91,15 @@ class Group:
         backend: ``gloo`` or ``nccl``.
         timeout_s: how long an operation may take before it fails by itself.
         stamps: where operations are stamped; by default its own.
+        donors: what other groups leave behind, for backends that can make the new group of it.
+        address: of this host, where peers connect to; where the network has several paths it says which.
     """
 
     def __init__(
         self, store: Store, name: str, ranks: Sequence[int], rank: int, backend: str, timeout_s: float,
-        stamps: Stamps | None = None,
+        stamps: Stamps | None = None, donors: Sequence[Donor] = (), address: str = "",
     ) -> None:  # fmt: skip
-        self.name, self.ranks, self.rank, self._backend_name = name, tuple(ranks), rank, backend
+        self.name, self.ranks, self.rank, self._kind = name, tuple(ranks), rank, _known(backend)
         self.seq = 0  # operations started; a group is carried over only where all members count the same
         self.pending = 0
         self.torn = False
@@ -112,12 +113,16 @@ class Group:
         self._stamp_of: dict[int, tuple[int, int]] = {}  # id of a work -> its stamp, and its source if it receives
         self.lag_s: Callable[[int], float] = lambda src: 0.0  # emulated: how late arrives what comes from a rank
         prefix = PrefixStore(name, store)
-        before = _connected_sockets()
+        before = connected_sockets()
         # operations begun on it directly are neither counted nor freed by an abort
-        self.backend: Any = _backend(prefix, self._index[rank], len(self.ranks), backend, timedelta(seconds=timeout_s))
-        self._sockets = _connected_sockets() - before
+        place = Place(prefix, name, self.ranks, self._index[rank], timedelta(seconds=timeout_s), address)
+        try:
+            self.backend: Any = connect(self._kind, place, donors)
+        except RuntimeError as error:
+            raise CommError(f"cannot connect the group: {brief(error)}") from None
+        self._sockets = connected_sockets() - before
         for entry in self._sockets:
-            _bound_if_local(entry)
+            bound_if_local(entry)
 
     def stamp_with(self, stamps: Stamps) -> None:
         """From now on, with nothing under way."""
@@ -128,7 +133,7 @@ class Group:
         return len(self.ranks)
 
     @property
-    def sockets(self) -> frozenset[tuple[int, int]]:
+    def sockets(self) -> frozenset[Socket]:
         """(file descriptor, inode) of the connections that came with it."""
         return frozenset(self._sockets)
 
@@ -158,7 +163,7 @@ class Group:
 
     def expect(self, work: Work) -> Expected:
         """Have an `irecv` waited for from now on: `take` is quick when it is complete by then, a `wait` is not."""
-        if self._backend_name == "nccl":
+        if not self._kind.blocks:
             return Expected(work, None)
         answers, (stamp, _) = self._listen(), self._stamp_of.get(id(work), (0, -1))
         wait_elsewhere([work], answers, self._outcome)
@@ -182,7 +187,7 @@ class Group:
 
         Under NCCL, which orders streams and blocks no thread, `Progress.next` carries it on in the caller's own thread.
         """
-        answers = None if self._backend_name == "nccl" else self._listen()
+        answers = self._listen() if self._kind.blocks else None
         return Progress(self, progress, answers)
 
     def finish(self, works: Iterable[Work]) -> None:
@@ -222,7 +227,7 @@ class Group:
 
     def _outcomes(self, works: Sequence[Work]) -> Iterator[str]:
         """What became of each operation: nothing, or what went wrong."""
-        if self._backend_name == "nccl":  # orders streams and returns: must happen in the caller's own thread
+        if not self._kind.blocks:  # orders streams and returns: must happen in the caller's own thread
             yield from map(self._outcome, works)
             return
         answers, stamps = self._listen(), [self._stamp_of.get(id(work), (0, -1))[0] for work in works]
@@ -307,71 +312,33 @@ class Group:
             self.torn = True
             for answers in self._waiting:
                 answers.put("aborted")
-        if self._backend_name == "nccl":
-            self.backend.abort()
-        for fd in self._sockets & _connected_sockets():
-            _shutdown(fd)
+        self._kind.free(self.backend)
+        for fd in self._sockets & connected_sockets():
+            shut(fd)
 
-    def close(self) -> None:
-        """Release the sockets; the group must not be used again."""
+    def donor(self) -> Donor:
+        """What the group leaves behind; for groups that nobody can use any more."""
+        return Donor(self.name, self.ranks, self.backend)
+
+    def close(self, heirs: Iterable[Group] = ()) -> None:
+        """Release the sockets, beside the caller (`disposal.settle` waits for it); the group must not be used again.
+
+        Args:
+            heirs: groups that may have taken over c10d's object of this one, which then lives on.
+        """
+        if any(heir.backend is self.backend for heir in heirs):
+            self.torn = True
+            del self.backend
+            return
         if self.pending or self.torn:
             self.abort()  # gloo's destructor waits for operations that can still finish
         self.torn = True
-        del self.backend  # the last reference: gloo closes its sockets in the destructor
+        last = [self.backend]  # gloo closes its sockets when its last reference goes
+        del self.backend
+        let_go(last.clear)
 
 
-def _gloo_device() -> Any:
-    """A listener and event thread of this group alone. A listener shared between groups would accept a peer's
-    connection before the group is built here, and that socket could then not be told to be the group's."""
-    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
-    if interface:
-        return ProcessGroupGloo.create_device(interface=interface)
-    return ProcessGroupGloo.create_default_device()
-
-
-def _backend(store: Store, index: int, size: int, name: str, timeout: timedelta) -> Any:
-    try:
-        if name == "gloo":
-            options = cast(Any, ProcessGroupGloo)._Options()
-            options._devices, options._timeout, options._threads = [_gloo_device()], timeout, 2
-            return ProcessGroupGloo(store, index, size, options)
-        if name == "nccl":
-            options = dist.ProcessGroupNCCL.Options()
-            options._timeout = timeout
-            return dist.ProcessGroupNCCL(store, index, size, options)
-    except RuntimeError as error:
-        raise CommError(f"cannot connect the group: {brief(error)}") from None
-    raise ValueError(f"backend {name!r} is not known; use gloo or nccl")
-
-
-def _connected_sockets() -> set[tuple[int, int]]:
-    """(fd, inode) of this process's connected internet sockets; listeners and unix pairs are left out."""
-    found = set()
-    for entry in os.listdir("/proc/self/fd"):
-        fd = int(entry)
-        try:
-            info = os.fstat(fd)
-            if not stat.S_ISSOCK(info.st_mode):
-                continue
-            with socket.socket(fileno=os.dup(fd)) as sock:
-                inet = sock.family in (socket.AF_INET, socket.AF_INET6)
-                if inet and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    found.add((fd, info.st_ino))
-        except OSError:
-            continue  # closed meanwhile
-    return found
-
-
-def _bound_if_local(entry: tuple[int, int]) -> None:
-    """Within one host let only so much lie in the kernel that the reader finds it in the cache."""
-    with socket.socket(fileno=os.dup(entry[0])) as sock:
-        if sock.getsockname()[0] == sock.getpeername()[0]:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LOCAL_SEND_BUFFER)
-
-
-def _shutdown(entry: tuple[int, int]) -> None:
-    try:
-        with socket.socket(fileno=os.dup(entry[0])) as sock:
-            sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # already gone
+def _known(backend: str) -> Backend:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is not known; use {' or '.join(BACKENDS)}")
+    return BACKENDS[backend]
