@@ -212,6 +212,7 @@ class TrainConfig:
 class CheckpointConfig:
     every: int = 0  # steps; 0: only at the end and on SIGTERM
     keep: int = 2  # newest checkpoints that stay
+    beside: bool = False  # write a copy of the state while training goes on; the last one, and at a stop, in a pause
     dir: str = ""  # empty: <run_dir>/checkpoints
     resume: bool = True  # go on from the newest whole checkpoint, if there is one
 

@@ -57,6 +57,7 @@ from trainsys.elastic.phase import ElasticError, Phase
 from trainsys.elastic.preparing import Preparing
 from trainsys.elastic.record import Change
 from trainsys.elastic.recruits import Recruits
+from trainsys.elastic.saving import Saving
 from trainsys.elastic.selection import Selection
 from trainsys.elastic.standing import Standing
 from trainsys.elastic.strikes import Strikes
@@ -110,7 +111,7 @@ class Manager:
         self._quiet: dict[int, Quiesced] = {}
         self._staged: dict[int, Staged] = {}
         self._proposals: dict[int, Proposal] = {}
-        self._save_due, self._saved_step = book.save_due, book.saved_step
+        self._saving = Saving(config, book)
         assert book.rate is not None
         self.selection = Selection(self.config, world_size, book.rate, foresight)
         self.selection.leaving |= book.leaving
@@ -387,7 +388,7 @@ class Manager:
         except ValueError as error:
             self.abort(str(error))
         stop = self._stopping()
-        self._save_due = self._save_due or (stop and self.step > self._saved_step and not self.config.train.emulate)
+        save = self._saving.tell_again(self.step, stop)
         self.history.switched(self.epoch, self.step, self.target, tuple(evidence))
         moved = sum(s.bytes_received for s in self._staged.values())
         seconds = max(s.seconds for s in self._staged.values())
@@ -399,10 +400,10 @@ class Manager:
         self.outbox.changed(
             replace(self._change, after=self.layout, parallel=self.parallel, bytes_moved=moved, transfer_s=seconds)
         )
-        self._tell(self._participants, CommitEpoch(self.epoch, self._save_due, stop))
+        self._tell(self._participants, CommitEpoch(self.epoch, save, stop))
         self._dismiss()
         self.selection.foresight.consider(self.layout, self.parallel, {r: m.node for r, m in self.members.items()})
-        if stop and not self._save_due:
+        if stop and not self._saving.pending:
             self._finish()
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -416,12 +417,11 @@ class Manager:
         self._strikes.at("collect", self.step)
         self._lookout.committed(self.step, self.epoch, proposals, self.members)
         self.step += 1
-        every, stop = self.config.checkpoint.every, self._stopping()
-        due = stop or (every > 0 and self.step % every == 0)
-        self._save_due = self._save_due or (due and not self.config.train.emulate)
+        stop = self._stopping()
+        save = self._saving.tell(self.step, stop)
         layout, parallel, nodes = self.layout, self.parallel, {r: m.node for r, m in self.members.items()}
         verdict = self._preparing.complete(
-            Verdict(decision, self._save_due, stop), self.epoch, self.step, layout, parallel, nodes,
+            Verdict(decision, save, stop), self.epoch, self.step, layout, parallel, nodes,
             lambda: self._lookout.remedy(self.step, layout, parallel, self.members),
         )  # fmt: skip
         self.history.committed(decision, proposals, self.epoch)
@@ -431,7 +431,7 @@ class Manager:
         self._recruits.join(self.step, nodes.values())
         if stop:
             self.phase = Phase.STOPPING
-            if not self._save_due:
+            if not self._saving.pending:
                 self._finish()
         elif verdict.change >= 0:
             self._begin_change(self._preparing.reason, informed=told)
@@ -440,11 +440,9 @@ class Manager:
         return self.stop_requested or self.step >= self.config.train.steps
 
     def _saved(self, message: Saved) -> None:
-        self._save_due = False
-        if not message.error:
-            self._saved_step = message.step
+        self._saving.saved(message)
         self.outbox.saved(message.step, message.path, message.error)
-        if self.phase is Phase.STOPPING:
+        if self.phase is Phase.STOPPING and not self._saving.pending:
             self._finish()
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -455,8 +453,8 @@ class Manager:
         self._tell(self.members, Quit(reason))
 
     def _way_back(self) -> str:
-        if self._saved_step:
-            return f"restart to resume from step {self._saved_step}"
+        if self._saving.saved_step:
+            return f"restart to resume from step {self._saving.saved_step}"
         return "there is no checkpoint yet to resume from; set checkpoint.every to have some"
 
     def abort(self, reason: str, missing: str = "") -> NoReturn:
@@ -487,8 +485,8 @@ class Manager:
             held=standing.held, portions=standing.portions, broken=broken,
             members=tuple((m.rank, m.node, m.pid) for m in self.members.values()), started=tuple(recruits.started),
             gone=frozenset(self._gone), next_rank=recruits.next_rank, leaving=frozenset(self.selection.leaving),
-            joins=tuple(recruits.joins), respawns=tuple(recruits.respawns), saved_step=self._saved_step,
-            save_due=self._save_due, stop_requested=self.stop_requested, over=self.phase is Phase.DONE,
+            joins=tuple(recruits.joins), respawns=tuple(recruits.respawns), saved_step=self._saving.saved_step,
+            save_due=self._saving.pending, stop_requested=self.stop_requested, over=self.phase is Phase.DONE,
             failure=self._failure,
         )  # fmt: skip
         self.outbox.post(self.book)

@@ -27,7 +27,7 @@ from trainsys.data.sampler import Sampler
 from trainsys.elastic.ahead import Ahead
 from trainsys.elastic.beside import Beside
 from trainsys.elastic.census import take_census
-from trainsys.elastic.checkpoint import CheckpointError, load_state, save_state
+from trainsys.elastic.checkpoint import load_state
 from trainsys.elastic.clocks.registry import clock_of, open_clock
 from trainsys.elastic.control import Abandoned, ControlClient
 from trainsys.elastic.faults import FaultEvent, Injector
@@ -46,12 +46,12 @@ from trainsys.elastic.messages import (
     Proposal,
     Quiesced,
     Quit,
-    Saved,
     Staged,
     Verdict,
 )
 from trainsys.elastic.progressive import Passage, PortionError
 from trainsys.elastic.rank_history import RankHistory
+from trainsys.elastic.saver import Saver
 from trainsys.elastic.staging import Staging
 from trainsys.elastic.transit import run_transition
 from trainsys.elastic.troubles import Troubles
@@ -107,6 +107,9 @@ class Worker:
         self.holdings: dict[int, Holding] = {}  # by epoch, while the layout changes progressively
         self.released = (-1, 0)  # epoch entered that way, portions released in it
         self.beside: Beside | None = None  # the next layout, while it is prepared
+        self.saver = Saver(
+            config, self.space, rank, self.comm, self.injector.saving, lambda saved: self.control.send(saved)
+        )
         hello = Hello(rank, os.getpid(), node, (code_print(), config_print(config)))
         self.injector.arrived()
         self.control = control(hello, self._on_fault)
@@ -116,6 +119,7 @@ class Worker:
 
     def _on_fault(self, epoch: int) -> None:
         self.comm.abort(epoch - 1)
+        self.saver.abort(epoch - 1)
         if self.beside is not None:
             self.beside.drop()
 
@@ -376,8 +380,9 @@ class Worker:
     def _close_step(self, checkpoint: bool, stop: bool) -> None:
         """What the manager wants at a step boundary."""
         if checkpoint:
+            assert self.layout is not None and self.state is not None
             self.comm.stamps.enter("save")
-            self._save()
+            self.saver.save(self.control.epoch, self.layout, self.step, self.state, at_once=stop)
         if stop:
             self._drop()
             self.control.expect(Quit)  # leaves
@@ -392,20 +397,6 @@ class Worker:
                 inputs, targets = (torch.from_numpy(a).to(self.device) for a in self.sampler.batch(position, size))
             microbatches[mb] = (inputs, targets, tuple(range(position, position + size)))
         return Batch(step, microbatches)
-
-    def _save(self) -> None:
-        """Write a checkpoint together; a full disk is reported, not fatal."""
-        assert self.layout is not None and self.state is not None
-        group = self.comm.group(self.layout.ranks) if len(self.layout.ranks) > 1 else None
-        lead = self.rank == self.layout.ranks[0]
-        try:
-            with self.injector.saving(self.step):
-                path = save_state(self.config, self.space, self.layout, self.rank, self.step, self.state, group)
-            if lead:
-                self.control.send(Saved(self.step, str(path)))
-        except CheckpointError as error:
-            if lead:
-                self.control.send(Saved(self.step, "", str(error)))
 
 
 def device_of(config: RunConfig, rank: int) -> torch.device:
