@@ -12,7 +12,6 @@ from trainsys.space.runs import FOLDED
 from trainsys.testing import RankPool
 
 MODEL: dict[str, Any] = {"num_layers": 8, "tied": True}
-STEPS = 2
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"pp": 4},
     "recompute": {"pp": 2, "dp": 2, "recompute": "full"},
@@ -25,9 +24,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", GENERATORS)
 def test_every_schedule_has_the_bits_of_one_process(ranks: RankPool, name: str) -> None:
     vp = 2 if name in FOLDED or name == "interleaved" else 1
-    expected = expectation(ranks, 1, run_config("float64", MODEL), STEPS)
+    expected = expectation(ranks, 1, run_config("float64", MODEL))
     grids = [{"schedule": name, "vp": vp, **grid} for grid in VARIANTS.values()]
-    for got in run_all(ranks, 4, [run_config("float64", MODEL, **grid) for grid in grids], STEPS):
+    for got in run_all(ranks, 4, [run_config("float64", MODEL, **grid) for grid in grids]):
         assert_same_bits(got, expected)
 
 

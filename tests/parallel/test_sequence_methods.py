@@ -63,7 +63,7 @@ def test_methods_round_as_one_process_does(ranks: RankPool, dtype: torch.dtype, 
 def test_two_hosts(ranks: RankPool) -> None:
     wires = two_level(2, 2, 0.05, 0.0075)
     names = [name for name in METHODS if name != "rail"]
-    check(ranks, 4, [Case(name, mask=mask, wires=wires) for name in names for mask in MASKS[::2]], 1e-13)
+    check(ranks, 4, [Case(name, mask=mask, wires=wires) for name in names for mask in (MASKS[0], MASKS[4])], 1e-13)
     check(ranks, 8, [Case(name, wires=two_level(2, 4, 0.05, 0.0075), heads=(8, 2)) for name in METHODS], 1e-13)
 
 
