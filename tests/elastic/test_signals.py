@@ -12,8 +12,6 @@ import pytest
 
 from tests.tiny import Command, command, eventually, running_now, steps_done, tiny
 
-pytestmark = pytest.mark.alone
-
 LONG = "train.steps=4000"
 
 
@@ -64,6 +62,7 @@ def test_a_signal_to_all_while_ranks_start(delay_s: float, number: int, tmp_path
     assert out.splitlines()[-1].startswith(f"stopped after step {steps_done(tmp_path)} of 4000")
 
 
+@pytest.mark.alone
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     with command("train", *tiny(tmp_path, LONG, "batch.global_size=6000")) as running:  # a step outlasts the test
         assert eventually(lambda: '"changed"' in _text(tmp_path / "history.jsonl"), 60)
@@ -88,6 +87,7 @@ def test_a_signal_before_the_first_step(tmp_path: Path) -> None:
     assert out.splitlines()[-1].startswith(f"stopped after step {steps_done(tmp_path)} of 4000")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("early", [False, True], ids=["training", "starting"])
 def test_ranks_do_not_outlive_a_killed_agent(early: bool, tmp_path: Path) -> None:
     with command("train", *tiny(tmp_path, LONG)) as running:

@@ -11,7 +11,6 @@ from trainsys.elastic import agent
 from trainsys.elastic.agent import LocalCluster
 from trainsys.elastic.recorder import Recorder
 
-
 # what bits depend on; see tests/parallel/test_bits.py and tests/parallel/test_vocabulary.py
 TELLING = ("model.", "train.", "parallel.tp=", "parallel.cp=", "parallel.vocabulary=")
 
