@@ -10,7 +10,6 @@ from tests.parallel.runs import assert_same_bits, expectation, run_all, run_conf
 from trainsys.testing import RankPool
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama tied": ("float32", {"num_layers": 4, "tied": True}),
     "gpt2 tied dropout": ("float32", {"num_layers": 4, "family": "gpt2", "tied": True, "dropout": 0.1}),
     "mixtral": ("float32", {"num_layers": 4, "family": "mixtral", "num_experts": 4, "router_aux_coef": 0.1}),
     "llama bfloat16": ("bfloat16", {"num_layers": 4, "num_kv_heads": 2}),

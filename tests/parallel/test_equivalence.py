@@ -67,8 +67,8 @@ def test_uneven_layers(ranks: RankPool) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [{"tied": True, "num_kv_heads": 4}, {"family": "gpt2", "tied": True, "dropout": 0.1}, {"family": "gpt2"}],
-    ids=["llama tied gqa", "gpt2 tied dropout", "gpt2"],
+    [{"tied": True, "num_kv_heads": 4}, {"family": "gpt2", "tied": True, "dropout": 0.1}],
+    ids=["llama tied gqa", "gpt2 tied dropout"],
 )
 def test_sequence_parallel_and_tied(ranks: RankPool, model: dict[str, Any]) -> None:
     grids = [
@@ -97,8 +97,8 @@ def test_norms_of_heads(ranks: RankPool, model: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [{"num_kv_heads": 2, "tied": True}, {"num_kv_heads": 1}, {"family": "qwen3", "num_kv_heads": 2, "head_dim": 6}],
-    ids=["two", "one", "qwen3"],
+    [{"num_kv_heads": 1}, {"family": "qwen3", "num_kv_heads": 2, "head_dim": 6}],
+    ids=["one", "two, qwen3"],
 )
 def test_tp_ranks_share_key_value_heads(ranks: RankPool, model: dict[str, Any]) -> None:
     """Twice and four times as many tp ranks as key/value heads."""
@@ -112,12 +112,11 @@ def test_tp_ranks_share_key_value_heads(ranks: RankPool, model: dict[str, Any]) 
     compare(ranks, 8, model, grids)
 
 
-@pytest.mark.parametrize("shared", [0, 32])
-def test_mixture_of_experts(ranks: RankPool, shared: int) -> None:
+def test_mixture_of_experts(ranks: RankPool) -> None:
     """Router and gate see on each tp rank what its part of the experts answers; the load-balance loss counts once."""
     model = {
         "family": "qwen3_moe", "num_experts": 5, "experts_per_token": 3, "router_aux_coef": 0.3, "router_norm": True,
-        "shared_ffn_dim": shared,
+        "shared_ffn_dim": 32,
     }  # fmt: skip
     grids = [
         {"tp": 2, "dp": 2, "zero": 1},

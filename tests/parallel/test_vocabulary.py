@@ -38,8 +38,7 @@ def compare(ranks: RankPool, model: dict[str, Any], grids: list[dict[str, Any]],
         assert_close(Joined(got), expected, TOLERANCE)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("gpt2", False)])
 def test_both_forms_train_the_same_model(ranks: RankPool, family: str, tied: bool) -> None:
     one, other = FORMS if tied else FORMS[::-1]
     grids: list[dict[str, Any]] = [

@@ -17,7 +17,6 @@ from trainsys.parallel.stage import Batch
 from trainsys.testing import RankPool
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama tied": ("float32", {"num_layers": 4, "tied": True, "num_kv_heads": 2}),
     "gpt2 tied dropout": ("float32", {"num_layers": 4, "family": "gpt2", "tied": True, "dropout": 0.1}),
     "llama bfloat16": ("bfloat16", {"num_layers": 4, "num_kv_heads": 2}),
 }
