@@ -7,9 +7,8 @@ import pytest
 from tests.comm import bodies
 from trainsys.testing import RankPool
 
-pytestmark = pytest.mark.alone
 
-
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["allreduce", "irecv", "expect"])
 def test_abort_frees_blocked_ranks_and_keeps_quiet_groups(ranks: RankPool, how: str) -> None:
     results = ranks.run(bodies.abort_and_carry_on, 4, how)
@@ -26,6 +25,7 @@ def test_abort_frees_blocked_ranks_and_keeps_quiet_groups(ranks: RankPool, how: 
         assert r["names"] == sorted([f"e0/{'0,1' if rank < 2 else '2,3'}", "e1/0,1,2,3"])
 
 
+@pytest.mark.alone
 def test_reconfigure_without_its_peer_ends_at_the_abort(ranks: RankPool) -> None:
     first, second = ranks.run(bodies.missing_peer, 2)
     assert first["outcome"].startswith("CommError: generation 0 was aborted")
@@ -38,6 +38,7 @@ def test_abort_knows_its_generation(ranks: RankPool) -> None:
         assert r == {"sum": 2.0, "entered": False}
 
 
+@pytest.mark.alone
 def test_closed_connections_of_one_rank(ranks: RankPool) -> None:
     for r in ranks.run(bodies.death, 4)[1:]:
         assert r["outcome"].startswith("CommError")
@@ -45,6 +46,7 @@ def test_closed_connections_of_one_rank(ranks: RankPool) -> None:
         assert r["blocked_s"] < 1.0
 
 
+@pytest.mark.alone
 def test_abort_inside_a_message_half_sent(ranks: RankPool) -> None:
     """gloo tells nobody when a connection ends within a message; the timeout of these groups is 10 s."""
     for r in ranks.run(bodies.abort_inside_messages, 2, 8):

@@ -123,9 +123,9 @@ def test_steps_and_moments_go_on_when_ep_changes(ranks: RankPool) -> None:
         {"dp": 4}, {"dp": 4, "ep": 2, "zero": 1}, {"dp": 2}, {"dp": 2, "pp": 2, "ep": 2, "zero": 2}, {},
         {"dp": 4, "ep": 4, "zero": 3}, {"pp": 2, "zero": 1}, {"dp": 4, "ep": 2},
     ]  # fmt: skip
-    still = expectation(ranks, 1, run_config("float32", MOE), steps=len(grids))
+    still = expectation(ranks, 1, run_config("float32", MOE, 4), steps=len(grids))
     assert len(set(still.losses)) == len(grids)
-    results = ranks.run(test_tour.tour, 4, [run_config("float32", MOE, **grid) for grid in grids], timeout_s=60)
+    results = ranks.run(test_tour.tour, 4, [run_config("float32", MOE, 4, **grid) for grid in grids], timeout_s=60)
     for step, expected in enumerate(still.losses):
         assert {r[step] for r in results} - {None} == {expected}, grids[step]
 
@@ -318,9 +318,9 @@ def test_dropout_follows_the_sample_through_every_change(ranks: RankPool) -> Non
         {"dp": 4}, {"tp": 2, "dp": 2, "zero": 1}, {"pp": 2, "dp": 2, "ep": 2}, {"tp": 4, "sequence_parallel": True},
         {"dp": 3, "zero": 2, "recompute": "full"}, {"tp": 2, "pp": 2, "sequence_parallel": True}, {"dp": 4, "zero": 3},
     ]  # fmt: skip
-    runs = [run_config("float64", model | {"dropout": p}) for p in (0.2, 0.0)]
+    runs = [run_config("float64", model | {"dropout": p}, 4) for p in (0.2, 0.0)]
     still, dry = run_all(ranks, 1, runs, steps=len(grids))
-    results = ranks.run(test_tour.tour, 4, [run_config("float64", model, **grid) for grid in grids], timeout_s=60)
+    results = ranks.run(test_tour.tour, 4, [run_config("float64", model, 4, **grid) for grid in grids], timeout_s=60)
     for step, grid in enumerate(grids):
         ours = {r[step] for r in results} - {None}
         assert len(ours) == 1, grid
@@ -369,7 +369,7 @@ def test_low_precision_weights_are_the_masters_rounded_on_every_rank(ranks: Rank
         {"dp": 4, "ep": 2}, {"dp": 2, "pp": 2, "zero": 1}, {"dp": 4, "ep": 4, "zero": 3}, {"tp": 2, "dp": 2, "zero": 2},
         {"dp": 3},
     ]  # fmt: skip
-    results = ranks.run(weights_on_tour, 4, [run_config("bfloat16", MOE, **grid) for grid in grids], timeout_s=60)
+    results = ranks.run(weights_on_tour, 4, [run_config("bfloat16", MOE, 4, **grid) for grid in grids], timeout_s=60)
     for step, grid in enumerate(grids):
         parts = [r[step] for r in results if r[step]]
         owned = {piece: values for part in parts for piece, values in part["owned"].items()}

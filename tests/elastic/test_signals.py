@@ -12,8 +12,6 @@ import pytest
 
 from tests.tiny import Command, command, eventually, running_now, steps_done, tiny
 
-pytestmark = pytest.mark.alone
-
 LONG = "train.steps=4000"
 
 
@@ -33,10 +31,7 @@ def group(running: Command, number: int) -> None:
     os.killpg(running.process.pid, number)
 
 
-@pytest.mark.parametrize(
-    ("number", "send"), [(signal.SIGINT, group), (signal.SIGTERM, one), (signal.SIGTERM, group)],
-    ids=["ctrl-c", "sigterm", "sigterm to all"],
-)  # fmt: skip
+@pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, group), (signal.SIGTERM, one)], ids=["ctrl-c", "sigterm"])
 def test_a_signal_stops_with_a_checkpoint(number: int, send: Callable[[Command, int], None], tmp_path: Path) -> None:
     with command("train", *tiny(tmp_path, LONG)) as running:
         training(running, tmp_path)
@@ -55,8 +50,7 @@ def test_a_signal_stops_with_a_checkpoint(number: int, send: Callable[[Command, 
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("delay_s", [0.2, 0.4, 0.8])
+@pytest.mark.parametrize(("delay_s", "number"), [(0.2, signal.SIGTERM), (0.4, signal.SIGINT), (0.8, signal.SIGTERM)])
 def test_a_signal_to_all_while_ranks_start(delay_s: float, number: int, tmp_path: Path) -> None:
     with command("train", *tiny(tmp_path, LONG)) as running:
         assert eventually(lambda: (tmp_path / "history.jsonl").exists(), 60)
@@ -68,6 +62,7 @@ def test_a_signal_to_all_while_ranks_start(delay_s: float, number: int, tmp_path
     assert out.splitlines()[-1].startswith(f"stopped after step {steps_done(tmp_path)} of 4000")
 
 
+@pytest.mark.alone
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     with command("train", *tiny(tmp_path, LONG, "batch.global_size=6000")) as running:  # a step outlasts the test
         assert eventually(lambda: '"changed"' in _text(tmp_path / "history.jsonl"), 60)
@@ -92,6 +87,7 @@ def test_a_signal_before_the_first_step(tmp_path: Path) -> None:
     assert out.splitlines()[-1].startswith(f"stopped after step {steps_done(tmp_path)} of 4000")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("early", [False, True], ids=["training", "starting"])
 def test_ranks_do_not_outlive_a_killed_agent(early: bool, tmp_path: Path) -> None:
     with command("train", *tiny(tmp_path, LONG)) as running:

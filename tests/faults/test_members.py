@@ -19,8 +19,6 @@ from trainsys.elastic.faults import FaultEvent, parse_faults
 from trainsys.elastic.phase import ElasticError
 from trainsys.elastic.recorder import Recorder
 
-pytestmark = pytest.mark.alone
-
 LIMIT_S = 6
 
 
@@ -33,6 +31,7 @@ def broken(config: object, rank: int, *_: object) -> None:
     sys.exit(3)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["ends", "hangs"])
 def test_a_spare_that_never_joins_is_told_of(how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     spawn = LocalCluster.spawn
@@ -94,6 +93,7 @@ def test_a_stop_during_a_change_saves_what_stands(tmp_path: Path) -> None:
     assert recorder.next_step == 5
 
 
+@pytest.mark.alone
 def test_a_pause_of_everything_costs_no_rank(tmp_path: Path) -> None:
     with command("train", *tiny(tmp_path, "train.steps=4000", "elastic.heartbeat_limit_s=1")) as running:
         assert eventually(lambda: steps_done(tmp_path) >= 2, 60)
@@ -107,6 +107,7 @@ def test_a_pause_of_everything_costs_no_rank(tmp_path: Path) -> None:
     assert [e for e in events(tmp_path) if e["event"] == "lost"] == []
 
 
+@pytest.mark.alone
 def test_a_frozen_rank_does_not_outlive_its_agent(tmp_path: Path) -> None:
     with command("train", *tiny(tmp_path, "train.steps=4000", "elastic.heartbeat_limit_s=60")) as running:
         assert eventually(lambda: steps_done(tmp_path) >= 2, 60)

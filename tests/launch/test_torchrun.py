@@ -69,7 +69,6 @@ def kill_rank_2(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("run_dir=/proc/x", "run_dir=/proc/x: /proc cannot be written"),
         ("train.init_from=hf:/no/such/folder", "train.init_from: /no/such/folder is no Hugging Face checkpoint"),
     ],
 )

@@ -12,18 +12,20 @@ from trainsys.config import BatchConfig, ElasticConfig, ModelConfig, OptimConfig
 from trainsys.space.layout import Piece
 from trainsys.testing import RankPool
 
-STEPS = 3  # a first one, one with moments that are not zero, one after the warm-up
+STEPS = 2  # a first one, and one with other weights, moments and learning rate
 
 
-def run_config(dtype: str = "float32", model: dict[str, Any] | None = None, **parallel: Any) -> RunConfig:
-    """8 sequences of 16 tokens in 8 microbatches on a model whose sizes 8 divides, in chunks of odd size."""
+def run_config(
+    dtype: str = "float32", model: dict[str, Any] | None = None, sequences: int = 8, **parallel: Any
+) -> RunConfig:
+    """`sequences` of 16 tokens in as many microbatches on a model whose sizes 8 divides, in chunks of odd size."""
     sizes: dict[str, Any] = {
         "vocab_size": 64, "dim": 32, "num_layers": 2, "num_heads": 8, "num_kv_heads": 8, "ffn_dim": 64,
         "max_seq_len": 16,
     }  # fmt: skip
     return RunConfig(
         model=ModelConfig(**(sizes | (model or {}))),
-        batch=BatchConfig(8, 1, 16),
+        batch=BatchConfig(sequences, 1, 16),
         parallel=ParallelConfig(**parallel),
         optim=OptimConfig(warmup_steps=2),
         train=TrainConfig(dtype=dtype),  # type: ignore[arg-type]

@@ -10,8 +10,6 @@ from tests.parallel.runs import assert_same_bits, expectation, run_all, run_conf
 from trainsys.testing import RankPool
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("float32", {"num_layers": 4}),
-    "llama tied": ("float32", {"num_layers": 4, "tied": True}),
     "gpt2 tied dropout": ("float32", {"num_layers": 4, "family": "gpt2", "tied": True, "dropout": 0.1}),
     "mixtral": ("float32", {"num_layers": 4, "family": "mixtral", "num_experts": 4, "router_aux_coef": 0.1}),
     "llama bfloat16": ("bfloat16", {"num_layers": 4, "num_kv_heads": 2}),
@@ -56,7 +54,7 @@ def test_tensor_parallel_family(ranks: RankPool, tp: int, sequence_parallel: boo
         {"num_layers": 2, "family": "gpt2", "tied": True, "dropout": 0.1},
         {"tp": tp, "sequence_parallel": sequence_parallel},
     )
-    expected = expectation(ranks, tp, run_config("float32", model, **fixed))
+    expected = expectation(ranks, tp, run_config("float32", model, 4, **fixed))
     grids: list[dict[str, Any]] = [
         {"dp": 2, "zero": 1},
         {"dp": 2, "zero": 2},
@@ -66,7 +64,7 @@ def test_tensor_parallel_family(ranks: RankPool, tp: int, sequence_parallel: boo
     if tp == 2 and not sequence_parallel:
         grids += [{"dp": 2, "pp": 2, "zero": 1}, {"pp": 2, "stage_replicas": (1, 3)}, {"dp": 4}]
         grids += [{"dp": 2, "zero": 1, "devices": (5, 0, 6, 3)}]
-    for got in run_all(ranks, 8, [run_config("float32", model, **grid, **fixed) for grid in grids], steps=3):
+    for got in run_all(ranks, 8, [run_config("float32", model, 4, **grid, **fixed) for grid in grids]):
         assert_same_bits(got, expected)
 
 
@@ -74,9 +72,9 @@ def test_tensor_parallel_family(ranks: RankPool, tp: int, sequence_parallel: boo
 def test_shared_key_value_heads(ranks: RankPool, kv_heads: int) -> None:
     """Gradients that tp neighbours sum after the reduction have one order, whoever owns the piece."""
     model = {"family": "qwen3", "num_kv_heads": kv_heads, "head_dim": 6}
-    expected = expectation(ranks, 4, run_config("float32", model, tp=4))
+    expected = expectation(ranks, 4, run_config("float32", model, 4, tp=4))
     grids: list[dict[str, Any]] = [{"dp": 2, "zero": 1}, {"dp": 2}, {"pp": 2, "zero": 1}]
-    for got in run_all(ranks, 8, [run_config("float32", model, tp=4, **grid) for grid in grids], steps=3):
+    for got in run_all(ranks, 8, [run_config("float32", model, 4, tp=4, **grid) for grid in grids]):
         assert_same_bits(got, expected)
 
 

@@ -18,7 +18,7 @@ from trainsys.schedule import Costs, Routes, Schedule, build, simulate
 from trainsys.testing import RankPool
 from trainsys.testing.emulated import EmulatedStage
 
-P, M, T = 4, 8, 0.040
+P, M, T = 4, 8, 0.025
 VP = {"interleaved": 2}
 
 
@@ -30,7 +30,7 @@ def scheduled(name: str) -> tuple[Schedule, Costs]:
 
 
 def body(rank: int, world_size: int, store: Any, name: str) -> tuple[list[Span], int]:
-    """One rank: start and end of three steps on the common clock, and the peak of live activations."""
+    """One rank: start and end of two steps on the common clock, and the peak of live activations."""
     members = tuple(range(world_size))
     comm = Communicator(store, rank)
     comm.reconfigure(0, [members])
@@ -40,7 +40,7 @@ def body(rank: int, world_size: int, store: Any, name: str) -> tuple[list[Span],
         s: EmulatedStage(costs.f_s[s], costs.b_s[s], s == 0, s == last) for s in range(rank, last + 1, world_size)
     }
     executor = Executor(schedule, rank, runners, group, dict(enumerate(members)))
-    spans = [span(group, executor.run) for _ in range(4)]  # the first connects and warms up
+    spans = [span(group, executor.run) for _ in range(3)]  # the first connects and warms up
     comm.close()
     return spans[1:], executor.peak_activations
 

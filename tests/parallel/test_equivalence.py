@@ -21,26 +21,31 @@ def factorisations(num_ranks: int) -> Iterator[tuple[int, int, int]]:
 
 
 def meshes(num_ranks: int) -> list[dict[str, Any]]:
-    """Every factorisation, under both ZeRO stages and, where there is a pipeline, both schedules."""
+    """Every factorisation, under both ZeRO stages and, where there is a pipeline, both schedules.
+
+    Of eight ranks those without replicas have ZeRO 0 alone: of four they have both.
+    """
     return [
         {"dp": dp, "tp": tp, "pp": pp, "zero": zero, "schedule": schedule}
         for dp, tp, pp in factorisations(num_ranks)
         for zero in (0, 1)
         for schedule in (("1f1b", "gpipe") if pp > 1 else ("1f1b",))
+        if num_ranks < 8 or dp > 1 or zero == 0
     ]
 
 
 def compare(ranks: RankPool, num_ranks: int, model: dict[str, Any], grids: list[dict[str, Any]]) -> None:
-    expected = expectation(ranks, 1, run_config("float64", model))
-    assert float.fromhex(expected.losses[-1][0]) != float.fromhex(expected.losses[0][0])
-    for got in run_all(ranks, num_ranks, [run_config("float64", model, **grid) for grid in grids]):
+    sequences = [max(4, grid.get("dp", 1)) for grid in grids]
+    configs = [run_config("float64", model, n, **grid) for n, grid in zip(sequences, grids, strict=True)]
+    for n, got in zip(sequences, run_all(ranks, num_ranks, configs), strict=True):
+        expected = expectation(ranks, 1, run_config("float64", model, n))
+        assert float.fromhex(expected.losses[-1][0]) != float.fromhex(expected.losses[0][0])
         assert_close(got, expected, TOLERANCE)
 
 
-@pytest.mark.parametrize("zero", [0, 1])
 @pytest.mark.parametrize(("num_ranks", "pp"), [(n, pp) for n in (1, 2, 4, 8) for pp in (1, 2, 4, 8) if pp <= n])
-def test_every_factorisation(ranks: RankPool, num_ranks: int, pp: int, zero: int) -> None:
-    grids = [g for g in meshes(num_ranks) if (g["pp"], g["zero"]) == (pp, zero)]
+def test_every_factorisation(ranks: RankPool, num_ranks: int, pp: int) -> None:
+    grids = [g for g in meshes(num_ranks) if g["pp"] == pp]
     assert grids
     compare(ranks, num_ranks, {"num_layers": max(2, pp)}, grids)
 
@@ -62,8 +67,8 @@ def test_uneven_layers(ranks: RankPool) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [{"tied": True, "num_kv_heads": 4}, {"family": "gpt2", "tied": True, "dropout": 0.1}, {"family": "gpt2"}],
-    ids=["llama tied gqa", "gpt2 tied dropout", "gpt2"],
+    [{"tied": True, "num_kv_heads": 4}, {"family": "gpt2", "tied": True, "dropout": 0.1}],
+    ids=["llama tied gqa", "gpt2 tied dropout"],
 )
 def test_sequence_parallel_and_tied(ranks: RankPool, model: dict[str, Any]) -> None:
     grids = [
@@ -92,8 +97,8 @@ def test_norms_of_heads(ranks: RankPool, model: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [{"num_kv_heads": 2, "tied": True}, {"num_kv_heads": 1}, {"family": "qwen3", "num_kv_heads": 2, "head_dim": 6}],
-    ids=["two", "one", "qwen3"],
+    [{"num_kv_heads": 1}, {"family": "qwen3", "num_kv_heads": 2, "head_dim": 6}],
+    ids=["one", "two, qwen3"],
 )
 def test_tp_ranks_share_key_value_heads(ranks: RankPool, model: dict[str, Any]) -> None:
     """Twice and four times as many tp ranks as key/value heads."""
@@ -107,12 +112,11 @@ def test_tp_ranks_share_key_value_heads(ranks: RankPool, model: dict[str, Any]) 
     compare(ranks, 8, model, grids)
 
 
-@pytest.mark.parametrize("shared", [0, 32])
-def test_mixture_of_experts(ranks: RankPool, shared: int) -> None:
+def test_mixture_of_experts(ranks: RankPool) -> None:
     """Router and gate see on each tp rank what its part of the experts answers; the load-balance loss counts once."""
     model = {
         "family": "qwen3_moe", "num_experts": 5, "experts_per_token": 3, "router_aux_coef": 0.3, "router_norm": True,
-        "shared_ffn_dim": shared,
+        "shared_ffn_dim": 32,
     }  # fmt: skip
     grids = [
         {"tp": 2, "dp": 2, "zero": 1},

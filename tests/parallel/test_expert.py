@@ -31,15 +31,15 @@ def test_bits_do_not_depend_on_ep(ranks: RankPool, tp: int) -> None:
     expected = expectation(ranks, tp, run_config("float32", MODEL, tp=tp))
     assert expected.losses[0] != expected.losses[-1]
     grids = GRIDS if tp == 1 else [{"dp": 2, "ep": 2}, {"dp": 2, "ep": 2, "zero": 2, "recompute": "full"}]
-    for got in run_all(ranks, 4, [run_config("float32", MODEL, tp=tp, **grid) for grid in grids], steps=3):
+    for got in run_all(ranks, 4, [run_config("float32", MODEL, tp=tp, **grid) for grid in grids]):
         assert_same_bits(got, expected)
 
 
 def test_bits_with_several_runs_of_layers(ranks: RankPool) -> None:
     model = MODEL | {"num_layers": 4}
-    expected = expectation(ranks, 1, run_config("float32", model), steps=2)
+    expected = expectation(ranks, 1, run_config("float32", model))
     grids = [{"dp": 2, "pp": 2, "ep": 2, "vp": 2, "schedule": "interleaved", "zero": zero} for zero in (0, 2, 3)]
-    for got in run_all(ranks, 4, [run_config("float32", model, **grid) for grid in grids], steps=2):
+    for got in run_all(ranks, 4, [run_config("float32", model, **grid) for grid in grids]):
         assert_same_bits(got, expected)
 
 
@@ -50,7 +50,7 @@ def test_stages_with_other_numbers_of_replicas(ranks: RankPool) -> None:
         {"pp": 2, "stage_replicas": replicas, "ep": 2, "schedule": schedule, "zero": zero}
         for replicas, schedule, zero in (((4, 2), "1f1b", 2), ((2, 4), "gpipe", 0))
     ]
-    for got in run_all(ranks, 6, [run_config("bfloat16", MODEL, **grid) for grid in grids], steps=3):
+    for got in run_all(ranks, 6, [run_config("bfloat16", MODEL, **grid) for grid in grids]):
         assert_same_bits(got, expected)
 
 
@@ -64,5 +64,5 @@ def test_one_process_has_the_same_numbers(ranks: RankPool) -> None:
         {"dp": 2, "tp": 2, "ep": 2},
         {"dp": 2, "pp": 2, "ep": 2},
     ]
-    for got in run_all(ranks, 4, [run_config("float64", MODEL, **grid) for grid in grids], steps=3):
+    for got in run_all(ranks, 4, [run_config("float64", MODEL, **grid) for grid in grids]):
         assert_close(got, expected, 1e-10)

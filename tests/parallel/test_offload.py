@@ -25,8 +25,8 @@ GRIDS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("grid", [GRIDS], ids=["all"])
 def test_the_bits_are_those_of_keeping_them(ranks: RankPool, grid: list[dict[str, Any]]) -> None:
     model = {"num_layers": 4, "family": "mixtral", "num_experts": 4, "router_aux_coef": 0.1}
-    pairs = [run_config("float32", model, **g, **more) for g in grid for more in ({}, {"offload": "activations"})]
-    outcomes = run_all(ranks, 4, pairs, steps=2)
+    pairs = [run_config("float32", model, 4, **g, **more) for g in grid for more in ({}, {"offload": "activations"})]
+    outcomes = run_all(ranks, 4, pairs)
     for kept, moved in zip(outcomes[::2], outcomes[1::2], strict=True):
         assert_same_bits(moved, kept)
 

@@ -11,8 +11,6 @@ from trainsys.schedule import GENERATORS
 from trainsys.space.runs import FOLDED
 from trainsys.testing import RankPool
 
-MODEL: dict[str, Any] = {"num_layers": 8, "tied": True}
-STEPS = 2
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"pp": 4},
     "recompute": {"pp": 2, "dp": 2, "recompute": "full"},
@@ -25,10 +23,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", GENERATORS)
 def test_every_schedule_has_the_bits_of_one_process(ranks: RankPool, name: str) -> None:
     vp = 2 if name in FOLDED or name == "interleaved" else 1
-    expected = expectation(ranks, 1, run_config("float64", MODEL), STEPS)
+    models: list[dict[str, Any]] = [{"num_layers": 2 * grid["pp"], "tied": True} for grid in VARIANTS.values()]
     grids = [{"schedule": name, "vp": vp, **grid} for grid in VARIANTS.values()]
-    for got in run_all(ranks, 4, [run_config("float64", MODEL, **grid) for grid in grids], STEPS):
-        assert_same_bits(got, expected)
+    configs = [run_config("float64", model, **grid) for model, grid in zip(models, grids, strict=True)]
+    for model, got in zip(models, run_all(ranks, 4, configs), strict=True):
+        assert_same_bits(got, expectation(ranks, 1, run_config("float64", model)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

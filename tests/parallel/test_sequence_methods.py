@@ -63,7 +63,7 @@ def test_methods_round_as_one_process_does(ranks: RankPool, dtype: torch.dtype, 
 def test_two_hosts(ranks: RankPool) -> None:
     wires = two_level(2, 2, 0.05, 0.0075)
     names = [name for name in METHODS if name != "rail"]
-    check(ranks, 4, [Case(name, mask=mask, wires=wires) for name in names for mask in MASKS[::2]], 1e-13)
+    check(ranks, 4, [Case(name, mask=mask, wires=wires) for name in names for mask in (MASKS[0], MASKS[4])], 1e-13)
     check(ranks, 8, [Case(name, wires=two_level(2, 4, 0.05, 0.0075), heads=(8, 2)) for name in METHODS], 1e-13)
 
 
@@ -71,11 +71,11 @@ def test_two_hosts(ranks: RankPool) -> None:
 def test_merged_canonically_no_bit_depends_on_the_method(ranks: RankPool, dtype: torch.dtype) -> None:
     names = [name for name in served(4) if name != "hybrid"]
     masks = [Mask(True, 20), Mask(True, 0, (100, 150))]
-    for mask in masks:
+    for mask, links in zip(masks, ((mesh(4, 1.0), None), (None,)), strict=True):
         cases = [
             Case(name, 203, (8, 4), mask=mask, dtype=dtype, canonical=True, wires=wires)
             for name in names
-            for wires in (mesh(4, 1.0), None)
+            for wires in links
         ]
         for of_rank in check(ranks, 4, cases, 1e-1):
             for case, tensors in zip(cases, of_rank, strict=True):

@@ -108,8 +108,10 @@ def test_the_loss_does_not_notice_the_tour(
     ranks: RankPool, tp: int, model: dict[str, Any], grids: list[dict[str, Any]]
 ) -> None:
     order = random.Random(f"tour/{tp}").sample(grids, len(grids))
-    still = expectation(ranks, tp, run_config("float32", model, tp=tp), steps=len(order))
-    results = ranks.run(tour, 8, [run_config("float32", model, tp=tp, **grid) for grid in order], timeout_s=110)
+    sequences = max(grid.get("dp", 1) for grid in order)
+    still = expectation(ranks, tp, run_config("float32", model, sequences, tp=tp), steps=len(order))
+    configs = [run_config("float32", model, sequences, tp=tp, **grid) for grid in order]
+    results = ranks.run(tour, 8, configs, timeout_s=110)
     for step, expected in enumerate(still.losses):
         assert {r[step] for r in results} - {None} == {expected}, (step, order[step])
 

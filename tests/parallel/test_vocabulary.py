@@ -14,7 +14,6 @@ from trainsys.testing import RankPool
 
 TOLERANCE = 1e-10
 FORMS = ("one_barrier", "two_barriers")
-STEPS = 2
 V = {"schedule": "vhalf", "vp": 2}
 
 
@@ -33,14 +32,13 @@ class Joined:
 
 def compare(ranks: RankPool, model: dict[str, Any], grids: list[dict[str, Any]], parts: int = 4) -> None:
     """Layouts of float64 runs in parts against one process with both matrices whole."""
-    expected = expectation(ranks, 1, run_config("float64", model), STEPS)
+    expected = expectation(ranks, 1, run_config("float64", model))
     configs = [run_config("float64", {**model, "vocab_parts": parts}, **grid) for grid in grids]
-    for got in run_all(ranks, 4, configs, STEPS):
+    for got in run_all(ranks, 4, configs):
         assert_close(Joined(got), expected, TOLERANCE)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("gpt2", False)])
 def test_both_forms_train_the_same_model(ranks: RankPool, family: str, tied: bool) -> None:
     one, other = FORMS if tied else FORMS[::-1]
     grids: list[dict[str, Any]] = [
@@ -66,21 +64,21 @@ def test_uneven_parts_and_other_axes(ranks: RankPool) -> None:
 @pytest.mark.parametrize(("form", "dtype"), [(FORMS[0], "float32"), (FORMS[1], "bfloat16")])
 def test_bits_do_not_depend_on_where_the_parts_are(ranks: RankPool, form: str, dtype: str) -> None:
     model = {"num_layers": 4, "vocab_parts": 5, "tied": dtype == "float32"}
-    expected = expectation(ranks, 1, run_config(dtype, model, vocabulary=form), STEPS)
+    expected = expectation(ranks, 1, run_config(dtype, model, vocabulary=form))
     grids: list[dict[str, Any]] = [
         {"dp": 2, "pp": 2},
         {"pp": 4, "schedule": "gpipe"},
         {"pp": 2, "dp": 2, "zero": 1, **V},
         {"pp": 3, "stage_replicas": (1, 1, 2), "recompute": "full"},
     ]
-    for got in run_all(ranks, 4, [run_config(dtype, model, **grid, vocabulary=form) for grid in grids], STEPS):
+    for got in run_all(ranks, 4, [run_config(dtype, model, **grid, vocabulary=form) for grid in grids]):
         assert_same_bits(got, expected)
 
 
 def test_microbatches_of_several_lengths(ranks: RankPool) -> None:
-    expected = expectation(ranks, 1, with_lengths(run_config("float64", {"num_layers": 4})), STEPS)
+    expected = expectation(ranks, 1, with_lengths(run_config("float64", {"num_layers": 4})))
     config = run_config("float64", {"num_layers": 4, "vocab_parts": 2}, pp=2, dp=2, vocabulary="two_barriers")
-    (got,) = run_all(ranks, 4, [with_lengths(config)], STEPS)
+    (got,) = run_all(ranks, 4, [with_lengths(config)])
     assert_close(Joined(got), expected, TOLERANCE)  # type: ignore[arg-type]
 
 

@@ -62,7 +62,7 @@ def tasks(draw: st.DrawFn) -> tuple[RunConfig, int, bool]:
     return RunConfig(model, cluster, batch=batch, parallel=parallel), ranks, draw(st.booleans())
 
 
-@settings(max_examples=16, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=9, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(tasks(), st.sampled_from([1, 5, 20]))
 def test_the_best_are_those_of_predicting_everything(task, keep):
     config, ranks, any_microbatch = task

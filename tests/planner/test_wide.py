@@ -78,7 +78,8 @@ def test_unequal_replicas_take_no_less_than_their_bound_and_about_what_they_do()
     assert part.step_s > 1.02 * max(part.busy_s)
 
 
-def test_a_loss_among_256_ranks_has_one_answer():
-    config = on_nodes(32, 64, 1, 4, 4096)
-    found = successor(config, 248, config.parallel, (56, 64, 64, 64))
-    assert found == successor(config, 248, config.parallel, (56, 64, 64, 64))
+def test_a_loss_among_128_ranks_has_one_answer():
+    config, alive = on_nodes(16, 32, 1, 4, 2048), (24, 32, 32, 32)
+    assert wide.is_wide(2048, alive, 4)
+    found = successor(config, 120, config.parallel, alive)
+    assert found == successor(config, 120, config.parallel, alive)
