@@ -10,6 +10,7 @@ DECISIVE = ("detections", "call-offs answered", "ranks over 3 epochs and more")
 # What a call-off may leave for as long as an operation's timeout: a thread that waits for gloo, and its client of the
 # store. Up to 4 files and 2 threads were seen after kills; twice that passes.
 FILES, THREADS = 8, 4
+GROUP_FILES, GROUP_THREADS = 4, 3  # of gloo's, besides a group's connections; and one more thread waits for each peer
 
 
 def check(case: Case, found: Findings) -> None:
@@ -63,15 +64,18 @@ def _answered(attempt: Attempt, slack_s: float, found: Findings) -> None:
 
 
 def _steady(rank: int, entered: list[Line], lasts_s: float, found: Findings) -> None:
-    """Files beyond the groups' own connections, and threads: the last third of the epochs against the first.
+    """Files and threads beyond those of the groups: the last third of the epochs against the first.
 
     Each epoch entered within `lasts_s` of a count, an operation's timeout, may have left its own behind by then.
     """
     third = max(1, len(entered) // 3)
     recent = [sum(0 <= line["t_s"] - other["t_s"] <= lasts_s for other in entered) for line in entered]
+    groups = [len(line["built"]) + len(line["kept"]) for line in entered]
+    most = [max((name.count(",") for name in (*line["built"], *line["kept"])), default=0) for line in entered]
+    owed = list(zip(entered, groups, most, strict=True))
     for what, limit, counts in (
-        ("files", FILES, [line["fds"] - line["sockets"] for line in entered]),
-        ("threads", THREADS, [line["threads"] for line in entered]),
+        ("files", FILES, [line["fds"] - line["sockets"] - GROUP_FILES * g - peers for line, g, peers in owed]),
+        ("threads", THREADS, [line["threads"] - GROUP_THREADS * g - peers for line, g, peers in owed]),
     ):
         before = max(counts[:third])
         if all(n - before > limit * r for n, r in zip(counts[-third:], recent[-third:], strict=True)):
