@@ -29,6 +29,7 @@ class Book:
         members: (rank, node, pid) of who is connected.
         started: ranks on their way.
         gone: ranks that were lost or let go, and may not come back.
+        lookout: what a `Lookout` remembers.
         over: everybody is told to leave.
         failure: why training could not go on; empty after a clean end.
         heard: when the manager before last said something, CLOCK_MONOTONIC; 0 if there was none.
@@ -56,6 +57,7 @@ class Book:
     saved_step: int = 0
     save_due: bool = False
     stop_requested: bool = False
+    lookout: Any = None
     over: bool = False
     failure: str = ""
     heard: float = 0.0

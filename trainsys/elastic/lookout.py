@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from math import isfinite
+from typing import Any
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.analyst.analyst import Analyst
@@ -28,9 +30,18 @@ _HOLD_STEPS = 20  # between two remedies
 
 
 class Lookout:
-    """Of one run."""
+    """Of one run.
 
-    def __init__(self, config: RunConfig, selection: Selection, history: ManagerHistory, outbox: Outbox) -> None:
+    Args:
+        memory: of the lookout before, whose manager was lost.
+
+    Attributes:
+        memory: what the next one must know; renewed when there is something new.
+    """
+
+    def __init__(
+        self, config: RunConfig, selection: Selection, history: ManagerHistory, outbox: Outbox, memory: Any = None
+    ) -> None:
         self._history, self._outbox, self._selection = history, outbox, selection
         selection.relieve = self.relieved
         self._config, elastic = config, config.elastic
@@ -40,6 +51,13 @@ class Lookout:
         self._balancing = False  # a remedy is under way
         self._layers: dict[ParallelConfig, tuple[int, ...]] = {}  # what was done about layers -> as they were before
         self._broken: dict[tuple[int, ...], int] = {}  # link -> times that messages got lost on it
+        self.memory = memory
+        if memory is not None:
+            self._acted, self._layers, self._broken, self.analyst.ranks.past, self.analyst.slow = deepcopy(memory)
+
+    def _remember(self) -> None:
+        known = self._acted, self._layers, self._broken, self.analyst.ranks.past, self.analyst.slow
+        self.memory = deepcopy(known)
 
     def entered(self, layout: Layout, parallel: ParallelConfig, members: Mapping[int, Member]) -> None:
         """A layout counts."""
@@ -52,6 +70,8 @@ class Lookout:
         )
         self.analyst.keep(members)
         self._last, self._balancing = time.monotonic(), False
+        if self._layers:
+            self._remember()
 
     def committed(
         self, step: int, epoch: int, proposals: Mapping[int, Proposal], members: Mapping[int, Member]
@@ -87,6 +107,7 @@ class Lookout:
     def _tell(self, finding: Finding, epoch: int, step: int) -> None:
         self._history.found(finding, epoch, step)
         self._outbox.found(finding, step)
+        self._remember()
 
     def _guilty(self, hang: Finding) -> int | None:
         """Whom to go on without: the one that hangs, or an end of a link that lost messages before; else None."""

@@ -120,7 +120,7 @@ class Manager:
             self._standing.held, self._standing.portions = book.held, book.portions
             self._standing.broken = book.broken
         self.history = ManagerHistory(config, self.space, book, outbox.line)
-        self._lookout = Lookout(self.config, self.selection, self.history, outbox)
+        self._lookout = Lookout(self.config, self.selection, self.history, outbox, book.lookout)
         self._preparing = Preparing(self.config, self.selection, self._standing)
         self._strikes = Strikes(config, faults)
         self._prints = code_print(), config_print(config)
@@ -210,6 +210,7 @@ class Manager:
         self._recruits.start_due(now)
         for node in self.outbox.room():
             self._recruits.start(node)
+            self.outbox.took(node)
         for rank in self.outbox.ended():
             if rank in self._recruits.started:
                 self._never_joined(rank, "ended before it joined; its error is above")
@@ -487,6 +488,6 @@ class Manager:
             gone=frozenset(self._gone), next_rank=recruits.next_rank, leaving=frozenset(self.selection.leaving),
             joins=tuple(recruits.joins), respawns=tuple(recruits.respawns), saved_step=self._saving.saved_step,
             save_due=self._saving.pending, stop_requested=self.stop_requested, over=self.phase is Phase.DONE,
-            failure=self._failure,
+            failure=self._failure, lookout=self._lookout.memory,
         )  # fmt: skip
         self.outbox.post(self.book)

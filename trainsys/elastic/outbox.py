@@ -81,6 +81,10 @@ class Outbox:
         found, self._room_in = self._room_in, []
         return found
 
+    def took(self, node: int) -> None:
+        """A place that `room` offered is used."""
+        self._add("took", node)
+
     # -- an observer ---------------------------------------------------------------------------------------------
 
     def joined(self, rank: int, node: int) -> None:

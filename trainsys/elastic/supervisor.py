@@ -117,21 +117,23 @@ class Supervisor:
                 if self.stop_requested and not asked:
                     asked = True
                     link.send((STOP,))
+                silent = time.monotonic() - heard > self._limit_s and not link.poll()
             except (EOFError, OSError):
-                self._lost("exit", heard)
-                return False
-            if time.monotonic() - heard > self._limit_s:
-                process.kill()  # fenced: what it has said until now counts, and it says no more
-                self._drain(link)
-                self._lost("hang", heard)
-                return False
+                return self._end(process, link, "exit", heard)
+            if silent:
+                return self._end(process, link, "hang", heard)
 
-    def _drain(self, link: Connection) -> None:
+    def _end(self, process: BaseProcess, link: Connection, cause: str, heard: float) -> bool:
+        """It is lost, and fenced: what it has said counts, and it says no more. Returns whether that was all."""
+        process.kill()
+        over = False
         with suppress(EOFError, OSError):
-            while True:
+            while not over:
                 message = link.recv()
-                if message is not None:
-                    self._enter(*message)
+                over = message is not None and self._enter(*message)
+        if not over:
+            self._lost(cause, heard)
+        return over
 
     def _lost(self, cause: str, heard: float) -> None:
         book = self.book
@@ -151,12 +153,10 @@ class Supervisor:
                 case "line":
                     if self._history is not None:
                         self._history.add(*about)
-                case "spawn":
-                    self._launcher.spawn(*about)
-                    if about[1] in self._room:
-                        self._room.remove(about[1])
-                case "kill":
-                    self._launcher.kill(*about)
+                case "spawn" | "kill":
+                    getattr(self._launcher, what)(*about)
+                case "took":
+                    self._room.remove(*about)
                 case "over":
                     failure, bug = about
                     if bug:

@@ -24,7 +24,7 @@ class Analyst:
 
     def __init__(self, factor: float, steps: int) -> None:
         self._factor, self._steps = factor, steps
-        self._ranks, self._links = SlowRanks(factor, steps), SlowLinks(factor, steps)
+        self.ranks, self._links = SlowRanks(factor, steps), SlowLinks(factor, steps)
         self.places: dict[int, Place] = {}
         self.slow: dict[int, float] = {}
         self._fresh = True  # the next step is the first of a layout: who comes late to it says nothing
@@ -36,9 +36,9 @@ class Analyst:
 
     def keep(self, members: Collection[int]) -> None:
         """Forget who is gone."""
-        for rank in self._ranks.past.keys() - set(members):
+        for rank in self.ranks.past.keys() - set(members):
             self.slow.pop(rank, None)
-            self._ranks.past.pop(rank)
+            self.ranks.past.pop(rank)
 
     def step(
         self, step: int, times: Mapping[int, StepTimes], step_s: float, offset_s: Mapping[int, float]
@@ -52,10 +52,10 @@ class Analyst:
         if self._fresh:
             self._fresh = False
             return []
-        found = self._ranks.step(step, times, self.places)
+        found = self.ranks.step(step, times, self.places)
         node_of = {rank: place.node for rank, place in self.places.items()}
         found += self._links.step(step, delay_matrix(times, offset_s), step_s, node_of)
-        for rank, past in self._ranks.past.items():
+        for rank, past in self.ranks.past.items():
             if past.open:
                 self.slow.setdefault(rank, past.ratio)
             else:
