@@ -63,7 +63,7 @@ def test_an_agent_that_was_slow_itself_fences_nobody(tmp_path: Path) -> None:
     ours, theirs = Pipe()
 
     def beat() -> None:
-        for _ in range(60):
+        for _ in range(30):
             theirs.send(None)
             time.sleep(0.02)
         theirs.send(({"over": True}, [("over", ("", ""))]))

@@ -101,8 +101,9 @@ class Supervisor:
         heard, told, asked = time.monotonic(), set[int](), False
         while True:
             try:
-                if link.poll(_TICK_S):
-                    message = link.recv()
+                tick_s = _TICK_S
+                while link.poll(tick_s):
+                    tick_s, message = 0.0, link.recv()
                     if message is not None and self._enter(*message):
                         return True
                     if message is not None:
