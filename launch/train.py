@@ -14,6 +14,7 @@ import signal
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as under the local agent
 if "TORCHELASTIC_RUN_ID" in os.environ:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until training begins, torchrun ends its ranks by SIGTERM
 

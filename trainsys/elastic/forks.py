@@ -19,6 +19,7 @@ def forkserver() -> mp.context.ForkServerContext:
     Returns at once, while that parent imports: called early, it imports while the caller does.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # c10d tells at length of every store that is hung up on
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are here; spares gloo a look-up of the host's name
     retry_soon()
     context = mp.get_context("forkserver")

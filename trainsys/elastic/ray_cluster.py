@@ -106,7 +106,7 @@ class RayCluster:
             strategy = NodeAffinitySchedulingStrategy(self._node_ids[node % len(self._node_ids)], soft=True)
         actor: Any = self._ray.remote(RankActor).options(
             **self._needs, max_restarts=0, scheduling_strategy=strategy, name=f"rank-{rank}-{os.getpid()}",
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}},
         ).remote()  # fmt: skip
         result = actor.run.remote(self._config, rank, node, self._endpoint.rendezvous, self._faults)
         self._actors[rank], self._running[result] = actor, rank
