@@ -70,7 +70,8 @@ def _title(attempt: Attempt, managers: int) -> str:
     seconds = attempt.manager[-1]["t_s"] - attempt.start["t_s"]
     told = [_count(len(attempt.told("committed")), "step")]
     told += [f"{_count(n, what)} lost" for n, what in ((len(attempt.lost), "rank"), (managers, "manager")) if n]
-    came = len(_came(attempt))
+    worked = {rank for line in attempt.switched.values() for rank in line["ranks"]}
+    came = len({line["rank"] for line in _came(attempt)} & worked)
     told += [f"{_count(came, 'rank')} joined"] if came else []
     return f"{_count(len(attempt.switched), 'epoch')} in {seconds:.0f} s: {', '.join(told)}"
 
@@ -134,7 +135,7 @@ def _faults(axes: Axes, attempt: Attempt, row: dict[int, int]) -> None:
         everywhere |= {line["step"]} if line["kind"] == "full" else set()
         marker, colour = _FAULTS.get(line["kind"], ("x", "#1B1B1B"))
         axes.plot(
-            line["t_s"] - began, row[rank], marker, color=colour, markersize=6.5, markeredgecolor="white",
+            line["t_s"] - began, row[rank], marker, color=colour, markersize=7.5, markeredgecolor="white",
             markeredgewidth=0.7, label=None if line["kind"] in shown else line["kind"], zorder=3, linestyle="none",
         )  # fmt: skip
         shown.add(line["kind"])

@@ -139,9 +139,9 @@ class Recorder:
         self._note("left", rank=rank, step=step)
 
     def changed(self, change: Change) -> None:
+        change = self._with_losses(change)
         assert change.after is not None
         self._last = time.monotonic()
-        change = self._with_losses(change)
         before = next((c.parallel for c in reversed(self.changes) if c.parallel is not None), None)
         self.changes.append(change)
         if before is not None and change.parallel is not None and before.schedule != change.parallel.schedule:

@@ -65,7 +65,7 @@ def summary(drill: Drill) -> list[str]:
         f"{_count(r['steps'], 'step', 'steps')} were trained."
     ]
     if r["takeovers"]:
-        lines.append(f"The manager was lost {_count(len(r['takeovers']), 'time', 'times')}, and another took over.")
+        lines.append(f"The manager was lost {_times(len(r['takeovers']))}, and another took over.")
     if r["drains"]:
         lines.append(
             f"{_count(r['steps_redone'], 'step', 'steps')} redone, for {lost} lost and {len(r['drains'])} leaving."
@@ -147,10 +147,11 @@ def _losses(r: dict[str, Any]) -> list[str]:
 
 def _tell_overhead(over: dict[str, Any]) -> str:
     low_s, high_s = over["undisturbed_quartiles_s"]
-    noise = f"within the noise: half of the undisturbed steps took {low_s:.4f} to {high_s:.4f} s"
+    noise = ", within the noise" if over["within_noise"] else ""
     return (
         f"The median step under the first layout took {over['step_s']:.4f} s, undisturbed "
-        f"{over['undisturbed_step_s']:.4f} s ({over['relative']:+.1%}{', ' + noise if over['within_noise'] else ''})."
+        f"{over['undisturbed_step_s']:.4f} s ({over['relative']:+.1%}{noise}). Half of the undisturbed steps took "
+        f"{low_s:.4f} to {high_s:.4f} s."
     )
 
 
@@ -197,6 +198,10 @@ def _mark(axes: Axes, step: int, text: str, colour: str) -> None:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _times(n: int) -> str:
+    return "once" if n == 1 else f"{n} times"
 
 
 def _count(n: int, one: str, many: str) -> str:
