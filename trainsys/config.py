@@ -229,7 +229,7 @@ class ElasticConfig:
     start_limit_s: float = 120.0  # a started rank that has not joined after this is given up
     comm_timeout_s: float = 20.0  # after which a blocked operation fails by itself
     stall_limit_s: float = 300.0  # a change that takes longer is called off; who answers that no sooner is killed
-    hang_limit_s: float = 0.0  # whoever's main thread is in one thing for longer is named and killed; 0: comm_timeout_s
+    hang_limit_s: float = 0.0  # whoever's main thread is in one thing for longer is named and killed; 0: nobody
     stragglers: Literal["tell", "balance", "drain"] = "tell"  # balance: less work first; drain: without it at once
     straggler_factor: float = 1.3  # times as long as before, or as its equals, that make a rank or link a straggler
     straggler_steps: int = 3  # in a row

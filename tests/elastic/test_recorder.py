@@ -132,10 +132,12 @@ def test_a_death_without_a_note_counts_from_its_detection(tmp_path: Path) -> Non
     with Recorder(CONFIG, tmp_path) as recorder:
         start(recorder, layout(2, 2))
         recorder.lost(2, "hang", 0)
-        recorder.changed(Change(1, 0, "rank 2 lost", layout(2, 2), time.monotonic(), layout(2, 1)))
+        error = "group e0/0,2: Read error: Connection reset by peer"  # others noticed before the manager did
+        recorder.changed(Change(1, 0, error, layout(2, 2), time.monotonic(), layout(2, 1)))
         commit(recorder, 0, layout(2, 2), 1)
     fault = recorder.faults[0]
     assert (fault.kind, fault.phase, fault.detect_s) == ("hang", "", 0.0)
+    assert recorder.changes[-1].reason == "rank 2 lost"
     assert fault.recover_s is not None
 
 

@@ -32,7 +32,8 @@ KEYS = {
 
 @pytest.mark.timeout(120)
 def test_a_killed_rank_costs_nothing_but_time(tmp_path: Path) -> None:
-    config = load([TINY, "train.steps=16", "faults.schedule=kill@4:2:backward", f"run_dir={tmp_path}"])
+    config = load([TINY, "train.steps=16", "faults.schedule=kill@4:2:backward,kill@8:manager:tell",
+                   f"run_dir={tmp_path}"])  # fmt: skip
     result = drill(config)
     assert result.keys() >= KEYS
     assert (result["steps"], result["steps_lost"], result["samples_lost"], result["samples_repeated"]) == (16, 0, 0, 0)
@@ -44,6 +45,11 @@ def test_a_killed_rank_costs_nothing_but_time(tmp_path: Path) -> None:
     assert (fault["kind"], fault["rank"], fault["phase"], fault["step"]) == ("kill", 2, "backward", 4)
     assert 0 < fault["detect_s"] < fault["recover_s"] < 30
     assert fault["bytes_moved"] > 0
+    (takeover,) = result["takeovers"]
+    assert (takeover["kind"], takeover["phase"], takeover["step"]) == ("kill", "tell", 8)
+    told, worst = (tmp_path / "report.md").read_text(), max(fault["recover_s"], takeover["recover_s"])
+    assert "| kill | manager | tell | 8 |" in told
+    assert f"From a fault to the step in flight being done again: {worst:.2f} s at most." in told
     assert result["not_struck"] == []
     assert result["invariants"] == dict.fromkeys((f"I{n}" for n in range(8)), True)
     for name in ("report.md", "report.json", "loss.png", "timeline.png", "trace.json", "metrics.jsonl"):

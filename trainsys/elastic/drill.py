@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from trainsys.config import RunConfig
@@ -146,6 +146,7 @@ def _result(
         "steps": config.train.steps,
         **compare(config, disturbed, undisturbed),
         "faults": [fault.as_dict() for fault in disturbed.faults],
+        "takeovers": [takeover.as_dict() for takeover in disturbed.takeovers],
         "joins": [{"step": step, "rank": rank} for step, rank in disturbed.joins],
         "drains": [{"step": step, "rank": rank} for step, rank in disturbed.drains],
         "strikes": list({n["event"]: n for n in read_notes(disturbed.run_dir / "faults") if n.get("event")}.values()),
@@ -164,12 +165,16 @@ def _result(
     }
 
 
-def _overhead(disturbed: Recorder, undisturbed: Recorder) -> dict[str, float]:
-    """The median step between faults, under the first layout, against the undisturbed run's."""
+def _overhead(disturbed: Recorder, undisturbed: Recorder) -> dict[str, Any]:
+    """The median step between faults, under the first layout, against the undisturbed run's and their quartiles."""
     first, where = disturbed.changes[0].after, disturbed.layout_names
     steps = [s for s, name in zip(disturbed.step_s, where, strict=True) if name == str(first)]
     step_s, quiet_s = median(steps or disturbed.step_s), median(undisturbed.step_s)
-    return {"step_s": step_s, "undisturbed_step_s": quiet_s, "relative": step_s / quiet_s - 1}
+    low_s, _, high_s = quantiles(undisturbed.step_s * 2, method="inclusive")  # twice: one step has quartiles, too
+    return {
+        "step_s": step_s, "undisturbed_step_s": quiet_s, "relative": step_s / quiet_s - 1,
+        "undisturbed_quartiles_s": [low_s, high_s], "within_noise": low_s <= step_s <= high_s,
+    }  # fmt: skip
 
 
 def _invariants(config: RunConfig, quiet: Path) -> dict[str, bool | None]:

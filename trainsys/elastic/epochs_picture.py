@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainsys.elastic.check.record import Attempt, read
+from trainsys.elastic.check.record import Attempt, Line, read
+from trainsys.elastic.faults import MANAGER
+from trainsys.elastic.faults.notes import read_notes
 from trainsys.elastic.goodput import ACTIVITIES, segments
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LAYOUTS = ("#4C78A8", "#F2A65A", "#72A98F", "#B279A2", "#D9C27A", "#6FB7C6", "#A0796B", "#8D99AE")
+# No colour means two things: layouts are of middle strength, activities pale or dark, marks strong.
+_LAYOUTS = ("#5B8DB8", "#F0A860", "#8CB369", "#A98BC0", "#E0C45C", "#5FB3B3", "#C58F86", "#9AA5B1")
 _FAULTS = {  # marker, colour
     "kill": ("X", "#C0392B"), "stop": ("s", "#C0392B"), "wake": ("D", "#7D3C98"), "drain": ("v", "#B7950B"),
     "cut": ("P", "#1B1B1B"), "oneway": ("p", "#1B1B1B"), "slow": ("h", "#5D6D7E"), "flip": ("*", "#D35400"),
     "full": ("o", "#5D6D7E"),
 }  # fmt: skip
 _ACTIVITIES = {
-    "useful": "#72A98F", "redone": "#E6B89C", "detection": "#C0392B", "change": "#4C78A8", "checkpoint": "#D9C27A",
-    "waiting": "#D5D8DC",
+    "useful": "#CFE3D2", "redone": "#F4C6C0", "detection": "#E5399A", "change": "#1F6F6B", "checkpoint": "#8C6D46",
+    "waiting": "#E8EAED",
 }  # fmt: skip
+_MANAGER = "#111111"
 _ROW, _MOST = 0.2, 13.0  # inches: of a rank, and of all
 
 
@@ -38,18 +43,20 @@ def draw_epochs(run_dir: Path | str, path: Path) -> None:
     grid = figure.add_gridspec(2, 1, height_ratios=[height, 0.45])
     axes = figure.add_subplot(grid[0])
     _bars(axes, attempt, row)
+    _managers(axes, attempt, Path(run_dir))
     _faults(axes, attempt, row)
     step = max(1, len(ranks) // 40)
     axes.set_yticks(range(0, len(ranks), step), [str(rank) for rank in ranks[::step]], fontsize=8)
     axes.set_ylim(len(ranks) - 0.4, -0.6)
     axes.set_ylabel("rank")
-    axes.set_title(_title(attempt), loc="left", fontsize=11)
+    axes.set_title(_title(attempt, len(_lost_managers(attempt, Path(run_dir)))), loc="left", fontsize=11)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", length=0, labelbottom=False)
     axes.spines["bottom"].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda i: (labels[i] in _FAULTS or labels[i] == "join", i))
+    marks = {*_FAULTS, "join", "manager lost"}
+    order = sorted(range(len(labels)), key=lambda i: (labels[i] in marks, i))
     handles, labels = [handles[i] for i in order], [labels[i] for i in order]
     axes.legend(
         handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8, markerscale=0.9
@@ -59,12 +66,35 @@ def draw_epochs(run_dir: Path | str, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _title(attempt: Attempt) -> str:
+def _title(attempt: Attempt, managers: int) -> str:
     seconds = attempt.manager[-1]["t_s"] - attempt.start["t_s"]
-    return (
-        f"{len(attempt.switched)} epochs in {seconds:.0f} s: {len(attempt.told('committed'))} steps, "
-        f"{len(attempt.lost)} ranks lost, {len(attempt.told('joined'))} came"
-    )
+    told = [_count(len(attempt.told("committed")), "step")]
+    told += [f"{_count(n, what)} lost" for n, what in ((len(attempt.lost), "rank"), (managers, "manager")) if n]
+    worked = {rank for line in attempt.switched.values() for rank in line["ranks"]}
+    came = len({line["rank"] for line in _came(attempt)} & worked)
+    told += [f"{_count(came, 'rank')} joined"] if came else []
+    return f"{_count(len(attempt.switched), 'epoch')} in {seconds:.0f} s: {', '.join(told)}"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+def _came(attempt: Attempt) -> list[Line]:
+    """Arrivals after the first layout stood: who starts with the run does not come."""
+    first = min((line["t_s"] for line in attempt.switched.values()), default=attempt.start["t_s"])
+    return [line for line in attempt.told("joined") if line["t_s"] > first]
+
+
+def _lost_managers(attempt: Attempt, run_dir: Path) -> list[float]:
+    """When each manager was lost: by the note of its fault, else when it last wrote a line."""
+    notes = [note["time"] for note in read_notes(run_dir / "faults") if note["rank"] == MANAGER]
+    found, since = list[float](), attempt.start["t_s"]
+    for before, line in pairwise(attempt.manager):
+        if line.event == "took_over":
+            found += [t for t in notes if since < t < line["t_s"]] or [before["t_s"]]
+            since = line["t_s"]
+    return found
 
 
 def _bars(axes: Axes, attempt: Attempt, row: dict[int, int]) -> None:
@@ -86,10 +116,18 @@ def _bars(axes: Axes, attempt: Attempt, row: dict[int, int]) -> None:
             stands = line["t_s"], line["epoch"]
 
 
+def _managers(axes: Axes, attempt: Attempt, run_dir: Path) -> None:
+    """A line across all rows where a manager was lost."""
+    for i, t in enumerate(_lost_managers(attempt, run_dir)):
+        axes.axvline(
+            t - attempt.start["t_s"], color=_MANAGER, linewidth=1.6, linestyle=(0, (3, 1.5)), zorder=2.5,
+            label=None if i else "manager lost",
+        )  # fmt: skip
+
+
 def _faults(axes: Axes, attempt: Attempt, row: dict[int, int]) -> None:
     """Marks where each fault struck and where each fresh rank arrived."""
     began, shown = attempt.start["t_s"], set[str]()
-    first = min((line["t_s"] for line in attempt.switched.values()), default=began)
     everywhere = set[int]()
     for rank, line in sorted(attempt.of_ranks("struck"), key=lambda found: found[0]):
         if line["kind"] == "full" and line["step"] in everywhere:
@@ -97,12 +135,12 @@ def _faults(axes: Axes, attempt: Attempt, row: dict[int, int]) -> None:
         everywhere |= {line["step"]} if line["kind"] == "full" else set()
         marker, colour = _FAULTS.get(line["kind"], ("x", "#1B1B1B"))
         axes.plot(
-            line["t_s"] - began, row[rank], marker, color=colour, markersize=6.5, markeredgecolor="white",
+            line["t_s"] - began, row[rank], marker, color=colour, markersize=7.5, markeredgecolor="white",
             markeredgewidth=0.7, label=None if line["kind"] in shown else line["kind"], zorder=3, linestyle="none",
         )  # fmt: skip
         shown.add(line["kind"])
-    for line in attempt.told("joined"):
-        if line["t_s"] > first and line["rank"] in row:
+    for line in _came(attempt):
+        if line["rank"] in row:
             axes.plot(
                 line["t_s"] - began, row[line["rank"]], ">", color="#2E8B57", markersize=5.5, zorder=3,
                 markeredgecolor="white", markeredgewidth=0.7, label=None if "join" in shown else "join",

@@ -31,6 +31,7 @@ from trainsys.elastic.story import (
     tell_join,
     tell_leaving,
     tell_loss,
+    tell_lost,
     tell_takeover,
 )
 from trainsys.parallel.step import Decision
@@ -138,6 +139,7 @@ class Recorder:
         self._note("left", rank=rank, step=step)
 
     def changed(self, change: Change) -> None:
+        change = self._with_losses(change)
         assert change.after is not None
         self._last = time.monotonic()
         before = next((c.parallel for c in reversed(self.changes) if c.parallel is not None), None)
@@ -234,6 +236,14 @@ class Recorder:
         if note is None:
             return FaultRecord(cause, rank, "", step, now, 0.0)
         return FaultRecord(note["kind"], rank, note["phase"], note["step"], note["time"], now - note["time"])
+
+    def _with_losses(self, change: Change) -> Change:
+        """`change`, its reason the ranks lost in it: the error by which others noticed first says less."""
+        lost = sorted(p.fault.rank for p in self._pending if p.change is None)
+        if not lost:
+            return change
+        replaced = any(takeover.recover_s is None for takeover in self.takeovers)
+        return replace(change, reason="another manager took over, " * replaced + tell_lost(lost))
 
     def _injected(self, name: str) -> dict[str, Any] | None:
         """The note that an injected fault leaves."""

@@ -64,6 +64,8 @@ def summary(drill: Drill) -> list[str]:
         f"{_count(lost, 'rank was', 'ranks were')} lost and {_count(joined, 'rank', 'ranks')} joined{drained} while "
         f"{_count(r['steps'], 'step', 'steps')} were trained."
     ]
+    if r["takeovers"]:
+        lines.append(f"The manager was lost {_times(len(r['takeovers']))}, and another took over.")
     if r["drains"]:
         lines.append(
             f"{_count(r['steps_redone'], 'step', 'steps')} redone, for {lost} lost and {len(r['drains'])} leaving."
@@ -86,7 +88,7 @@ def summary(drill: Drill) -> list[str]:
     if r["goodput"]:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in r["goodput"].items())
         lines.append(f"Of the time: {shares}.")
-    times = [f["recover_s"] for f in r["faults"] if f["recover_s"] is not None]
+    times = [f["recover_s"] for f in (*r["faults"], *r["takeovers"]) if f["recover_s"] is not None]
     if times:
         lines.append(f"From a fault to the step in flight being done again: {max(times):.2f} s at most.")
     predicted, measured = r["predicted_step_s"], r["measured_step_s"]
@@ -111,20 +113,12 @@ def markdown(drill: Drill) -> str:
     batch = f"{sequences} of {config.batch.seq_len} tokens per step"
     parts = [f"# Drill: {'passed' if drill.passed else 'failed'}", "\n".join(f"- {line}" for line in summary(drill))]
     parts.append(f"Model {config.model.family}, {batch}, first layout {drill.disturbed.changes[0].after}.")
-    if r["faults"]:
-        rows = ["| fault | rank | phase | step | detected after (s) | step done again after (s) | moved (MiB) |"]
-        rows.append("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
-        for f in r["faults"]:
-            recover = "never" if f["recover_s"] is None else f"{f['recover_s']:.3f}"
-            cells = (f["kind"], f["rank"], f["phase"] or "unknown", f["step"], f"{f['detect_s']:.3f}", recover)
-            rows.append(f"| {' | '.join(map(str, cells))} | {f['bytes_moved'] / MIB:.2f} |")
-        parts.append("## Ranks lost\n\n" + "\n".join(rows))
+    if r["faults"] or r["takeovers"]:
+        parts.append("## Lost\n\n" + "\n".join(_losses(r)))
     if r["goodput"]:
         rows = ["| share of the time | of what |", "| ---: | --- |"]
         rows += [f"| {share:.2%} | {ACTIVITIES[name]} |" for name, share in r["goodput"].items()]
-        over = r["overhead"]
-        rows.append(f"\nThe median step under the first layout took {over['step_s']:.4f} s, undisturbed "
-                    f"{over['undisturbed_step_s']:.4f} s ({over['relative']:+.1%}).")  # fmt: skip
+        rows.append(f"\n{_tell_overhead(r['overhead'])}")
         parts.append("## Goodput\n\n" + "\n".join(rows))
     others = [n for n in r["strikes"] if n["kind"] not in ("kill", "stop", "wake", "drain")]
     if others:
@@ -137,6 +131,28 @@ def markdown(drill: Drill) -> str:
     parts.append("## Layouts\n\n" + "\n".join(rows))
     parts.append("## Files\n\n" + "\n".join(f"- `{name}`: {what}" for name, what in files(config).items()))
     return "\n\n".join(parts) + "\n"
+
+
+def _losses(r: dict[str, Any]) -> list[str]:
+    """The table of what was lost, ranks and managers, by step."""
+    rows = ["| fault | rank | phase | step | detected after (s) | step done again after (s) | moved (MiB) |"]
+    rows.append("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
+    for f in sorted((*r["faults"], *r["takeovers"]), key=lambda f: int(f["step"])):
+        recover = "never" if f["recover_s"] is None else f"{f['recover_s']:.3f}"
+        moved = f"{f['bytes_moved'] / MIB:.2f}" if "bytes_moved" in f else "–"  # a manager holds no state
+        cells = (f["kind"], f["rank"], f["phase"] or "unknown", f["step"], f"{f['detect_s']:.3f}", recover, moved)
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return rows
+
+
+def _tell_overhead(over: dict[str, Any]) -> str:
+    low_s, high_s = over["undisturbed_quartiles_s"]
+    noise = ", within the noise" if over["within_noise"] else ""
+    return (
+        f"The median step under the first layout took {over['step_s']:.4f} s, undisturbed "
+        f"{over['undisturbed_step_s']:.4f} s ({over['relative']:+.1%}{noise}). Half of the undisturbed steps took "
+        f"{low_s:.4f} to {high_s:.4f} s."
+    )
 
 
 def draw_loss(drill: Drill, path: Path) -> None:
@@ -182,6 +198,10 @@ def _mark(axes: Axes, step: int, text: str, colour: str) -> None:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _times(n: int) -> str:
+    return "once" if n == 1 else f"{n} times"
 
 
 def _count(n: int, one: str, many: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainsys.elastic.record import Change
@@ -84,6 +85,11 @@ def tell_loss(fault: FaultRecord, change: Change | None, step: int | None) -> st
         since = {"kill": "the kill", "stop": "the stop", "wake": "the stop"}.get(fault.kind, "its detection")
         parts.append(f"step {step} {'redone' if step == fault.step else 'done'} {fault.recover_s:.2f} s after {since}")
     return "; ".join(parts)
+
+
+def tell_lost(ranks: Sequence[int]) -> str:
+    """``rank 2 lost``, ``ranks 2, 3 lost``."""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))} lost"
 
 
 def tell_end(fault: FaultRecord) -> str:
