@@ -167,7 +167,7 @@ def _available() -> Mapping[str, Mapping[str, float]]:
         from ray._private.state import available_resources_per_node
     except ImportError:  # not public: another version of Ray may have none
         return {}
-    found: Mapping[str, Mapping[str, float]] = available_resources_per_node()
+    found: Mapping[str, Mapping[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
     return found
 
 
@@ -249,8 +249,11 @@ def connect() -> None:
         if "://" not in address:  # Ray itself would try for half a minute
             host, _, port = address.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+    except (OSError, ValueError, OverflowError):
+        raise ValueError(none.format(f" at {address}")) from None
+    try:
         ray.init(address=address, log_to_driver=True, logging_level="warning")
-    except (OSError, ValueError, OverflowError):  # ConnectionError is an OSError
+    except ConnectionError:
         raise ValueError(none.format(f" at {address}")) from None
 
 

@@ -34,7 +34,7 @@ def strokes_of(faults: FaultsConfig) -> Iterable[Stroke]:
 
 
 def left_strokes(folder: Path) -> list[str]:
-    """What a trace had that was never carried out, in the folder of a run's notes: the run ended, or nobody was left."""
+    """What a trace had that was not carried out, by a run's folder of notes: the run ended, or nobody was left."""
     path = folder / _LEFT
     return path.read_text().splitlines() if path.exists() else []
 
@@ -97,7 +97,7 @@ class Driver:
         if self._thread.is_alive():
             self._thread.join()
         left = [*self._missed, *takewhile(lambda stroke: bool(stroke.node), self._strokes)]  # at random: no end
-        lines = [f"{stroke.event} {stroke.node} at {stroke.time_s:g} s\n" for stroke in left if stroke.time_s > 0]
+        lines = [f"{stroke.event} {stroke.node} at {stroke.time_s:g} s\n" for stroke in left]
         if lines:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / _LEFT).write_text("".join(lines))
