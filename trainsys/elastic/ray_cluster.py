@@ -152,7 +152,7 @@ def free_places(
     Args:
         available: what nobody uses, by the node's id; a node that is not in it yet has all of its own.
     """
-    units = [name.removeprefix("num_").upper() for name in needs]
+    units = [name.removeprefix("num_").removesuffix("s").upper() for name in needs]
     rooms = {}
     for node in nodes:
         if node["Alive"]:
