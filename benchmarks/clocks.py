@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from trainsys.cli.arguments import Parser, whole_numbers
+from trainsys.cli.arguments import Parser, at_least, whole_numbers
 from trainsys.planner.clocks import Clock, govern, settled, slowdowns
 from trainsys.schedule.costs import Costs
 from trainsys.schedule.generators import generate
@@ -73,7 +73,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--microbatches", type=int, default=168)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    found = rows(args.stages, args.replicas, whole_numbers("--lost", args.lost, 0), args.microbatches, Clock())
+    at_least("--stages", args.stages)
+    at_least("--replicas", args.replicas)
+    at_least("--microbatches", args.microbatches, args.replicas)
+    lost = whole_numbers("--lost", args.lost, 0)
+    if max(lost) >= args.replicas:
+        raise ValueError(f"--lost {max(lost)} leaves none of --replicas {args.replicas}; set it lower")
+    found = rows(args.stages, args.replicas, lost, args.microbatches, Clock())
     if args.json:
         print(json.dumps({"stages": args.stages, "replicas": args.replicas, "rows": found}))
         return 0

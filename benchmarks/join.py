@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from trainsys.cli.arguments import Parser
+from trainsys.cli.arguments import Parser, at_least, positive
 from trainsys.config import RunConfig, load
 from trainsys.elastic.agent import run_local
 from trainsys.elastic.faults import parse_faults
@@ -72,7 +72,7 @@ def once(way: str, mib: float, step_s: float, leave: bool) -> dict[str, Any]:
     steps = [b - a for a, b in pairwise(clock.at_s)]
     change = clock.changes[-1]
     if change.step <= _WARM:
-        raise RuntimeError(f"the change did not come within {_STEPS} steps; raise --step-s")
+        raise ValueError(f"--step-s {step_s:g}: the change did not come within {_STEPS} steps; raise --step-s")
     usual = statistics.median(steps[_WARM : _AT - 1])
     longest = max(steps[_AT - 1 : change.step + 2])
     moved = change.bytes_moved / 2**20
@@ -93,6 +93,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--leave", action="store_true", help="a rank leaves, instead of one that joins")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
+    positive("--mib", args.mib)
+    positive("--step-s", args.step_s)
+    at_least("--repeat", args.repeat)
     rows = []
     for way in WAYS:
         runs = [once(way, args.mib, args.step_s, args.leave) for _ in range(args.repeat)]

@@ -32,7 +32,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from trainsys.cli.arguments import Parser
+from trainsys.cli.arguments import Parser, at_least
 
 ROOT = Path(__file__).parents[1]
 WORKERS, BATCH = 4, 8  # of configs/run/tiny.yaml
@@ -249,6 +249,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="draw the times")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
+    at_least("--kills", args.kills)
     names = [name.strip() for name in args.systems.split(",")]
     if unknown := [name for name in names if name not in NEEDS]:
         raise ValueError(f"--systems {unknown[0]} is not known; they are {', '.join(NEEDS)}")

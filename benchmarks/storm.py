@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainsys.cli.arguments import Parser
+from trainsys.cli.arguments import Parser, at_least
 from trainsys.config import RunConfig, load
 from trainsys.elastic.agent import run_local
 from trainsys.elastic.check.registry import check_run, verdicts
@@ -217,11 +217,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--only", type=int, action="append", default=[], help="this row of the list; keeps its files")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
+    at_least("--faults", args.faults)
+    cases = read_seeds(args.seeds)
+    if missing := set(args.only) - {case.number for case in cases}:
+        raise ValueError(f"--only {min(missing)} is no row of --seeds {args.seeds}; rows are 0 to {len(cases) - 1}")
     rows = [json.loads(text) for text in args.out.read_text().splitlines()] if args.out and args.out.exists() else []
     done = {row["number"] for row in rows}
     with tempfile.TemporaryDirectory(prefix="trainsys-storm-") as root:
         references = References(Path(root))
-        for case in read_seeds(args.seeds):
+        for case in cases:
             if case.number in done or (args.only and case.number not in args.only):
                 continue
             if not args.only and sum(row["struck"] for row in rows) >= args.faults:

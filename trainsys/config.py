@@ -300,11 +300,26 @@ def load(args: Sequence[str]) -> RunConfig:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ValueError(_one_line(error, " ".join(overrides))) from None
-    except YAMLError as error:
-        raise ValueError(f"overrides {' '.join(overrides)}: {' '.join(str(error).split())}") from None
+    except YAMLError:
+        raise ValueError(_unreadable(overrides)) from None
     assert isinstance(config, RunConfig)
     check_bounds(config)
     return config
+
+
+def _unreadable(overrides: Sequence[str]) -> str:
+    """Says which of the overrides has a value that YAML cannot read."""
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    for override in overrides:
+        try:
+            OmegaConf.from_dotlist([override])
+        except YAMLError:
+            return (
+                f"{override} has no value that can be read; set {override.partition('=')[0]}= to another, or quote it"
+            )
+    raise AssertionError(overrides)
 
 
 def named(args: Sequence[str]) -> set[str]:

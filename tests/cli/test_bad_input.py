@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,6 +116,14 @@ CASES: list[tuple[tuple[str, ...], list[str], list[str]]] = [
     (("drill",), ["faults.schedule=kill@3:1:send", "parallel.dp=4", "parallel.pp=1"], ["parallel.pp=1"]),
     (("drill",), ["faults.kills=4"], ["faults.kills=4"]),
     (("drill",), ["faults.kills=1", "faults.schedule=kill@3:1"], ["faults.kills", "faults.schedule"]),
+    (("drill",), ["faults.schedule=,"], ["faults.schedule=, has no value that can be read"]),
+    (("drill",), ["faults.schedule=kill@3:manager:forward"], ["no phase of the manager's", "collect, tell"]),
+    (("drill",), ["--hours=-1"], ["--hours=-1 must be positive"]),
+    (RUN, ["train.emulate=true", "train.emulate_slow=9:2.0@0-1"], ["train.emulate_slow=9:2@0-1", "ranks are 0 to 3"]),
+    (RUN, ["train.emulate_slow=1>9:0.2"], ["names rank 9", "ranks are 0 to 3"]),
+    # where ranks shall run
+    (RUN, ["elastic.clocks=nvml"], ["elastic.clocks=nvml", "elastic.clocks=off"]),
+    (("train",), ["launcher=ray"], ["launcher=ray", "127.0.0.1:1", "launcher=local"]),
     # data
     (RUN, ["data.path=/no/such.txt"], ["/no/such.txt"]),
     (RUN, ["data.path={empty}"], ["empty.txt", "empty"]),
@@ -151,8 +160,12 @@ def files(tmp_path: Path) -> dict[str, str]:
 )
 def test_one_line_exit_code_2_and_nothing_written(
     verb: str, wrong: list[str], says: list[str], files: dict[str, str], tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    if "launcher=ray" in wrong:
+        pytest.importorskip("ray")
     before = sorted(tmp_path.rglob("*"))
     out = {"plan": ["--out", str(tmp_path / "plan.yaml")], "simulate": ["--out", str(tmp_path / "pictures")]}
     argv = tiny(tmp_path / "run", *(argument.format(**files) for argument in wrong))
@@ -163,6 +176,20 @@ def test_one_line_exit_code_2_and_nothing_written(
     for part in says:
         assert part in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "join --repeat 0", "join --mib -1", "join --step-s nan", "clocks --replicas 0", "clocks --stages 0",
+        "clocks --lost 99", "storm --only 99999", "storm --faults -1", "recovery --kills 0", "regroup --timeout -1",
+    ],
+)  # fmt: skip
+def test_a_bench_names_the_option(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *wrong.split()]) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert error.startswith(f"trainsys: {wrong.partition(' ')[2]} ")
 
 
 @pytest.mark.parametrize("verb", RUN)

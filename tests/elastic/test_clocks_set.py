@@ -9,8 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.tiny import tiny
+from trainsys.config import load
+from trainsys.elastic.agent import LocalCluster
 from trainsys.elastic.clocks import cpufreq, nvml
 from trainsys.elastic.clocks.registry import WAYS, open_clock
+from trainsys.elastic.endpoint import Endpoint
 
 
 def fake_sysfs(root: Path) -> list[Path]:
@@ -66,6 +70,18 @@ def test_a_driver_that_does_not_allow_it() -> None:
     library.nvmlDeviceSetGpuLockedClocks = lambda h, low, high: told.append((low, high))
     nvml.Nvml(library, 0).set(1.0)
     assert told == [(1755, 1755)]
+
+
+def test_the_agent_puts_back_what_a_killed_rank_has_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = fake_sysfs(tmp_path)
+    monkeypatch.setattr(cpufreq.open_clock, "__defaults__", (tmp_path,))
+    endpoint = Endpoint("127.0.0.1", 0)
+    cluster = LocalCluster(load(tiny(tmp_path / "run", "elastic.clocks=cpufreq")), endpoint)
+    cpufreq.open_clock(0).set(0.75)  # by a rank, which is then gone
+    assert {file.read_text() for file in files} == {"1500\n"}
+    cluster.close(0.0)
+    endpoint.close()
+    assert {file.read_text() for file in files} == {"2800\n"}
 
 
 def test_every_name_of_the_config_is_a_way() -> None:

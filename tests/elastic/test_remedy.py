@@ -76,6 +76,9 @@ def test_troubles_print_and_parse() -> None:
     for bad in ("3", "3:x", "a:2@1", "1>2>3:1@4"):
         with pytest.raises(ValueError, match=r"train\.emulate_slow: .* is not RANK:FACTOR"):
             parse_troubles(bad)
+    for bad, said in (("1:2.0@5-2", "ends before it begins"), ("1>1:0.2", "names rank 1 twice")):
+        with pytest.raises(ValueError, match=rf"train\.emulate_slow: .* {said}"):
+            parse_troubles(bad)
     with pytest.raises(ValueError, match="faster"):
         parse_troubles("3:0.5@1")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import mean
@@ -11,7 +12,8 @@ import pytest
 from trainsys.config import FaultsConfig, RunConfig, TrainConfig
 from trainsys.elastic.drill_plan import nemeses_of, planned_faults
 from trainsys.elastic.faults import NEMESES, parse_faults
-from trainsys.elastic.faults.poisson import poisson
+from trainsys.elastic.faults.driver import Driver, left_strokes
+from trainsys.elastic.faults.poisson import Stroke, poisson
 from trainsys.elastic.faults.random_storm import random_storm
 from trainsys.elastic.faults.trace import read_trace
 
@@ -53,6 +55,12 @@ def test_every_kind_prints_as_it_is_written(text: str) -> None:
         ("cut@5:1+4", "ranks are 0 to 3 then"),
         ("slow@5:1:x1", "makes nothing slower"),
         ("drain@5:manager", "is not drain@STEP:RANK"),
+        ("kill@5:manager:forward", "names no phase of the manager's; phases are collect"),
+        ("kill@5:", r"is not kill@STEP:RANK\|manager"),
+        ("slow@3:1:x2:0", "lasts 0 steps"),
+        ("full@3,full@3", "full@3 is there twice"),
+        ("cut@3:0+1,cut@3:1+0", r"cut@3:1\+0:forward is there twice"),
+        (" , ", "names no fault"),
     ],
 )
 def test_what_cannot_be_is_refused(text: str, said: str) -> None:
@@ -123,6 +131,7 @@ def test_a_trace_is_read_faster_than_it_was_written(tmp_path: Path) -> None:
         ("time_s,event,node\n5,lost,a\n", ":2: expected the event add or remove, found 'lost'"),
         ("time_s,event,node\n5,add,\n", ":2: expected the name of a node"),
         ("time_s,event,node\n5,add,a\n6,add,a\n", ":3: expected a node that is not there, a was added before"),
+        ("time_s,event,node\n0,add,a\n6,remove,b\n", ":3: expected a node that is there, b was not added before"),
     ],
 )
 def test_a_malformed_trace_is_told_by_line(text: str, said: str, tmp_path: Path) -> None:
@@ -131,6 +140,19 @@ def test_a_malformed_trace_is_told_by_line(text: str, said: str, tmp_path: Path)
     with pytest.raises(ValueError, match="expected") as caught:
         read_trace(path)
     assert str(caught.value).startswith(f"{path}{said}")
+
+
+def test_strokes_that_a_run_does_not_reach_are_left(tmp_path: Path) -> None:
+    strokes = [Stroke(0.0, "add", "a"), Stroke(0.0, "remove", "a"), Stroke(60.0, "add", "b")]
+    driver = Driver(strokes, tmp_path, lambda: 1, dict, lambda node: None, 1)
+    driver.start()
+    time.sleep(0.1)
+    driver.close()
+    assert left_strokes(tmp_path) == ["remove a at 0 s", "add b at 60 s"]
+    random = Driver(poisson(1e6, 0), tmp_path / "random", lambda: 1, dict, lambda node: None, 1)
+    random.start()
+    random.close()
+    assert left_strokes(tmp_path / "random") == []
 
 
 def test_a_trace_that_is_not_there() -> None:

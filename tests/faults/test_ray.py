@@ -58,7 +58,7 @@ def test_a_node_is_removed_and_another_joins(
         "parallel.dp=3", "parallel.pp=1", "cluster.nodes=3", "cluster.ranks_per_node=1", "cluster.shared_cores=false",
     )  # fmt: skip
     wide = load(tiny(tmp_path / "wide", *layout, "launcher=ray", "cluster.ranks_per_node=2"))
-    with pytest.raises(ValueError, match="need 6 places, but the Ray cluster has 3 in 3 nodes"):
+    with pytest.raises(ValueError, match="need 6 places, but the Ray cluster has 3 free in 3 nodes"):
         launch(wide, Recorder(wide, wide.run_dir))
     config = load(tiny(tmp_path / "ours", *layout, "launcher=ray"))
     with Moving(config, config.run_dir) as ours:

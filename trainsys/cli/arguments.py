@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection
+from math import inf
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -43,6 +44,20 @@ def screen(stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def at_least(flag: str, value: int, least: int = 1) -> int:
+    """`value`, unless it is below `least`. Raises ValueError naming the flag."""
+    if value < least:
+        raise ValueError(f"{flag} {value} must be at least {least}")
+    return value
+
+
+def positive(flag: str, value: float) -> float:
+    """`value`, if it is above 0 and finite. Raises ValueError naming the flag."""
+    if not 0 < value < inf:
+        raise ValueError(f"{flag} {value:g} must be positive and finite")
+    return value
 
 
 def whole_numbers(flag: str, text: str, least: int = 1) -> list[int]:

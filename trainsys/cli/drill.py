@@ -18,11 +18,21 @@ EXAMPLES = """\
   trainsys drill configs/run/tiny.yaml faults.kills=2 faults.seed=7 faults.rejoin_after=5 --json"""
 
 ABOUT = """\
-Train twice: once while ranks are killed (kill@STEP:RANK[:PHASE]), frozen (stop@STEP:RANK[:PHASE]), told to leave
-(drain@STEP:RANK) and added (join@STEP) as faults.schedule says, and once undisturbed; then compare every step bit for
-bit.
+Train twice: once under faults, and once undisturbed; then compare every step bit for bit. faults.schedule has faults by
+step and rank, separated by commas:
+
+  kill@STEP:RANK[:PHASE]   it ends (SIGKILL)          cut@STEP:RANK+PEER[:PHASE]     the two lose their connections
+  stop@STEP:RANK[:PHASE]   it freezes (SIGSTOP)       oneway@STEP:RANK+PEER[:PHASE]  RANK no longer reaches PEER
+  wake@STEP:RANK[:PHASE]   it freezes, and wakes up   slow@STEP:RANK:xN[:STEPS]      it computes N times slower
+  drain@STEP:RANK[:PHASE]  it has notice to leave     flip@STEP:RANK[:PHASE]         a bit of its state turns over
+  join@STEP                a fresh rank comes         full@STEP                      the next checkpoint finds no room
+
 Phases of a step: forward, send, backward, reduce, snapshot, optimizer. Phases of a change of layout: plan, connect,
-transfer, verify, commit. Instead of a schedule, faults.kills=N kills N ranks at random times fixed by faults.seed.
+transfer, verify, commit. kill and stop may name manager instead of a rank, in collect, tell, open, switch or call.
+
+Instead of a schedule: faults.kills=N random faults fixed by faults.seed, of the kinds in faults.nemeses (kill,cut,… or
+all); faults.mtbf_s=S, one every S seconds on average; or faults.trace=FILE, a recorded spot market. --hours H goes
+through one storm after the other for so long.
 The report lands in run_dir. Exit code 0 only if every fault struck and nothing was lost."""
 
 
@@ -45,6 +55,8 @@ def run(argv: list[str]) -> int:
     from trainsys.elastic.faults.driver import strokes_of
     from trainsys.elastic.report import files, summary, write_report
 
+    if args.hours is not None and not 0 < args.hours < 1e6:
+        raise ValueError(f"--hours={args.hours:g} must be positive and finite")
     planned_faults(config)
     strokes_of(config.faults)
     console = screen(stderr=args.json)
@@ -82,8 +94,6 @@ def _soak(config: RunConfig, hours: float, console: Any, as_json: bool) -> int:
     from trainsys.elastic.soak import soak
     from trainsys.elastic.soak_page import summary_lines
 
-    if not 0 < hours < 1e6:
-        raise ValueError(f"--hours={hours:g} must be positive and finite")
     result = soak(config, hours, console)
     for line in summary_lines(result, config.run_dir):
         console.print(line, markup=False)

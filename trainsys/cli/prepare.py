@@ -66,10 +66,22 @@ def check_troubles(config: RunConfig) -> None:
     """Whether ``train.emulate_slow`` can be. Raises ValueError."""
     from trainsys.elastic.troubles import parse_troubles
 
-    text = config.train.emulate_slow
+    text, most = config.train.emulate_slow, _most_ranks(config)
     for trouble in parse_troubles("" if text.startswith("file:") else text):
+        strangers = [rank for rank in (trouble.src, trouble.rank) if rank is not None and rank >= most]
+        if strangers:
+            raise ValueError(f"train.emulate_slow={trouble} names rank {strangers[0]}, but ranks are 0 to {most - 1:g}")
         if trouble.src is None and 1 < trouble.much < inf and not config.train.emulate:
             raise ValueError(f"train.emulate_slow={trouble} slows down emulated computing; set train.emulate=true")
+
+
+def _most_ranks(config: RunConfig) -> float:
+    """Ranks that there can be in the run, those that join among them; infinite where nobody knows."""
+    faults = config.faults
+    if config.launcher != "local" or faults.trace or (faults.rejoin_after and (faults.kills or faults.mtbf_s)):
+        return inf
+    ranks = config.cluster.nodes * config.cluster.ranks_per_node
+    return ranks + config.elastic.spares + faults.schedule.count("join@")
 
 
 def check_machine(config: RunConfig) -> None:
@@ -105,6 +117,24 @@ def check_machine(config: RunConfig) -> None:
 
         if not torch.cuda.is_available():
             raise ValueError("cluster.device.backend=nccl but this machine has no GPU; set cluster.device.backend=gloo")
+    check_launch(config)
+
+
+def check_launch(config: RunConfig) -> None:
+    """Whether the ranks find what they need where ``launcher`` starts them: a Ray cluster, clocks that may be set.
+
+    Raises:
+        ValueError: one line with the knob to turn.
+    """
+    if config.launcher == "ray":
+        from trainsys.elastic.ray_cluster import check_places, connect
+
+        connect()
+        check_places(config)
+    elif config.elastic.clocks != "off":
+        from trainsys.elastic.clocks.registry import open_clocks
+
+        open_clocks(config)
 
 
 def check_start(config: RunConfig) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainsys.config import RunConfig
+from trainsys.elastic.clocks.registry import open_clocks
 from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.faults import FaultEvent
 from trainsys.elastic.faults.driver import driven
@@ -33,6 +34,7 @@ class LocalCluster:
         self._config, self._endpoint, self._faults = config, endpoint, tuple(faults)
         self._processes: dict[int, mp.process.BaseProcess] = {}
         self._wanted: list[int] = []
+        self._clocks = open_clocks(config)  # as they are now: a rank that is killed puts nothing back
         self._zombies = Zombies(faults, Path(config.run_dir) / "faults")
 
     def spawn(self, rank: int, node: int) -> None:
@@ -66,7 +68,7 @@ class LocalCluster:
         self._wanted = [*self._wanted, node]
 
     def close(self, grace_s: float) -> None:
-        """Wait up to `grace_s` seconds for the processes to leave, then end those that are still there."""
+        """Wait up to `grace_s` seconds for the processes to leave, then end those still there; clocks are as before."""
         deadline = time.monotonic() + grace_s
         for process in self._processes.values():
             process.join(timeout=max(0.0, deadline - time.monotonic()))
@@ -74,6 +76,8 @@ class LocalCluster:
             if process.exitcode is None:
                 process.kill()
                 process.join()
+        for clock in self._clocks:
+            clock.reset()
 
 
 def run_local(

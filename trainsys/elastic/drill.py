@@ -16,7 +16,7 @@ from trainsys.elastic.claim import claimed, is_drill, mark_drill
 from trainsys.elastic.drill_plan import planned_faults
 from trainsys.elastic.drill_result import by_step, compare, idle_victims, not_struck, samples_lost_repeated, unplanned
 from trainsys.elastic.faults import FaultEvent
-from trainsys.elastic.faults.driver import strokes_of
+from trainsys.elastic.faults.driver import left_strokes, strokes_of
 from trainsys.elastic.faults.notes import read_notes
 from trainsys.elastic.faults.zombies import read_zombies
 from trainsys.elastic.goodput import goodput
@@ -140,7 +140,8 @@ def _run(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None
 def _result(
     config: RunConfig, events: Sequence[FaultEvent], disturbed: Recorder, undisturbed: Recorder, predicted_s: float
 ) -> dict[str, Any]:
-    missing = not_struck(events, disturbed)
+    folder = disturbed.run_dir / "faults"
+    missing = not_struck(events, disturbed) + left_strokes(folder)
     idle = idle_victims(events, disturbed, missing) if config.faults.kills else []  # chance may choose a spare
     return {
         "steps": config.train.steps,
@@ -149,8 +150,8 @@ def _result(
         "takeovers": [takeover.as_dict() for takeover in disturbed.takeovers],
         "joins": [{"step": step, "rank": rank} for step, rank in disturbed.joins],
         "drains": [{"step": step, "rank": rank} for step, rank in disturbed.drains],
-        "strikes": list({n["event"]: n for n in read_notes(disturbed.run_dir / "faults") if n.get("event")}.values()),
-        "zombies": read_zombies(disturbed.run_dir / "faults"),
+        "strikes": list({n["event"]: n for n in read_notes(folder) if n.get("event")}.values()),
+        "zombies": read_zombies(folder),
         "saves_failed": [step for step, _, error in disturbed.saves if error],
         "steps_redone": sum(change.redo for change in disturbed.changes),
         "not_struck": [e for e in missing if e not in idle],

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainsys.config import RunConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from trainsys.elastic.endpoint import Rendezvous
 
 _LOOK_S = 0.2  # between looks at the cluster
+_ANSWER_S = 3.0  # for a cluster to answer at its address
 _PLACE_S = 60.0  # for Ray to reserve the first ranks' places
 
 
@@ -61,32 +63,26 @@ class RayCluster:
     def __init__(self, config: RunConfig, endpoint: Endpoint, faults: Sequence[FaultEvent] = ()) -> None:
         ray = _ray()
         self._ray, self._config, self._endpoint, self._faults = ray, config, endpoint, tuple(faults)
-        self._needs = {"num_gpus": 1, "num_cpus": 1} if config.cluster.device.backend == "nccl" else {"num_cpus": 1}
+        self._needs = _needs(config)
         self._actors: dict[int, Any] = {}
         self._running: dict[Any, int] = {}  # result to come -> rank
         self._ended: list[int] = []
         self._node_ids: list[str] = []  # of the job's nodes, by number
-        self._known = set(free_places(self._ray.nodes(), self._needs))
+        self._known = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         self._looked = self._looked_round = 0.0
         self._group = self._reserve()
 
     def _reserve(self) -> Any:
         """Places for the first ranks: one bundle per node of the job, on as many nodes of the cluster."""
-        from ray.util.placement_group import placement_group, placement_group_table
+        from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
+        check_places(self._config)
         cluster = self._config.cluster
-        free = free_places(self._ray.nodes(), self._needs)
-        wanted = cluster.nodes * cluster.ranks_per_node + self._config.elastic.spares
-        if sum(free.values()) < wanted:
-            raise ValueError(
-                f"cluster.nodes*cluster.ranks_per_node={cluster.nodes * cluster.ranks_per_node} and elastic.spares="
-                f"{self._config.elastic.spares} need {wanted} places, but the Ray cluster has {sum(free.values())} in "
-                f"{len(free)} nodes; add nodes to it, or set cluster.nodes and cluster.ranks_per_node"
-            )
         unit = "GPU" if "num_gpus" in self._needs else "CPU"
         bundle = {"CPU": float(cluster.ranks_per_node), unit: float(cluster.ranks_per_node)}
         group = placement_group([bundle] * cluster.nodes, strategy="SPREAD")
         if not group.wait(_PLACE_S):
+            remove_placement_group(group)
             raise ValueError(
                 f"Ray found no place for cluster.nodes={cluster.nodes} bundles of cluster.ranks_per_node="
                 f"{cluster.ranks_per_node} within {_PLACE_S:g} s: no node has as many free; set cluster.ranks_per_node"
@@ -99,11 +95,12 @@ class RayCluster:
         """Start an actor: in its bundle, or on the node that came later, or wherever Ray finds a place."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+        assert 0 <= node < len(self._node_ids), (rank, node, self._node_ids)
         first = rank < self._config.cluster.nodes * self._config.cluster.ranks_per_node
         if first:
             strategy: Any = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=node)
         else:
-            strategy = NodeAffinitySchedulingStrategy(self._node_ids[node % len(self._node_ids)], soft=True)
+            strategy = NodeAffinitySchedulingStrategy(self._node_ids[node], soft=True)
         actor: Any = self._ray.remote(RankActor).options(
             **self._needs, max_restarts=0, scheduling_strategy=strategy, name=f"rank-{rank}-{os.getpid()}",
             runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}},
@@ -129,7 +126,7 @@ class RayCluster:
         if time.monotonic() - self._looked_round < _LOOK_S:
             return found
         self._looked_round = time.monotonic()
-        for node_id, places in free_places(self._ray.nodes(), self._needs).items():
+        for node_id, places in free_places(self._ray.nodes(), self._needs, _available()).items():
             if node_id not in self._known:
                 self._known.add(node_id)
                 self._node_ids.append(node_id)
@@ -147,11 +144,55 @@ class RayCluster:
         remove_placement_group(self._group)
 
 
-def free_places(nodes: Sequence[dict[str, Any]], needs: dict[str, int]) -> dict[str, int]:
-    """Ranks for which each living node of ``ray.nodes()`` is large enough, by its id."""
-    unit = "GPU" if "num_gpus" in needs else "CPU"
-    rooms = {n["NodeID"]: math.floor(n["Resources"].get(unit, 0)) for n in nodes if n["Alive"]}
+def free_places(
+    nodes: Sequence[dict[str, Any]], needs: dict[str, int], available: Mapping[str, Mapping[str, float]]
+) -> dict[str, int]:
+    """Ranks for which each living node of ``ray.nodes()`` has room, by its id.
+
+    Args:
+        available: what nobody uses, by the node's id; a node that is not in it yet has all of its own.
+    """
+    units = [name.removeprefix("num_").removesuffix("s").upper() for name in needs]
+    rooms = {}
+    for node in nodes:
+        if node["Alive"]:
+            free = available.get(node["NodeID"], node["Resources"])
+            rooms[node["NodeID"]] = min(math.floor(free.get(unit, 0)) for unit in units)
     return {node: places for node, places in rooms.items() if places}
+
+
+def _available() -> Mapping[str, Mapping[str, float]]:
+    """What nobody uses of each node, by its id; empty where Ray does not say."""
+    try:
+        from ray._private.state import available_resources_per_node
+    except ImportError:  # not public: another version of Ray may have none
+        return {}
+    found: Mapping[str, Mapping[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
+    return found
+
+
+def _needs(config: RunConfig) -> dict[str, int]:
+    """What one rank takes of its node."""
+    return {"num_gpus": 1, "num_cpus": 1} if config.cluster.device.backend == "nccl" else {"num_cpus": 1}
+
+
+def check_places(config: RunConfig) -> None:
+    """Whether the cluster that this process is a driver of has room for the first ranks. Raises ValueError."""
+    cluster, spares = config.cluster, config.elastic.spares
+    free = free_places(_ray().nodes(), _needs(config), _available())
+    wanted = cluster.nodes * cluster.ranks_per_node + spares
+    if sum(free.values()) < wanted:
+        raise ValueError(
+            f"cluster.nodes*cluster.ranks_per_node={cluster.nodes * cluster.ranks_per_node} and elastic.spares="
+            f"{spares} need {wanted} places, but the Ray cluster has {sum(free.values())} free in {len(free)} nodes; "
+            "add nodes to it, or set cluster.nodes and cluster.ranks_per_node"
+        )
+    bundles = sum(places // cluster.ranks_per_node for places in free.values())
+    if bundles < cluster.nodes:
+        raise ValueError(
+            f"cluster.nodes={cluster.nodes} times cluster.ranks_per_node={cluster.ranks_per_node} places in one node "
+            f"are needed, but the Ray cluster has room for {bundles}; set cluster.ranks_per_node"
+        )
 
 
 def run_ray(
@@ -198,12 +239,35 @@ def connect() -> None:
     ray = _ray()
     if ray.is_initialized():
         return
+    none = (
+        "launcher=ray finds no Ray cluster{}; start one with ray start --head, set RAY_ADDRESS, or set launcher=local"
+    )
+    address = cluster_address()
+    if not address:
+        raise ValueError(none.format(""))
     try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True, logging_level="warning")
+        if "://" not in address:  # Ray itself would try for half a minute
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+    except (OSError, ValueError, OverflowError):
+        raise ValueError(none.format(f" at {address}")) from None
+    try:
+        ray.init(address=address, log_to_driver=True, logging_level="warning")
     except ConnectionError:
-        raise ValueError(
-            "launcher=ray finds no Ray cluster; start one with ray start --head, set RAY_ADDRESS, or set launcher=local"
-        ) from None
+        raise ValueError(none.format(f" at {address}")) from None
+
+
+def cluster_address() -> str:
+    """What RAY_ADDRESS says, or where the cluster of this machine was started; empty: nowhere."""
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named not in ("", "auto"):
+        return named
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    try:
+        return str(canonicalize_bootstrap_address_or_die("auto"))
+    except ConnectionError:
+        return ""
 
 
 def _ray() -> Any:

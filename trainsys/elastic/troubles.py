@@ -57,6 +57,10 @@ def parse_troubles(text: str) -> tuple[Trouble, ...]:
                           int(first or 0), until)  # fmt: skip
         if trouble.src is None and trouble.much < 1:
             raise ValueError(f"train.emulate_slow: {item!r} would make a rank faster; set a factor of at least 1")
+        if trouble.last < trouble.first:
+            raise ValueError(f"train.emulate_slow: {item!r} ends before it begins; write FIRST-LAST")
+        if trouble.src == trouble.rank:
+            raise ValueError(f"train.emulate_slow: {item!r} names rank {trouble.rank} twice; name two ranks")
         found.append(trouble)
     return tuple(found)
 

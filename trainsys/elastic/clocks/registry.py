@@ -35,6 +35,15 @@ def open_clock(name: str, device: int) -> Setter:
     return setter
 
 
+def open_clocks(config: RunConfig) -> list[Setter]:
+    """Those of this machine that ranks will set. Raises ValueError where they may not be set."""
+    from trainsys.elastic.worker import device_of
+
+    name = config.elastic.clocks
+    ranks = range(config.cluster.nodes * config.cluster.ranks_per_node) if name != "off" else range(0)
+    return [open_clock(name, device) for device in sorted({device_of(config, rank).index or 0 for rank in ranks})]
+
+
 def stage_work(config: RunConfig, layout: Layout) -> Sequence[float]:
     """What a replica of each stage has to do per step, in any unit: fewer replicas have more each."""
     stages = stages_of(config, layout)

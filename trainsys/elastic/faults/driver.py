@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from time import monotonic
 
@@ -22,6 +23,7 @@ from trainsys.elastic.faults.trace import read_trace
 
 BY_THE_CLOCK = "any"  # phase: wherever the rank is
 _TICK_S = 0.02
+_LEFT = "left.txt"
 
 
 def strokes_of(faults: FaultsConfig) -> Iterable[Stroke]:
@@ -29,6 +31,12 @@ def strokes_of(faults: FaultsConfig) -> Iterable[Stroke]:
     if faults.trace:
         return read_trace(faults.trace, faults.trace_speed)
     return poisson(faults.mtbf_s, faults.seed) if faults.mtbf_s else ()
+
+
+def left_strokes(folder: Path) -> list[str]:
+    """What a trace had that was not carried out, by a run's folder of notes: the run ended, or nobody was left."""
+    path = folder / _LEFT
+    return path.read_text().splitlines() if path.exists() else []
 
 
 @contextmanager
@@ -77,6 +85,7 @@ class Driver:
         self._rank_of: dict[str, int] = {}
         self._coming: list[str] = []
         self._count = 0
+        self._missed: list[Stroke] = []  # of a trace, that found nobody to strike
         self._thread = threading.Thread(target=self._run, daemon=True, name="faults")
 
     def start(self) -> None:
@@ -87,6 +96,11 @@ class Driver:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
+        left = [*self._missed, *takewhile(lambda stroke: bool(stroke.node), self._strokes)]  # at random: no end
+        lines = [f"{stroke.event} {stroke.node} at {stroke.time_s:g} s\n" for stroke in left]
+        if lines:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / _LEFT).write_text("".join(lines))
 
     def _run(self) -> None:
         while not self._over.is_set() and self._step() < 1:
@@ -104,6 +118,8 @@ class Driver:
                 self._kills.remove((when, rank))
                 self._signal(rank, signal.SIGKILL)
             self._over.wait(_TICK_S)
+        if stroke is not None and stroke.node:
+            self._missed.append(stroke)
 
     def _carry_out(self, stroke: Stroke) -> None:
         if stroke.event == "add":
@@ -116,6 +132,7 @@ class Driver:
         living = self._living()
         rank = self._victim(stroke, living)
         if rank is None or len(living) < 2:
+            self._missed += [stroke] if stroke.node else []
             return
         self._struck.add(rank)
         kind = "drain" if self._grace_s else "kill"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from trainsys.elastic.faults.event import MANAGER_PHASES, PHASES, FaultEvent
 from trainsys.elastic.faults.registry import NEMESES
@@ -23,14 +24,17 @@ def parse_faults(text: str, world_size: int, steps: int) -> tuple[FaultEvent, ..
         event = parse_fault(item)
         if event.step >= steps:
             raise ValueError(f"faults.schedule: {item!r} names step {event.step}, but the run has train.steps={steps}")
-        phases = MANAGER_PHASES if event.of_manager else PHASES
+        phases, whose = (MANAGER_PHASES, " of the manager's") if event.of_manager else (PHASES, "")
         if event.phase not in phases:
-            raise ValueError(f"faults.schedule: {item!r} names no phase; phases are {', '.join(phases)}")
+            raise ValueError(f"faults.schedule: {item!r} names no phase{whose}; phases are {', '.join(phases)}")
         if NEMESES[event.kind].tail == "scale" and event.factor < 2:
             raise ValueError(f"faults.schedule: {item!r} makes nothing slower; write x2 or more")
         if event.peer == event.rank >= 0:
             raise ValueError(f"faults.schedule: {item!r} names rank {event.rank} twice; name two ranks")
         events.append(event)
+    if text.strip() and not events:
+        raise ValueError(f"faults.schedule={text} names no fault; write such as kill@3:1, or leave it empty")
+    _check_twice(events)
     events.sort(key=lambda e: e.step)
     _check_ranks(events, world_size)
     return tuple(events)
@@ -51,8 +55,21 @@ def parse_fault(item: str) -> FaultEvent:
         raise ValueError(f"faults.schedule: {item!r} is not {nemesis.form}")
     found = {name: value for name, value in match.groupdict().items() if value is not None}
     numbers = {name: int(found[name]) for name in ("step", "rank", "peer", "factor", "steps") if name in found}
+    if numbers.get("steps") == 0:
+        raise ValueError(f"faults.schedule: {item!r} lasts 0 steps; write 1 or more, or leave it out: to the end")
     phase = found.get("phase", "collect" if "manager" in found else "forward")
     return FaultEvent(kind, phase=phase, **numbers)
+
+
+def _check_twice(events: Sequence[FaultEvent]) -> None:
+    """No fault is there twice; only joins add up. Raises ValueError."""
+    seen = set[FaultEvent]()
+    for event in (e for e in events if e.kind != "join"):
+        both_ways = event.kind == "cut" and event.peer < event.rank  # 3+1 is the cut 1+3
+        same = replace(event, rank=event.peer, peer=event.rank) if both_ways else event
+        if same in seen:
+            raise ValueError(f"faults.schedule: {event} is there twice and strikes once; leave one out")
+        seen.add(same)
 
 
 def _check_ranks(events: Sequence[FaultEvent], world_size: int) -> None:

@@ -60,5 +60,7 @@ def _stroke(place: str, row: list[str], before: list[Stroke], there: set[str], s
         raise ValueError(f"{place}: expected the name of a node, found none")
     if event == "add" and node in there:
         raise ValueError(f"{place}: expected a node that is not there, {node} was added before")
+    if event == "remove" and node not in there:
+        raise ValueError(f"{place}: expected a node that is there, {node} was not added before")
     (there.add if event == "add" else there.discard)(node)
     return Stroke(time_s / speed, event, node)

@@ -14,5 +14,5 @@ def strike(event: FaultEvent, victim: Victim) -> None:
 
 
 KILL = Nemesis(
-    "kill@STEP:RANK[:PHASE]", "the process ends (SIGKILL)", strike, fatal=True, changes=True, of_manager=True
+    "kill@STEP:RANK|manager[:PHASE]", "the process ends (SIGKILL)", strike, fatal=True, changes=True, of_manager=True
 )

@@ -14,5 +14,5 @@ def strike(event: FaultEvent, victim: Victim) -> None:
 
 
 STOP = Nemesis(
-    "stop@STEP:RANK[:PHASE]", "the process freezes (SIGSTOP)", strike, fatal=True, changes=True, of_manager=True
+    "stop@STEP:RANK|manager[:PHASE]", "the process freezes (SIGSTOP)", strike, fatal=True, changes=True, of_manager=True
 )
