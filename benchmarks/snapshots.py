@@ -110,8 +110,8 @@ class Lane:
             engine.materialize()
         self._before, self.number = update, self.number + 1
 
-    def _told(self, error: str) -> None:
-        assert not error, error
+    def _told(self, error: Exception | None) -> None:
+        assert error is None, error
         self._kept.set()
 
 

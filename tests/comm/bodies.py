@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._C._distributed_c10d import TCPStore
 
+from trainsys.comm.attempt import StoreClient
 from trainsys.comm.communicator import Communicator
 from trainsys.comm.disposal import settle
 from trainsys.comm.exchange import all_gather_regions, exchange
 from trainsys.comm.group import CommError, Group
 from trainsys.comm.objects import broadcast_object, gather_objects
+from trainsys.comm.sockets import Socket
 
 
 def total(group: Group, value: float) -> float:
@@ -228,3 +232,61 @@ def abort_inside_messages(rank: int, world_size: int, store: Any, count: int) ->
         meet(store, f"inside{epoch}", rank, world_size)
     comm.close()
     return {"worst_s": worst, "torn": torn}
+
+
+def at_once(rank: int, world_size: int, store: Any, count: int) -> dict[str, Any]:
+    """Two communicators, a store's client and connections of others come about at the same time, again and again."""
+    everyone, hosts = tuple(range(world_size)), rank == 0
+    port = 0 if hosts else int(store.get("port"))
+    shared = TCPStore("127.0.0.1", port, is_master=hosts, wait_for_workers=False)
+    if hosts:
+        store.set("port", str(shared.port))
+    mine = Communicator(shared, rank, timeout_s=10.0)
+    other = mine.spawn("b")
+    strangers: list[socket.socket] = []
+    over = threading.Event()
+    result: dict[str, Any] = {"owned": [], "shared": 0, "foreign": 0, "after": [], "connected_meanwhile": 0}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def connect() -> None:
+            while not over.wait(0.002) and len(strangers) < 400:
+                strangers.append(socket.create_connection(listener.getsockname()[:2]))
+                strangers.append(listener.accept()[0])
+
+        threading.Thread(target=connect).start()
+        for epoch in range(count):
+            client, before = StoreClient(shared), len(strangers)
+            ways: list[Callable[[], Any]] = [
+                lambda epoch=epoch: mine.reconfigure(epoch, [everyone]),
+                lambda epoch=epoch: other.reconfigure(epoch, [everyone]),
+                client.connect,
+            ]
+            threads = [threading.Thread(target=way) for way in ways]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            result["connected_meanwhile"] += len(strangers) - before
+            owned = [mine.group(everyone).sockets, other.group(everyone).sockets, client._sockets]
+            known = {_entry(stranger) for stranger in list(strangers)}
+            result["owned"].append([len(own) for own in owned])
+            result["shared"] += sum(len(own) for own in owned) - len(frozenset[Socket]().union(*owned))
+            result["foreign"] += sum(len(own & known) for own in owned)
+            client.hang_up()
+            meet(store, f"connected{epoch}", rank, world_size)
+            mine.group(everyone).abort()
+            result["after"].append(total(other.group(everyone), 1.0))
+            meet(store, f"once{epoch}", rank, world_size)
+        over.set()
+    strangers[0].sendall(b"still")
+    result["echo"] = strangers[1].recv(5)
+    for stranger in strangers:
+        stranger.close()
+    mine.close()
+    other.close()
+    meet(store, "at once", rank, world_size)
+    return result
+
+
+def _entry(sock: socket.socket) -> Socket:
+    return sock.fileno(), os.fstat(sock.fileno()).st_ino

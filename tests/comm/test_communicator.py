@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch.distributed as dist
 
 from tests.comm import bodies
+from trainsys.comm.communicator import Communicator
+from trainsys.comm.group import CommError
 from trainsys.testing import RankPool
 
 
@@ -74,3 +77,24 @@ def test_exchanges(ranks: RankPool) -> None:
             assert r["objects"] is None
     assert [o["rank"] for o in results[0]["objects"]] == [0, 1, 2, 3]
     assert len(results[0]["objects"][3]["pad"]) == 3000
+
+
+def test_who_connects_at_once_owns_nothing_of_the_others(ranks: RankPool) -> None:
+    for r in ranks.run(bodies.at_once, 3, 6):
+        assert r["owned"] == [[2, 2, 1]] * 6
+        assert r["shared"] == r["foreign"] == 0
+        assert r["connected_meanwhile"] > 0
+        assert r["after"] == [3.0] * 6
+        assert r["echo"] == b"still"
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), AssertionError()])
+def test_whatever_goes_wrong_in_connecting_is_told(error: Exception) -> None:
+    comm = Communicator(dist.HashStore(), 0)
+
+    def address(ranks: tuple[int, ...]) -> str:
+        raise error
+
+    comm.address = address
+    with pytest.raises(CommError, match=type(error).__name__ if not str(error) else "Too many open files"):
+        comm.reconfigure(0, [(0, 1)])

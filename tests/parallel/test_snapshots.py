@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
-from typing import Any
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from tests.parallel.runs import assert_same_bits, expectation, run_all, run_config
+from trainsys.comm.group import CommError
+from trainsys.parallel.snapshots.copies import Pending
 from trainsys.parallel.snapshots.delta import decode, encode
+from trainsys.parallel.snapshots.keeper import Keeper
 from trainsys.testing import RankPool
 
 GRIDS: list[dict[str, Any]] = [{"dp": 4, "zero": 2}, {"dp": 2, "pp": 2}, {"pp": 2, "stage_replicas": (3, 1), "zero": 1}]
@@ -50,3 +56,19 @@ def test_only_what_changes_is_sent(dtype: torch.dtype) -> None:
     decode(data, list(zip(before, got, strict=True)))
     for a, b in zip(got, after, strict=True):
         assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+@pytest.mark.parametrize("error", [None, CommError("a peer went"), AssertionError("half a message")])
+def test_who_waits_beside_is_told_whatever_happens(error: Exception | None) -> None:
+    """And the messages' time counts in the trial of the ways."""
+
+    def then() -> None:
+        if error is not None:
+            raise error
+
+    told = SimpleQueue[Exception | None]()
+    mesh = SimpleNamespace(finish=lambda works: time.sleep(0.05))
+    pending = Pending(torch.empty(0), works=[cast(Any, None)], then=then, seconds=1.0)
+    Keeper.when_kept(cast(Any, SimpleNamespace(mesh=mesh)), pending, told.put)
+    assert told.get(timeout=5) is error
+    assert pending.seconds >= 1.05

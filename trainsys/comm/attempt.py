@@ -14,24 +14,27 @@ from typing import Any, cast
 from torch._C._distributed_c10d import Store
 
 from trainsys.comm.group import Group
-from trainsys.comm.sockets import connected_sockets, shut
+from trainsys.comm.sockets import Socket, connected_sockets, shut, to_port
 from trainsys.comm.waiting import brief
 
 Ranks = tuple[int, ...]
+_cloning = threading.Lock()  # who waits for it would wait for the same store otherwise
 
 
 class StoreClient:
     """A client of a store for one thread at a time. A new one costs a look-up of a name (5 s where nobody answers)."""
 
     def __init__(self, store: Store) -> None:
-        self._source, self._sockets = store, frozenset[tuple[int, int]]()
+        self._source, self._sockets = store, frozenset[Socket]()
         self._store: Store | None = None
 
     def connect(self) -> Store:
         if self._store is None:
-            before = connected_sockets()
-            self._store = cast(Any, self._source).clone()
-            self._sockets = frozenset(connected_sockets() - before)
+            port = _port(self._source)
+            with _cloning:
+                before = to_port(port)
+                self._store = cast(Any, self._source).clone()
+                self._sockets = frozenset(to_port(port) - before)
         assert self._store is not None
         return self._store
 
@@ -39,6 +42,13 @@ class StoreClient:
         """From any thread: fail what waits for the store."""
         for entry in self._sockets & connected_sockets():
             shut(entry)
+
+
+def _port(store: Any) -> int:
+    """Where a store listens, under whatever prefixes; -1 where it is not reached over TCP."""
+    while hasattr(store, "underlying_store"):
+        store = store.underlying_store
+    return int(getattr(store, "port", -1))
 
 
 class Attempt:
@@ -69,7 +79,7 @@ class Attempt:
                 self.built[ranks] = group
                 if self._abandoned:
                     break
-        except (RuntimeError, ValueError) as failure:
+        except Exception as failure:  # whatever it is: somebody waits for the end
             error = brief(failure)
         with self._changed:
             self.error, self.over = error, True

@@ -92,7 +92,7 @@ class Communicator:
         raise CommError(attempt.error or f"generation {epoch} was aborted while connecting")
 
     def _connect(self, epoch: int, store: Store, missing: Sequence[Ranks]) -> Iterator[tuple[Ranks, Group]]:
-        """One group after the other: which sockets come with which could not be told otherwise."""
+        """One group after the other, in the order that all members agree on."""
         donors = [group.donor() for group in self._groups.values() if not group.clean]
         for ranks in missing:
             name = f"e{epoch}{self._mark}/{','.join(map(str, ranks))}"

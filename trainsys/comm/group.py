@@ -1,8 +1,8 @@
 """One process group over raw c10d backends, with an abort that frees every blocked thread.
 
 torch 2.13's own abort, shutdown and destroy release nobody on gloo: a rank that is not a neighbour of the dead one
-waits out the whole timeout. ``shutdown(2)`` on the group's connected sockets frees the peers, so a group remembers
-which sockets came with it; this process's own thread is freed by `wait_all`. Groups are addressed by global rank; ranks
+waits out the whole timeout. ``shutdown(2)`` on the group's connected sockets frees the peers, so a group knows which
+sockets are its own; this process's own thread is freed by `wait_all`. Groups are addressed by global rank; ranks
 keep their numbers when others leave.
 """
 
@@ -24,7 +24,7 @@ from trainsys.comm.backends import BACKENDS
 from trainsys.comm.backends.backend import Backend
 from trainsys.comm.backends.connect import Donor, Place, connect
 from trainsys.comm.disposal import let_go
-from trainsys.comm.sockets import Socket, bound_if_local, connected_sockets, shut
+from trainsys.comm.sockets import Socket, bound_if_local, connected_sockets, connections, shut
 from trainsys.comm.stamps import ALL, RECV, REDUCE, SEND, Stamps
 from trainsys.comm.waiting import Answers, brief, outcome, run_elsewhere, wait_elsewhere
 
@@ -113,14 +113,15 @@ class Group:
         self._stamp_of: dict[int, tuple[int, int]] = {}  # id of a work -> its stamp, and its source if it receives
         self.lag_s: Callable[[int], float] = lambda src: 0.0  # emulated: how late arrives what comes from a rank
         prefix = PrefixStore(name, store)
-        before = connected_sockets()
         # operations begun on it directly are neither counted nor freed by an abort
         place = Place(prefix, name, self.ranks, self._index[rank], timedelta(seconds=timeout_s), address)
         try:
             self.backend: Any = connect(self._kind, place, donors)
+            listeners = place.listeners()
         except RuntimeError as error:
             raise CommError(f"cannot connect the group: {brief(error)}") from None
-        self._sockets = connected_sockets() - before
+        self._ends = listeners.pop(place.index)
+        self._sockets = connections(self._ends, {end for ends in listeners for end in ends})
         for entry in self._sockets:
             bound_if_local(entry)
 
@@ -135,7 +136,7 @@ class Group:
     @property
     def sockets(self) -> frozenset[Socket]:
         """(file descriptor, inode) of the connections that came with it."""
-        return frozenset(self._sockets)
+        return self._sockets
 
     @property
     def num_sockets(self) -> int:
@@ -318,7 +319,7 @@ class Group:
 
     def donor(self) -> Donor:
         """What the group leaves behind; for groups that nobody can use any more."""
-        return Donor(self.name, self.ranks, self.backend)
+        return Donor(self.name, self.ranks, self.backend, self._ends)
 
     def close(self, heirs: Iterable[Group] = ()) -> None:
         """Release the sockets, beside the caller (`disposal.settle` waits for it); the group must not be used again.

@@ -66,5 +66,5 @@ def outcome(work: Work) -> str:
 
 def brief(error: Exception) -> str:
     """A backend's error in one line: without the place in its sources, its general advice and its good wishes."""
-    line = _SOURCE.sub("", str(error).splitlines()[0])
-    return line.partition(". This is typically")[0]
+    line = _SOURCE.sub("", (str(error).splitlines() or [""])[0])
+    return line.partition(". This is typically")[0] or repr(error)

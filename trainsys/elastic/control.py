@@ -75,8 +75,15 @@ class ControlClient:
                 pass  # it is gone: whatever this says of the epoch is void, or its Quit is already in the inbox
 
     def receive(self) -> Any:
-        """The next message; blocks."""
-        return self._inbox.get()
+        """The next message; blocks. Raises what another thread told by `fail`."""
+        message = self._inbox.get()
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    def fail(self, error: Exception) -> None:
+        """From another thread: have the main one raise `error` where it waits for a message."""
+        self._inbox.put(error)
 
     def waiting(self, kind: type[M]) -> bool:
         """Whether the next message is there, and is a `kind`."""

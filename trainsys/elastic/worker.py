@@ -332,9 +332,14 @@ class Worker:
             if not self.ahead.propose(step, engine):
                 self._follow(engine)
 
-    def _kept(self, proposal: Proposal, error: str) -> None:
+    def _kept(self, proposal: Proposal, error: Exception | None) -> None:
         """The step can be proposed: all that the peers need of it is there, and theirs is here."""
-        self.control.send(Failed(proposal.epoch, error) if error else proposal)
+        if error is None:
+            self.control.send(proposal)
+        elif isinstance(error, CommError):
+            self.control.send(Failed(proposal.epoch, str(error)))
+        else:
+            self.control.fail(error)
 
     def _follow(self, engine: Engine) -> bool:
         """Do what the verdict on the last proposal says; whether the weights were already those that it leaves."""

@@ -262,7 +262,7 @@ class Engine:
             batch.step, {(mb, self.cp_index): n for mb, n in losses.items()}, samples, squares, self.keeper.chosen
         )
 
-    def when_kept(self, tell: Callable[[str], None]) -> None:
+    def when_kept(self, tell: Callable[[Exception | None], None]) -> None:
         """Have `tell` called once the snapshot of the step computed last is complete on this rank and from it.
 
         Maybe from another thread; with what went wrong, if anything did.

@@ -3,11 +3,13 @@
 Gloo publishes where a rank listens under ``…/<position in the group>``: the host's name, a ``sockaddr_storage``, and
 the number by which a caller of each position names itself. Of two ranks the one with the greater address calls. Here
 the one with the greater position does: to it the other's address is the relay's and its number is a ticket, while the
-other sees the greatest address there is, and waits. Everything else in the store passes as it is.
+other sees the greatest address there is, and waits. Where a member of a group says that it listens (`Place.listens`)
+is the relay for the same ranks. Everything else in the store passes as it is.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from torch._C._distributed_c10d import Store
 from trainsys.testing.wires_relay import ticket
 
 _KEY = re.compile(r"(.*)/(\d+)")
+_LISTENS = "/listens"  # end of a key up to the position
 _SIZE = struct.Struct("<Q")
 _ADDRESS = 136  # bytes: a sockaddr_storage and a number
 _INTERNET = struct.Struct("<H")  # family
@@ -68,13 +71,18 @@ class RelayedStore(Store):
 
     def set(self, key: str, value: Any) -> None:
         match = _KEY.fullmatch(key)
-        if match and isinstance(value, bytes) and _Said.parse(value):
+        if match and match[1].endswith(_LISTENS):
+            self._positions[match[1]] = int(match[2])
+        elif match and isinstance(value, bytes) and _Said.parse(value):
             self._positions[match[1]] = int(match[2])
             value += bytes((self._rank,))
         self._store.set(key, value)
 
     def get(self, key: str) -> bytes:
         value, match = self._store.get(key), _KEY.fullmatch(key)
+        if match and match[1].endswith(_LISTENS):
+            called = int(match[2]) < self._positions.get(match[1], 0)
+            return json.dumps([("127.0.0.1", self._port)]).encode() if called else value
         said = _Said.parse(value[:-1]) if match and value else None
         if match is None or said is None or match[1] not in self._positions:
             return value

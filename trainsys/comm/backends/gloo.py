@@ -21,8 +21,7 @@ def _options(timeout: timedelta, address: str) -> Any:
 
 
 def _device(address: str) -> Any:
-    """A listener and event thread of this group alone. A listener shared between groups would accept a peer's
-    connection before the group is built here, and that socket could then not be told to be the group's."""
+    """A listener and event thread of this group alone: by its address the group's connections are told from others."""
     if address:
         return ProcessGroupGloo.create_device(hostname=address)
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]

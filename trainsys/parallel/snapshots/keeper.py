@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from trainsys.comm.group import CommError, Group
+from trainsys.comm.group import Group
 from trainsys.comm.waiting import run_elsewhere
 from trainsys.config import RunConfig
 from trainsys.parallel.optimizer import Update, adamw, learning_rate
@@ -110,21 +110,25 @@ class Keeper:
         pending.then()
         pending.seconds += time.perf_counter() - start
 
-    def when_kept(self, pending: Pending, tell: Callable[[str], None]) -> None:
-        """Wait beside the caller's work; `tell` is called from another thread, with what went wrong or nothing."""
+    def when_kept(self, pending: Pending, tell: Callable[[Exception | None], None]) -> None:
+        """Wait beside the caller's work; `tell` is called from another thread, with what went wrong or nothing.
+
+        What is no CommError is our own bug, and for the caller's thread to raise.
+        """
         mesh = self.mesh
         if mesh is None or not pending.works:
-            tell("")
+            tell(None)
             return
 
         def task() -> None:
+            start, failure = time.perf_counter(), None
             try:
                 mesh.finish(pending.works)
                 pending.then()
-            except CommError as error:
-                tell(str(error))
-            else:
-                tell("")
+            except Exception as error:
+                failure = error
+            pending.seconds += time.perf_counter() - start
+            tell(failure)
 
         run_elsewhere(task)
 
