@@ -249,7 +249,7 @@ def at_once(rank: int, world_size: int, store: Any, count: int) -> dict[str, Any
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def connect() -> None:
-            while not over.wait(0.002) and len(strangers) < 400:
+            while not over.wait(0.005) and len(strangers) < 100:
                 strangers.append(socket.create_connection(listener.getsockname()[:2]))
                 strangers.append(listener.accept()[0])
 

@@ -80,11 +80,11 @@ def test_exchanges(ranks: RankPool) -> None:
 
 
 def test_who_connects_at_once_owns_nothing_of_the_others(ranks: RankPool) -> None:
-    for r in ranks.run(bodies.at_once, 3, 6):
-        assert r["owned"] == [[2, 2, 1]] * 6
+    for r in ranks.run(bodies.at_once, 3, 3):
+        assert r["owned"] == [[2, 2, 1]] * 3
         assert r["shared"] == r["foreign"] == 0
         assert r["connected_meanwhile"] > 0
-        assert r["after"] == [3.0] * 6
+        assert r["after"] == [3.0] * 3
         assert r["echo"] == b"still"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing as mp
+import queue
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Client, Connection, Pipe
@@ -11,9 +13,10 @@ from multiprocessing.connection import Client, Connection, Pipe
 import pytest
 
 from tests.tiny import eventually
+from trainsys.elastic.control import ControlClient
 from trainsys.elastic.endpoint import Endpoint, serve
 from trainsys.elastic.links import Link, Links
-from trainsys.elastic.messages import Beat, StopWanted
+from trainsys.elastic.messages import Beat, StopWanted, Verdict
 
 pytestmark = pytest.mark.alone
 
@@ -84,3 +87,11 @@ def test_silence_counts_only_while_this_process_runs(monkeypatch: pytest.MonkeyP
         now += 0.02
         silent = links.silent([link], limit_s=1.0)
     assert silent == [link]
+
+
+def test_what_fails_in_another_thread_is_raised_by_the_main_one() -> None:
+    client = ControlClient.__new__(ControlClient)  # connected to nobody: a lost manager would end this process
+    client._inbox, client.epoch = queue.Queue(), 0
+    threading.Timer(0.05, client.fail, [AssertionError("half a message")]).start()
+    with pytest.raises(AssertionError, match="half a message"):
+        client.expect(Verdict)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.testing.wires_bodies import best_s, fails, native, transfers
+from tests.testing.wires_bodies import best_s, fails, native, owned, transfers
 from trainsys.comm.wires import mesh, two_level
 from trainsys.testing import RankError
 from trainsys.testing.emulated_wires import EmulatedWiresLab
@@ -33,6 +33,10 @@ def test_an_emulated_uplink_is_shared(lab: EmulatedWiresLab) -> None:
     inside = best_s(lab.run(transfers, ((0, 1), (3, 2)), 4 * BYTES, 1))
     assert 0.95 < shared / (2 * BYTES / 0.005e9) < 3, "two of them leave one host"
     assert 0.95 < inside / (4 * BYTES / 0.04e9) < 4
+
+
+def test_a_group_knows_its_connections_over_the_relay(lab: EmulatedWiresLab) -> None:
+    assert lab.run(owned) == [3] * 4
 
 
 def test_the_backend_s_own_collectives_go_over_emulated_wires(lab: EmulatedWiresLab) -> None:

@@ -55,3 +55,12 @@ def fails(rank: int, world_size: int, store: Any) -> None:
 def best_s(spans: list[list[tuple[float, float]]]) -> float:
     """The shortest round, from its first start to its last end."""
     return min(max(end for _, end in one) - min(start for start, _ in one) for one in zip(*spans, strict=True))
+
+
+def owned(rank: int, world_size: int, store: Any) -> int:
+    """Connections that a group of all calls its own."""
+    comm = Communicator(store, rank, timeout_s=10.0)
+    comm.reconfigure(0, [tuple(range(world_size))])
+    count = comm.groups[0].num_sockets
+    comm.close()
+    return count
