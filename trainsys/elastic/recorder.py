@@ -238,9 +238,10 @@ class Recorder:
         return FaultRecord(note["kind"], rank, note["phase"], note["step"], note["time"], now - note["time"])
 
     def _with_losses(self, change: Change) -> Change:
-        """`change`, its reason the ranks lost in it: the error by which others noticed first says less."""
+        """`change`, its reason the ranks lost in it where it is an error by which others noticed first."""
         lost = sorted(p.fault.rank for p in self._pending if p.change is None)
-        if not lost:
+        noticed = change.reason.startswith(("group ", "generation ", "rank ", "another manager"))
+        if not (lost and noticed):
             return change
         replaced = any(takeover.recover_s is None for takeover in self.takeovers)
         return replace(change, reason="another manager took over, " * replaced + tell_lost(lost))
