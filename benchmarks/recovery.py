@@ -69,7 +69,6 @@ class System:
     folder: Path
     env: dict[str, str]
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    lighthouse: Any = None
 
     def start(self) -> None:
         """Every process of it."""

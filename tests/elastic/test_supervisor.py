@@ -42,7 +42,7 @@ class Told:
 
 def supervisor(folder: Path, launcher: Slow, observer: Told) -> Supervisor:
     config = load(tiny(folder, "elastic.heartbeat_limit_s=0.1", "elastic.history=false"))
-    return Supervisor(Job(config, 4), cast(Any, None), cast(Any, launcher), cast(Any, observer))
+    return Supervisor(Job(config), cast(Any, None), cast(Any, launcher), cast(Any, observer))
 
 
 def test_what_a_manager_said_before_it_died_counts(tmp_path: Path) -> None:

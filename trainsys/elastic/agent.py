@@ -1,13 +1,11 @@
-"""The local agent: starts rank processes and the manager on this machine, and outlives their deaths."""
+"""The local agent: starts rank processes on this machine, and outlives their deaths."""
 
 from __future__ import annotations
 
 import multiprocessing as mp
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from trainsys.config import RunConfig
@@ -20,11 +18,11 @@ from trainsys.elastic.faults.zombies import Zombies
 from trainsys.elastic.forks import forkserver
 from trainsys.elastic.manage import Job
 from trainsys.elastic.record import Observer
+from trainsys.elastic.run_job import run_job
 from trainsys.elastic.serve import rank_main
 from trainsys.elastic.supervisor import Supervisor
 
 HOST = "127.0.0.1"
-GRACE_S = 5.0  # for ranks that were told to leave
 
 
 class LocalCluster:
@@ -90,59 +88,11 @@ def run_local(
 ) -> None:
     """Train on a local cluster of ``nodes × ranks_per_node`` processes.
 
-    `faults` strike by step, inside the ranks; `strokes` by the clock, from here.
-
-    SIGINT and SIGTERM end it at the next step boundary, with a checkpoint; a second one ends it at once.
-
-    Raises:
-        ElasticError: training could not go on.
-        ValueError: the port is busy.
+    `faults` strike by step, inside the ranks; `strokes` by the clock, from here. Signals and errors as of `run_job`.
     """
-    supervisor: Supervisor | None = None
-    asked = False
 
-    def stop() -> None:
-        nonlocal asked
-        asked = True
-        if supervisor is not None:
-            supervisor.stop_requested = True
+    def beside(cluster: LocalCluster, supervisor: Supervisor) -> AbstractContextManager[None]:
+        return driven(strokes, config, cluster.processes, lambda: supervisor.book.step, cluster.want)
 
-    with stopping_on_signals(stop):
-        endpoint = Endpoint(HOST, config.elastic.port)
-        cluster = LocalCluster(config, endpoint, faults)
-        try:
-            world_size = config.cluster.nodes * config.cluster.ranks_per_node
-            job = Job(config, world_size, resume, start_step, faults=tuple(faults))
-            supervisor = Supervisor(job, endpoint, cluster, observer)
-            supervisor.stop_requested = asked
-            for rank in range(world_size + config.elastic.spares):
-                cluster.spawn(rank, rank // config.cluster.ranks_per_node % config.cluster.nodes)
-            with driven(strokes, config, cluster.processes, lambda: supervisor.book.step, cluster.want):
-                supervisor.run()
-        finally:
-            told = supervisor is not None and supervisor.told
-            cluster.close(GRACE_S if told else 0.0)  # interrupted: nobody was told to leave
-            endpoint.close()
-
-
-@contextmanager
-def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call `stop`; the second one raises KeyboardInterrupt. Only in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = False
-
-    def handle(signum: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        stop()
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for s, old in before.items():
-            signal.signal(s, old)
+    job = Job(config, resume, start_step, tuple(faults))
+    run_job(job, observer, HOST, lambda endpoint: LocalCluster(config, endpoint, faults), beside)

@@ -22,7 +22,6 @@ from trainsys.elastic.messages import Prepare
 from trainsys.elastic.staging import Staging
 from trainsys.elastic.transit import Transit, carry_out, most_staged, steps_of
 from trainsys.parallel.optimizer import Update, adamw
-from trainsys.parallel.pages import want_huge_pages
 from trainsys.parallel.state import FlatState
 from trainsys.parallel.step import Decision
 from trainsys.space.rounds import PART_BYTES
@@ -143,7 +142,7 @@ class Beside:
     def _bring(self) -> None:
         """Copy the source, connect, move the copy."""
         order, rank = self.order, self._rank
-        copy, self._old = _copy(self._old), None
+        copy, self._old = self._old and self._old.copied(), None
         self._copied.set()
         self.comm.reconfigure(order.epoch, self._groups)
         group = self._group()
@@ -173,14 +172,3 @@ class Beside:
 
     def _bytes_of(self, share: Transition, slots: int) -> int:
         return slots * self._dtype.itemsize * sum(m.box.numel for m in share.receives)
-
-
-def _copy(state: FlatState | None) -> FlatState | None:
-    """What does not change any more."""
-    if state is None:
-        return None
-    flat = state.slots[SLOTS[0]]
-    copy = FlatState((), flat.dtype, flat.device)
-    copy.pieces, copy.offsets, copy.numel = state.pieces, state.offsets, state.numel
-    copy.slots = {slot: want_huge_pages(torch.empty_like(own)).copy_(own) for slot, own in state.slots.items()}
-    return copy

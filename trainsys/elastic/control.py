@@ -12,7 +12,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection
@@ -46,6 +45,9 @@ class ControlClient:
         beat_s: seconds between heartbeats.
         on_fault: called from the reader thread with the epoch to come.
         limit_s: how long there may be no manager; then the process ends.
+
+    Raises:
+        ConnectionError: nobody listens any more, or there was no manager for so long.
     """
 
     def __init__(
@@ -53,8 +55,7 @@ class ControlClient:
         limit_s: float,
     ) -> None:  # fmt: skip
         self._address, self._authkey, self._hello, self._limit_s = address, authkey, hello, limit_s
-        self._connection: Connection = Client(address, authkey=authkey)
-        self._connection.send(hello)
+        self._connection = self._connect(hello)
         self._inbox: queue.Queue[Any] = queue.Queue()
         self._send_lock = threading.Lock()
         self._lost = False  # the connection, and nothing was heard from another manager yet
@@ -148,17 +149,28 @@ class ControlClient:
 
     def _return(self) -> None:
         """Find the manager that took over. Nobody can commit meanwhile; without one this process ends."""
+        try:
+            connection = self._connect(replace(self._hello, again=True))
+        except ConnectionError:
+            os._exit(1)
+        with self._send_lock:
+            self._connection.close()
+            self._connection = connection
+
+    def _connect(self, hello: Hello) -> Connection:
+        """To the manager there is, or the next one: it may die while it checks the key."""
         until = time.monotonic() + self._limit_s
         while time.monotonic() < until:
-            with suppress(EOFError, OSError, AuthenticationError):
-                connection = Client(self._address, authkey=self._authkey)
-                connection.send(replace(self._hello, again=True))
-                with self._send_lock:
-                    self._connection.close()
-                    self._connection = connection
-                return
-            time.sleep(_AGAIN_S)
-        os._exit(1)
+            try:
+                connection: Connection = Client(self._address, authkey=self._authkey)
+                connection.send(hello)
+            except ConnectionRefusedError:
+                raise
+            except (EOFError, OSError, AuthenticationError):
+                time.sleep(_AGAIN_S)
+            else:
+                return connection
+        raise ConnectionError(f"no manager for {self._limit_s:g} s")
 
     def _beat(self) -> None:
         while True:

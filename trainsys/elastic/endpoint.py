@@ -54,9 +54,13 @@ class Endpoint:
         control = self.socket.getsockname()[:2]
         self.rendezvous = Rendezvous(control, secrets.token_bytes(16), (host, self._store.port))
 
+    def close_door(self) -> None:
+        """Nobody manages any more: who still wants to join, or waits to, learns so at once."""
+        self.socket.close()
+
     def close(self) -> None:
         """Free both ports at once."""
-        self.socket.close()
+        self.close_door()
         del self._store
 
 

@@ -7,7 +7,6 @@ is one question per stage. The process has the lowest priority and begins anew w
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
 from trainsys.config import ParallelConfig, RunConfig
-from trainsys.elastic.bonds import die_with_parent, name_process
+from trainsys.elastic.bonds import die_with_parent, leave_stopping_to_others, name_process
 from trainsys.planner.choose import Question, answer, question
 from trainsys.planner.device import Rate
 from trainsys.space.layout import Layout
@@ -89,8 +88,7 @@ class Foresight:
 def _work_ahead(config: RunConfig, rate: Rate, link: Connection) -> None:
     """Body of the process: the newest questions first."""
     name_process("foresight")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    leave_stopping_to_others()
     die_with_parent()
     os.nice(_LOWEST)
     waiting: deque[Question] = deque()

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainsys.config import RunConfig
-from trainsys.elastic.agent import GRACE_S, stopping_on_signals
 from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.faults import FaultEvent
 from trainsys.elastic.manage import Job
 from trainsys.elastic.record import Observer
-from trainsys.elastic.supervisor import Supervisor
+from trainsys.elastic.run_job import run_job
 
 if TYPE_CHECKING:
     from trainsys.elastic.endpoint import Rendezvous
@@ -38,12 +36,11 @@ class RankActor:
         self, config: RunConfig, rank: int, node: int, rendezvous: Rendezvous, faults: Sequence[FaultEvent] = ()
     ) -> int:
         """Be a rank until the manager says Quit. Returns the exit code."""
-        from trainsys.elastic.bonds import name_process
+        from trainsys.elastic.bonds import leave_stopping_to_others, name_process
         from trainsys.elastic.serve import serve
 
         name_process(f"rank-{rank}")
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # the agent decides
+        leave_stopping_to_others()  # the agent decides
         return serve(config, rank, node, rendezvous, tuple(faults))
 
 
@@ -200,38 +197,13 @@ def run_ray(
 ) -> None:
     """Train on the Ray cluster that RAY_ADDRESS names, or the one that this machine belongs to.
 
-    Arguments and signals as of `run_local`.
-
-    Raises:
-        ElasticError: training could not go on.
-        ValueError: Ray is not installed or not running, or its cluster is too small.
+    Arguments as of `run_local`, signals and errors as of `run_job`; ValueError also where Ray is not installed or not
+    running, or its cluster is too small.
     """
     connect()
-    supervisor: Supervisor | None = None
-    asked = False
-
-    def stop() -> None:
-        nonlocal asked
-        asked = True
-        if supervisor is not None:
-            supervisor.stop_requested = True
-
-    with stopping_on_signals(stop):
-        endpoint = Endpoint(_ray().util.get_node_ip_address(), config.elastic.port)
-        try:
-            cluster = RayCluster(config, endpoint, faults)
-            try:
-                world_size = config.cluster.nodes * config.cluster.ranks_per_node
-                job = Job(config, world_size, resume, start_step, faults=tuple(faults))
-                supervisor = Supervisor(job, endpoint, cluster, observer)
-                supervisor.stop_requested = asked
-                for rank in range(world_size + config.elastic.spares):
-                    cluster.spawn(rank, rank // config.cluster.ranks_per_node % config.cluster.nodes)
-                supervisor.run()
-            finally:
-                cluster.close(GRACE_S if supervisor is not None and supervisor.told else 0.0)
-        finally:
-            endpoint.close()
+    job = Job(config, resume, start_step, tuple(faults))
+    host = _ray().util.get_node_ip_address()
+    run_job(job, observer, host, lambda endpoint: RayCluster(config, endpoint, faults))
 
 
 def connect() -> None:

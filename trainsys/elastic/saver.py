@@ -7,7 +7,6 @@ ever found. One is written at a time: who is told to save again waits for the on
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -54,10 +53,8 @@ class Saver:
             group = self._main.group(layout.ranks) if len(layout.ranks) > 1 else None
             self._write(layout, step, state, group)
             return
-        copied = copy.copy(state)
-        copied.slots = {slot: flat.clone() for slot, flat in state.slots.items()}
         self._thread = threading.Thread(
-            target=self._beside, args=(epoch, layout, step, copied), daemon=True, name=f"save-{step}"
+            target=self._beside, args=(epoch, layout, step, state.copied()), daemon=True, name=f"save-{step}"
         )
         self._thread.start()
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 import traceback
 from datetime import timedelta
-from multiprocessing.connection import wait
 
 import torch
 from torch._C._distributed_c10d import TCPStore
 
 from trainsys.comm.cores import share_cores
 from trainsys.config import RunConfig
-from trainsys.elastic.bonds import die_with_parent, name_process
+from trainsys.elastic.bonds import die_with_parent, leave_stopping_to_others, leave_with_parent, name_process
 from trainsys.elastic.control import ControlClient
 from trainsys.elastic.endpoint import Rendezvous
 from trainsys.elastic.faults import FaultEvent
@@ -68,6 +65,8 @@ def serve(
     except ValueError as error:  # a clock that may not be set
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
         return 1
+    except ConnectionError:
+        return 1  # the job was over first
     signal.signal(NOTICE, lambda signum, frame: worker.control.leave())
     signal.signal(signal.SIGCONT, lambda signum, frame: worker.control.catch_up())  # before it does anything else
     for number in stop_on:
@@ -91,16 +90,7 @@ def rank_main(
 ) -> None:
     """Entry point of a rank process under the local agent."""
     name_process(f"rank-{rank}")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the agent decides; ranks leave at a step boundary
+    leave_stopping_to_others()  # the agent decides; ranks leave at a step boundary
     die_with_parent()
-    threading.Thread(target=_leave_with_agent, daemon=True, name="agent").start()
+    leave_with_parent()
     os._exit(serve(config, rank, node, rendezvous, faults))  # without destructors: they would wait for peers
-
-
-def _leave_with_agent() -> None:
-    """End this process when the agent's ends, even before there is a control connection."""
-    agent = multiprocessing.parent_process()
-    assert agent is not None
-    wait([agent.sentinel])
-    os._exit(1)

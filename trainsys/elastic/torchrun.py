@@ -27,9 +27,9 @@ from torch._C._distributed_c10d import Store, TCPStore
 
 from trainsys.comm.lookups import retry_soon
 from trainsys.config import RunConfig
-from trainsys.elastic.agent import GRACE_S, stopping_on_signals
 from trainsys.elastic.endpoint import Rendezvous
 from trainsys.elastic.forks import forkserver
+from trainsys.elastic.run_job import GRACE_S, stopping_on_signals
 from trainsys.elastic.serve import rank_main
 from trainsys.elastic.torchrun_agent import Desk, agent_main
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from multiprocessing.connection import Connection
 from torch._C._distributed_c10d import Store, TCPStore
 
 from trainsys.config import RunConfig
-from trainsys.elastic.bonds import name_process
+from trainsys.elastic.bonds import leave_stopping_to_others, name_process
 from trainsys.elastic.claim import claimed
 from trainsys.elastic.endpoint import Endpoint
 from trainsys.elastic.manage import Job
@@ -132,8 +131,7 @@ def agent_main(
         rank_0: told where ranks connect, None when nothing is left to train, or why it could not be.
     """
     name_process("agent")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # torchrun signals the keepers; they tell
+    leave_stopping_to_others()  # torchrun signals the keepers; they tell
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -154,7 +152,7 @@ def agent_main(
         return
     with ours:
         launcher = Torchrun(config, world_size, desk, rank_0)
-        supervisor = Supervisor(Job(config, world_size, found.path, found.step), endpoint, launcher, recorder)
+        supervisor = Supervisor(Job(config, found.path, found.step), endpoint, launcher, recorder)
         launcher.supervisor = supervisor
         code = 1
         try:

@@ -51,6 +51,14 @@ class FlatState:
         for flat in self.slots.values() if fill else ():
             flat.zero_()
 
+    def copied(self) -> FlatState:
+        """The same, in memory of its own."""
+        flat = self.slots[SLOTS[0]]
+        copy = FlatState((), flat.dtype, flat.device)
+        copy.pieces, copy.offsets, copy.numel = self.pieces, self.offsets, self.numel
+        copy.slots = {slot: want_huge_pages(torch.empty_like(own)).copy_(own) for slot, own in self.slots.items()}
+        return copy
+
     def view(self, slot: str, piece: Piece) -> Tensor:
         at = self.offsets[piece]
         return self.slots[slot][at : at + piece.numel]

@@ -45,10 +45,6 @@ class Clock:
         wanted = (1 - self.bound) / (slowdown - self.bound) if slowdown > self.bound else self.highest
         return min(self.highest, max(self.lowest, wanted))
 
-    def power_w(self, clock: float) -> float:
-        """While it computes."""
-        return self.static_w + self.dynamic_w * clock**3
-
     def energy_j(self, busy_s: float, clock: float, step_s: float) -> float:
         """Of one step of `step_s`, of which the device computes for `busy_s` at `clock`."""
         return self.static_w * step_s + self.dynamic_w * clock**3 * busy_s

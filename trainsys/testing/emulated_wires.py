@@ -14,7 +14,7 @@ from typing import Any
 from trainsys.comm.wires import Edge, Wires
 from trainsys.elastic.forks import forkserver
 from trainsys.testing import RankPool
-from trainsys.testing.wires_lab import PAYLOAD
+from trainsys.testing.laboratory import PAYLOAD
 
 
 class EmulatedWiresLab:

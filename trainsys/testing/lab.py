@@ -8,70 +8,41 @@ ends, so that nothing is left behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from trainsys.comm.topology import Topology
-from trainsys.testing import RankPool
-from trainsys.testing.namespaces import SEGMENT, address, htb, into_own_network, ip, over_network, tc
+from trainsys.testing.laboratory import DEVICE, Laboratory
+from trainsys.testing.namespaces import address, htb, ip, tc
 from trainsys.testing.namespaces import missing as missing
 
-_MTU = 9000  # headers then take less than 1 % of a rate
 
-
-class Lab:
-    """Ranks on shaped links; use it in a ``with`` statement.
+class Lab(Laboratory):
+    """Ranks on links held to the rates of a topology.
 
     Args:
         topology: of as many ranks as there shall be, at most 250.
-
-    Raises:
-        RuntimeError: there can be none here (`missing` says so beforehand), or a command failed.
     """
 
     def __init__(self, topology: Topology) -> None:
+        super().__init__(topology.num_ranks, topology.num_ranks + 1)
         assert 1 <= topology.num_ranks <= 250, topology.num_ranks
-        why = missing()
-        if why:
-            raise RuntimeError(f"no network laboratory: {why}")
         self.topology = topology
-        self._pool = RankPool()
 
-    def __enter__(self) -> Lab:
-        try:
-            *ranks, switch = self._pool.run(into_own_network, self.topology.num_ranks + 1)
-            self._wire(ranks, switch)
-        except BaseException:
-            self._pool.close()
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.close()
-
-    def run(self, body: Callable[..., Any], *args: Any, timeout_s: float = 120.0) -> list[Any]:
-        """``body(rank, world_size, store, *args)`` on every rank, as `RankPool.run`, with gloo on the shaped links.
-
-        An error of a rank ends the laboratory with all its processes.
-        """
-        return self._pool.run(over_network, self.topology.num_ranks, body, args, timeout_s=timeout_s)
-
-    def _wire(self, ranks: list[int], switch: int) -> None:
-        """Connect the namespaces of these processes."""
+    def _lay(self) -> None:
+        *ranks, switch = self.pids
         ip(switch, ["link set lo up", "link add name bridge0 type bridge", "link set bridge0 up"])
         for rank, pid in enumerate(ranks):
-            size = f"mtu {_MTU} gso_max_size {SEGMENT}"
             ip(
                 pid,
                 [
                     "link set lo up",
                     f"link add name net0 type veth peer name port{rank} netns {switch}",
-                    f"link set net0 {size}",
+                    f"link set net0 {DEVICE}",
                     f"addr add {address(rank)}/24 dev net0",
                     "link set net0 up",
                 ],
             )
-            ip(switch, [f"link set port{rank} {size} master bridge0", f"link set port{rank} up"])
+            ip(switch, [f"link set port{rank} {DEVICE} master bridge0", f"link set port{rank} up"])
             tc(pid, self._shape("net0", rank, sends=True))
             tc(switch, self._shape(f"port{rank}", rank, sends=False))
 

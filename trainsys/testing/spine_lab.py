@@ -7,14 +7,12 @@ hash by addresses and ports over all spines (ECMP, by the kernel). Latency and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from trainsys.comm.traffic import LeafSpine
-from trainsys.testing import RankPool
-from trainsys.testing.namespaces import SEGMENT, htb, into_own_network, ip, over_network, sent, tc
+from trainsys.testing.laboratory import Laboratory
+from trainsys.testing.namespaces import htb, ip, sent, tc
 from trainsys.testing.namespaces import missing as missing
-from trainsys.testing.wires_lab import MTU, PAYLOAD
 
 _SETTINGS = {
     "ip_forward": "1",
@@ -26,46 +24,17 @@ _SETTINGS = {
 }
 
 
-class SpineLab:
-    """Hosts on such a network; use it in a ``with`` statement.
+class SpineLab(Laboratory):
+    """Hosts on such a network.
 
     Args:
         network: at most 200 hosts, leaves and spines.
-
-    Raises:
-        RuntimeError: there can be none here (`missing` says so beforehand), or a command failed.
     """
 
     def __init__(self, network: LeafSpine) -> None:
-        why = missing()
-        if why:
-            raise RuntimeError(f"no network laboratory: {why}")
-        self.network = network
-        self.num_nodes = network.spine(network.spines)
+        super().__init__(network.num_hosts, network.spine(network.spines), _SETTINGS)
         assert self.num_nodes <= 200, self.num_nodes
-        self._pool = RankPool()
-        self.pids: list[int] = []
-
-    def __enter__(self) -> SpineLab:
-        try:
-            self.pids = self._pool.run(into_own_network, self.num_nodes, _SETTINGS)
-            self._lay()
-        except BaseException:
-            self._pool.close()
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.close()
-
-    @property
-    def payload(self) -> float:
-        """The part of a link's rate that messages get; headers take the rest."""
-        return PAYLOAD
-
-    def run(self, body: Callable[..., Any], *args: Any, timeout_s: float = 120.0) -> list[Any]:
-        """``body(host, num_hosts, store, *args)`` on every host, as `RankPool.run`."""
-        return self._pool.run(over_network, self.network.num_hosts, body, args, timeout_s=timeout_s)
+        self.network = network
 
     def uplinks(self) -> dict[tuple[int, int], int]:
         """Bytes that have gone up each (leaf, spine), both as nodes."""
@@ -78,20 +47,14 @@ class SpineLab:
         return range(self.network.num_hosts, self.network.spine(0))
 
     def _lay(self) -> None:
-        """Connect the namespaces."""
-        pids, size = self.pids, f"mtu {MTU} gso_max_size {SEGMENT}"
-        pairs = sorted(edge for edge in self.network.gbps if edge[0] < edge[1])
-        for node, pid in enumerate(pids):
-            own = [f"link add name to{b} type veth peer name to{a} netns {pids[b]}" for a, b in pairs if a == node]
-            names = self._addresses(node)
-            home = ["link add home type bridge", *(f"addr add {name}/32 dev home" for name in names)]
-            ip(pid, ["link set lo up", *home, "link set home up", *own])
-        for node, pid in enumerate(pids):
-            ends = [f"to{a + b - node}" for a, b in pairs if node in (a, b)]
-            ip(pid, [command for end in ends for command in (f"link set {end} {size}", f"link set {end} up")])
-        for node, pid in enumerate(pids):
+        self._connect(sorted(edge for edge in self.network.gbps if edge[0] < edge[1]), self._home)
+        for node, pid in enumerate(self.pids):
             ip(pid, self._ways(node))
             tc(pid, self._rates(node))
+
+    def _home(self, node: int) -> list[str]:
+        names = self._addresses(node)
+        return ["link add home type bridge", *(f"addr add {name}/32 dev home" for name in names), "link set home up"]
 
     def _addresses(self, node: int) -> list[str]:
         if node < self.network.num_hosts:

@@ -7,17 +7,13 @@ kernel and gloo have; it is not shaped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from trainsys.comm.wires import Edge, Wires
-from trainsys.testing import RankPool
-from trainsys.testing.namespaces import SEGMENT, address, htb, into_own_network, ip, over_network, sent, tc
+from trainsys.testing.laboratory import HEADERS, Laboratory
+from trainsys.testing.namespaces import address, htb, ip, sent, tc
 from trainsys.testing.namespaces import missing as missing
 
-MTU = 9000
-HEADERS = 66  # bytes of a packet that are no payload: Ethernet 14, IP 20, TCP 32 with its time stamps
-PAYLOAD = (MTU + 14 - HEADERS) / (MTU + 14)  # of a rate, when packets are full
 _SETTINGS = {
     "ip_forward": "1",
     "conf/all/rp_filter": "0",
@@ -30,53 +26,25 @@ _SETTINGS = {
 }
 
 
-class WiresLab:
-    """Ranks on such wires; use it in a ``with`` statement.
+class WiresLab(Laboratory):
+    """Ranks on such wires.
 
     Args:
         wires: of at most 250 ranks and switches. A wire of infinite rate is not shaped, nor is one that can hold up
             nothing because all that passes it passes a slower one too.
-
-    Raises:
-        RuntimeError: there can be none here (`missing` says so beforehand), or a command failed.
     """
 
     emulated = False
 
     def __init__(self, wires: Wires) -> None:
-        why = missing()
-        if why:
-            raise RuntimeError(f"no network laboratory: {why}")
-        self.wires = wires
-        self.num_nodes = 1 + max(node for edge in [*wires.links, (wires.num_ranks - 1, 0)] for node in edge)
+        super().__init__(
+            wires.num_ranks,
+            1 + max(node for edge in [*wires.links, (wires.num_ranks - 1, 0)] for node in edge),
+            _SETTINGS,
+        )
         assert 1 <= self.num_nodes <= 250, self.num_nodes
-        self._pool = RankPool()
-        self._pids: list[int] = []
+        self.wires = wires
         self._before: dict[Edge, tuple[int, int]] = {}
-
-    def __enter__(self) -> WiresLab:
-        try:
-            self._pids = self._pool.run(into_own_network, self.num_nodes, _SETTINGS)
-            self._lay()
-        except BaseException:
-            self._pool.close()
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.close()
-
-    @property
-    def payload(self) -> float:
-        """The part of a wire's rate that messages get; headers take the rest."""
-        return PAYLOAD
-
-    def run(self, body: Callable[..., Any], *args: Any, timeout_s: float = 120.0) -> list[Any]:
-        """``body(rank, world_size, store, *args)`` on every rank, as `RankPool.run`, with gloo on these wires.
-
-        An error of a rank ends the laboratory with all its processes.
-        """
-        return self._pool.run(over_network, self.wires.num_ranks, body, args, timeout_s=timeout_s)
 
     def mark(self) -> None:
         """Count from now on."""
@@ -91,21 +59,12 @@ class WiresLab:
         return found
 
     def _sent(self) -> dict[Edge, tuple[int, int]]:
-        devices = [sent(pid) for pid in self._pids]
+        devices = [sent(pid) for pid in self.pids]
         return {(a, b): devices[a][f"to{b}"] for a, b in self.wires.links}
 
     def _lay(self) -> None:
-        """Connect the namespaces."""
-        pids, size = self._pids, f"mtu {MTU} gso_max_size {SEGMENT}"
-        pairs = sorted({(min(edge), max(edge)) for edge in self.wires.links})
-        for node, pid in enumerate(pids):
-            own = [f"link add name to{b} type veth peer name to{a} netns {pids[b]}" for a, b in pairs if a == node]
-            home = ["link add net0 type bridge", f"addr add {address(node)}/32 dev net0", "link set net0 up"]
-            ip(pid, ["link set lo up", *home, *own])
-        for node, pid in enumerate(pids):
-            ends = [f"to{a + b - node}" for a, b in pairs if node in (a, b)]
-            ip(pid, [command for end in ends for command in (f"link set {end} {size}", f"link set {end} up")])
-        for node, pid in enumerate(pids):
+        self._connect(sorted({(min(edge), max(edge)) for edge in self.wires.links}), _home)
+        for node, pid in enumerate(self.pids):
             ip(pid, self._ways(node))
             tc(pid, self._rates(node))
 
@@ -153,3 +112,7 @@ def holds_up_nothing(wires: Wires, edge: Edge) -> bool:
 
 def _over(edge: Edge) -> str:
     return f"via {address(edge[1])} dev to{edge[1]} onlink rto_min 1s"
+
+
+def _home(node: int) -> list[str]:
+    return ["link add net0 type bridge", f"addr add {address(node)}/32 dev net0", "link set net0 up"]
