@@ -24,3 +24,11 @@ def test_a_loss_while_a_checkpoint_is_written(tmp_path: Path, undisturbed: Calla
     folders = {p.name for p in (tmp_path / "checkpoints").iterdir()}
     assert folders >= {f"step-{step:08}" for step in saved}  # of one more the word may have been lost with the rank
     assert all((tmp_path / "checkpoints" / name / "trainsys.json").exists() for name in folders)
+
+
+def test_a_change_calls_off_what_is_being_written(tmp_path: Path) -> None:
+    """Nobody waits for a rank that has left while its part was outstanding."""
+    options = ("checkpoint.beside=true", "checkpoint.every=4", "elastic.comm_timeout_s=30")
+    ours = train(tmp_path, "dp2·pp2 zero1", "drain@3:3:forward,join@4,drain@7:1:forward", *options)
+    assert sum(change.redo for change in ours.changes) == 0
+    assert max(ours.step_s) < 15

@@ -154,6 +154,7 @@ class Worker:
                 if self.engine is not None:
                     self.train()
             except Abandoned as call:
+                self.saver.abort(call.epoch - 1)  # a rank that is about to leave writes no more
                 self.history.abandoned(call.epoch, self.comm)
                 self.control.send(Quiesced(call.epoch, self.comm.clean(), self.released))
             except CommError as error:
@@ -364,10 +365,9 @@ class Worker:
         if beside is not None:
             beside.copied()
             grad = None if verdict.decision.skipped else self.engine.pending[0].grad.clone()
+            beside.follow(verdict.decision, grad)
         self.engine.apply(verdict.decision)
         self.step += 1
-        if beside is not None:
-            beside.follow(verdict.decision, grad)
         if verdict.prepare is not None:
             self._prepare(verdict.prepare)
         self.history.applied(verdict.decision, self.step)

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from trainsys.space.stage import Stage, Team
 from trainsys.space.tensor import LogicalTensor, Space
 
+_KNOWN = 4  # ranks whose pieces are kept: a rank asks for its own and its wards' again and again
+
 
 @dataclass(frozen=True, order=True)
 class Piece:
@@ -178,8 +180,10 @@ class Layout:
     def holds(self, tensor: LogicalTensor, rank: int) -> bool:
         """Whether `rank` computes with its shard of `tensor`."""
         s, team, _ = self.where(rank)
+        if all(self._stage_of[block] != s for block in tensor.blocks):
+            return False
         stage = self.stages[s]
-        return stage.holds(tensor) and tensor.expert_class(stage.ep) in (None, stage.classes[team])
+        return tensor.expert_class(stage.ep) in (None, stage.classes[team])
 
     def pieces(self, tensor: LogicalTensor, ordinal: int, shard: int) -> Iterator[tuple[Piece, Team]]:
         """The pieces of one tp shard with the team that owns each.
@@ -225,11 +229,26 @@ class Layout:
         """The pieces of the rank's flat state buffers, in order: held ones, then mirrored ones."""
         return self.held(space, rank) + self.mirrored(space, rank)
 
-    def _touched(self, space: Space, rank: int) -> Iterator[tuple[Piece, Team]]:
-        shard = self.where(rank)[2]
-        for ordinal, tensor in enumerate(space.tensors):
-            if self.holds(tensor, rank):
-                yield from self.pieces(tensor, ordinal, shard)
+    def _touched(self, space: Space, rank: int) -> Sequence[tuple[Piece, Team]]:
+        """The pieces that `rank` computes with, and the team that owns each."""
+        known = self._known.get(rank)
+        if known is None or known[0] is not space:
+            shard = self.where(rank)[2]
+            held = [(o, t) for o, t in enumerate(space.tensors) if self.holds(t, rank)]
+            known = space, [owned for ordinal, t in held for owned in self.pieces(t, ordinal, shard)]
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[rank] = known
+        return known[1]
+
+    @cached_property
+    def _known(self) -> dict[int, tuple[Space, Sequence[tuple[Piece, Team]]]]:
+        """What `_touched` found for the ranks that were asked for last."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was derived: a layout travels in messages."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def holders(self, tensor: LogicalTensor, ordinal: int, shard: int, owner: Team) -> tuple[int, ...]:
         """Every rank whose storage has the pieces of `shard` owned by team `owner`, the owner first, mirrors last."""

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
 
-from trainsys.space.tensor import LogicalTensor
-
 Team = tuple[int, ...]
 
 
@@ -41,10 +39,6 @@ class Stage:
     def has(self, block: int) -> bool:
         """Whether the stage computes `block`."""
         return any(first <= block < stop for first, stop in self.intervals)
-
-    def holds(self, tensor: LogicalTensor) -> bool:
-        """Whether some of its teams hold `tensor`."""
-        return any(self.has(b) for b in tensor.blocks)
 
     def seats_of(self, expert_class: int | None) -> tuple[int, ...]:
         """The seats among the teams that hold the experts of a class; None: among all."""
