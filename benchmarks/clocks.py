@@ -4,7 +4,10 @@ A pipeline of `--stages` in `--replicas`; the others of the stage take the lost 
 that has more to do gets a higher clock, as far as there is one. `governed`: and the others run slower, as long as the
 step takes no longer than at nominal clocks. The schedule (zb2p) is made for the clocks that it runs with.
 
+With --run eight ranks train with emulated stages, one is killed, and the clocks follow, or not: steps are measured.
+
     trainsys bench clocks [--stages 4] [--replicas 8] [--lost 0,1,2] [--microbatches 168] [--json]
+    trainsys bench clocks --run [--step-s 1] [--json]
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from trainsys.cli.arguments import Parser, at_least, whole_numbers
+from benchmarks._clocks_emulated import WAYS, emulated
+from trainsys.cli.arguments import Parser, at_least, positive, whole_numbers
 from trainsys.planner.clocks import Clock, govern, settled, slowdowns
 from trainsys.schedule.costs import Costs
 from trainsys.schedule.generators import generate
@@ -65,14 +69,35 @@ def rows(stages: int, replicas: int, lost: Sequence[int], microbatches: int, cap
     return found
 
 
+def run(step_s: float, as_json: bool) -> int:
+    """The emulated runs."""
+    found = [emulated(way, step_s) for way in WAYS]
+    ratio = found[1]["after_s"] / found[0]["after_s"]
+    if as_json:
+        print(json.dumps({"step_s": step_s, "rows": found, "ratio": ratio}))
+        return 0
+    for row in found:
+        print(
+            f"clocks {row['way']:8}  step {row['before_s']:6.3f} s, after a loss {row['after_s']:6.3f} s  "
+            f"({row['after_s'] / row['before_s']:.2f} x)  {row['layout']}"
+        )
+    print(f"a step with governed clocks takes {ratio:.2f} of what it takes without")
+    return 0
+
+
 def main(argv: Sequence[str]) -> int:
     parser = Parser("bench clocks", __doc__.splitlines()[0], "  trainsys bench clocks --lost 1,2")
     parser.add_argument("--stages", type=int, default=4)
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--lost", default="0,1,2", help="replicas of one stage")
     parser.add_argument("--microbatches", type=int, default=168)
+    parser.add_argument("--run", action="store_true", help="train with emulated stages instead of simulating")
+    parser.add_argument("--step-s", type=float, default=1.0, help="seconds of emulated computing per step (--run)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
+    if args.run:
+        positive("--step-s", args.step_s)
+        return run(args.step_s, args.json)
     at_least("--stages", args.stages)
     at_least("--replicas", args.replicas)
     at_least("--microbatches", args.microbatches, args.replicas)

@@ -53,7 +53,8 @@ LAYOUTS = {  # ranks per node (of 2 nodes), overrides
     "dp2·pp2 zero1, beside": (2, "parallel.dp=2 parallel.pp=2 parallel.zero=1 elastic.move=beside"),
     "dp4 zero2, saving beside": (2, "parallel.dp=4 parallel.pp=1 parallel.zero=2 checkpoint.beside=true"),
     "dp3·pp2 zero1, delta": (3, "parallel.dp=3 parallel.pp=2 parallel.zero=1 elastic.snapshot=delta"),
-    "dp4 zero1, two copies": (2, "parallel.dp=4 parallel.pp=1 parallel.zero=1 elastic.tolerate=2 elastic.snapshot=full"),
+    "dp4 zero1, two copies": (2, "parallel.dp=4 parallel.pp=1 parallel.zero=1 elastic.tolerate=2 "
+                                 "elastic.snapshot=full"),
 }  # fmt: skip
 ROUNDING = 1e-4  # relative, of losses where fewer cp parts round otherwise (docs/numerics.md)
 REJOIN_AFTER = 1

@@ -235,7 +235,7 @@ class ElasticConfig:
     straggler_steps: int = 3  # in a row
     release: Literal["commit", "progressive"] = "commit"  # of the old state: at the end, or in portions meanwhile
     move: Literal["pause", "beside"] = "pause"  # to a layout with ranks that join or leave: in a pause, or beside steps
-    clocks: Literal["off", "nvml", "cpufreq"] = "off"  # who sets devices' clocks, by what their stage has to do
+    clocks: Literal["none", "nvml", "cpufreq", "emulated"] = "none"  # who sets devices' clocks, by their stages' work
     staging_mib: float = 16.0  # MiB of buffers while the layout changes; with release=progressive, of all that is extra
     chunk: int = 16384  # elements per unit of ZeRO ownership and of the gradient norm; fixed for the run
     port: int = 0  # of the agent's store; 0: any free port

@@ -122,7 +122,7 @@ CASES: list[tuple[tuple[str, ...], list[str], list[str]]] = [
     (RUN, ["train.emulate=true", "train.emulate_slow=9:2.0@0-1"], ["train.emulate_slow=9:2@0-1", "ranks are 0 to 3"]),
     (RUN, ["train.emulate_slow=1>9:0.2"], ["names rank 9", "ranks are 0 to 3"]),
     # where ranks shall run
-    (RUN, ["elastic.clocks=nvml"], ["elastic.clocks=nvml", "elastic.clocks=off"]),
+    (RUN, ["elastic.clocks=nvml"], ["elastic.clocks=nvml", "elastic.clocks=none"]),
     (("train",), ["launcher=ray"], ["launcher=ray", "127.0.0.1:1", "launcher=local"]),
     # data
     (RUN, ["data.path=/no/such.txt"], ["/no/such.txt"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,10 @@ from tests.tiny import tiny
 from trainsys.config import load
 from trainsys.elastic.agent import LocalCluster
 from trainsys.elastic.clocks import cpufreq, nvml
-from trainsys.elastic.clocks.registry import WAYS, open_clock
+from trainsys.elastic.clocks.registry import WAYS, clock_of, open_clock, open_clocks
 from trainsys.elastic.endpoint import Endpoint
+from trainsys.models.geometry import resolve
+from trainsys.space.build import build_layout
 
 
 def fake_sysfs(root: Path) -> list[Path]:
@@ -40,13 +43,13 @@ def test_cores_get_a_bound_and_back(tmp_path: Path) -> None:
 
 
 def test_without_the_files_one_line_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"set elastic\.clocks=off"):
+    with pytest.raises(ValueError, match=r"set elastic\.clocks=none"):
         cpufreq.open_clock(0, tmp_path)
 
 
 def test_without_nvml_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(ValueError, match=r"nvidia-ml-py.*elastic\.clocks=off"):
+    with pytest.raises(ValueError, match=r"nvidia-ml-py.*elastic\.clocks=none"):
         open_clock("nvml", 0)
 
 
@@ -63,7 +66,7 @@ def test_a_driver_that_does_not_allow_it() -> None:
         nvmlDeviceGetSupportedGraphicsClocks=lambda h, memory: [1980, 345],
         nvmlDeviceGetDefaultApplicationsClock=lambda h, kind: 1755, nvmlDeviceResetGpuLockedClocks=reset,
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"Insufficient Permissions.*elastic\.clocks=off"):
+    with pytest.raises(ValueError, match=r"Insufficient Permissions.*elastic\.clocks=none"):
         nvml.Nvml(library, 0)
     told: list[tuple[int, int]] = []
     library.nvmlDeviceResetGpuLockedClocks = lambda h: None
@@ -84,6 +87,28 @@ def test_the_agent_puts_back_what_a_killed_rank_has_set(tmp_path: Path, monkeypa
     assert {file.read_text() for file in files} == {"2800\n"}
 
 
+def test_who_has_more_to_do_gets_a_higher_clock_and_the_step_shorter(tmp_path: Path) -> None:
+    parallel = ["parallel.dp=4", "parallel.pp=2", "parallel.stage_replicas=[3,4]", "batch.global_size=40"]
+    config = load(["model.num_layers=2", "cluster.nodes=1", "cluster.ranks_per_node=7", *parallel])
+    config = replace(config, model=resolve(config.model))
+    layout = build_layout(config.parallel, (1, 1), range(7), 16384, lambda rank: 0)
+    clock = open_clock("emulated", 0)
+    found = {(layout.where(rank)[0], clock_of(config, layout, rank, clock.cap)) for rank in layout.ranks}
+    clocks = dict(found)
+    assert len(found) == len(clocks) == 2  # one per stage
+    assert clocks[0] == pytest.approx(clock.cap.highest)
+    assert clocks[1] <= 1
+    clock.set(clocks[0])
+    assert clock.slowdown == pytest.approx(0.2 + 0.8 / 1.15)
+    clock.reset()
+    assert clock.slowdown == 1
+
+
+def test_an_emulated_clock_needs_emulated_stages(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.emulate=true alone; set elastic\.clocks=none"):
+        open_clocks(load(tiny(tmp_path, "elastic.clocks=emulated")))
+
+
 def test_every_name_of_the_config_is_a_way() -> None:
-    assert set(WAYS) == {"off", "nvml", "cpufreq"}
-    assert open_clock("off", 0).cap.highest > 1
+    assert set(WAYS) == {"none", "nvml", "cpufreq", "emulated"}
+    assert open_clock("none", 0).cap.highest > 1

@@ -131,7 +131,7 @@ def check_launch(config: RunConfig) -> None:
 
         connect()
         check_places(config)
-    elif config.elastic.clocks != "off":
+    elif config.elastic.clocks != "none":
         from trainsys.elastic.clocks.registry import open_clocks
 
         open_clocks(config)

@@ -197,15 +197,19 @@ class Worker:
             want_huge_pages(flat)  # what was to be released in small ones stays now
         at("commit")
         if self.rank in order.dst.ranks:
-            if self.config.elastic.clocks != "off":
-                self.clock.set(clock_of(config, order.dst, self.rank, self.clock.cap))
-            planned = dataclasses.replace(self.config, parallel=order.parallel)
-            emulation = Emulation.of(planned, lambda: self.troubles.factor) if config.train.emulate else None
+            planned = dataclasses.replace(config, model=resolve(self.config.model))  # the stand-in has other sizes
+            if self.config.elastic.clocks != "none":
+                self.clock.set(clock_of(planned, order.dst, self.rank, self.clock.cap))
+            emulation = Emulation.of(planned, self._slow) if config.train.emulate else None
             engine = Engine(config, self.space, order.dst, self.rank, self.comm, new, self.device, self._at, emulation)
             self.injector.microbatches = len(engine.microbatches())
             engine.materialize()
             self.engine = engine
             self._close_step(commit.checkpoint, commit.stop)
+
+    def _slow(self) -> float:
+        """How many times as long emulated stages take."""
+        return self.troubles.factor * self.clock.slowdown
 
     def _config(self, order: Open) -> RunConfig:
         return dataclasses.replace(self.config, model=self.model, parallel=order.parallel)

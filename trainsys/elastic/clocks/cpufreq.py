@@ -20,6 +20,8 @@ class CpuFreq:
         ValueError: a file is missing or may not be written.
     """
 
+    slowdown = 1.0
+
     def __init__(self, folders: list[Path]) -> None:
         self._files = [folder / "scaling_max_freq" for folder in folders]
         try:
@@ -30,11 +32,11 @@ class CpuFreq:
             self._before = [file.read_text() for file in self._files]
         except (OSError, IndexError, ValueError) as error:
             raise ValueError(
-                f"elastic.clocks=cpufreq needs {SYSFS}/cpu*/cpufreq ({error}); set elastic.clocks=off"
+                f"elastic.clocks=cpufreq needs {SYSFS}/cpu*/cpufreq ({error}); set elastic.clocks=none"
             ) from None
         if denied := [file for file in self._files if not os.access(file, os.W_OK)]:
             raise ValueError(
-                f"elastic.clocks=cpufreq may not write {denied[0]}; run as root, or set elastic.clocks=off"
+                f"elastic.clocks=cpufreq may not write {denied[0]}; run as root, or set elastic.clocks=none"
             )
         self.cap = Clock(low / self._nominal_khz, max(1.0, high / self._nominal_khz))
 

@@ -18,6 +18,8 @@ class Nvml:
         ValueError: the driver does not answer or does not allow it.
     """
 
+    slowdown = 1.0
+
     def __init__(self, library: Any, device: int) -> None:
         self._library = library
         try:
@@ -31,7 +33,7 @@ class Nvml:
             )
             library.nvmlDeviceResetGpuLockedClocks(self._handle)  # the same permission as to lock them
         except library.NVMLError as error:
-            raise ValueError(f"elastic.clocks=nvml: {error} (GPU {device}); set elastic.clocks=off") from None
+            raise ValueError(f"elastic.clocks=nvml: {error} (GPU {device}); set elastic.clocks=none") from None
         self.cap = Clock(min(clocks) / self._nominal_mhz, max(1.0, top / self._nominal_mhz))
 
     def set(self, clock: float) -> None:
@@ -50,6 +52,6 @@ def open_clock(device: int) -> Nvml:
         library = importlib.import_module("pynvml")
     except ImportError:
         raise ValueError(
-            "elastic.clocks=nvml needs pynvml (nvidia-ml-py); install it, or set elastic.clocks=off"
+            "elastic.clocks=nvml needs pynvml (nvidia-ml-py); install it, or set elastic.clocks=none"
         ) from None
     return Nvml(library, device)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from trainsys.config import RunConfig
-from trainsys.parallel.engine import stages_of
-from trainsys.planner.clocks import Clock, govern
-from trainsys.planner.step_schedule import relative_costs
+from trainsys.planner.clocks import Clock, govern, settled, slowdowns
+from trainsys.planner.timeline import timeline
+from trainsys.schedule import simulate
 from trainsys.space.layout import Layout
 
-WAYS = {name: f"trainsys.elastic.clocks.{name}" for name in ("off", "nvml", "cpufreq")}
+WAYS = {name: f"trainsys.elastic.clocks.{name}" for name in ("none", "nvml", "cpufreq", "emulated")}
+
+_FLOORS = 8  # of the clocks of stages that wait; each is simulated while the layout changes
 
 
 class Setter(Protocol):
@@ -20,9 +23,11 @@ class Setter(Protocol):
 
     Attributes:
         cap: what it can be.
+        slowdown: how many times as long emulated stages take for it; 1 where it is a device's that does its own.
     """
 
     cap: Clock
+    slowdown: float
 
     def set(self, clock: float) -> None: ...
 
@@ -40,18 +45,31 @@ def open_clocks(config: RunConfig) -> list[Setter]:
     from trainsys.elastic.worker import device_of
 
     name = config.elastic.clocks
-    ranks = range(config.cluster.nodes * config.cluster.ranks_per_node) if name != "off" else range(0)
+    if name == "emulated" and not config.train.emulate:
+        raise ValueError("elastic.clocks=emulated is for train.emulate=true alone; set elastic.clocks=none")
+    ranks = range(config.cluster.nodes * config.cluster.ranks_per_node) if name != "none" else range(0)
     return [open_clock(name, device) for device in sorted({device_of(config, rank).index or 0 for rank in ranks})]
 
 
-def stage_work(config: RunConfig, layout: Layout) -> Sequence[float]:
-    """What a replica of each stage has to do per step, in any unit: fewer replicas have more each."""
-    stages = stages_of(config, layout)
-    costs = relative_costs(config.model, stages, config.batch.seq_len, config.parallel.recompute == "full")
-    return [(stages.total(costs.f_s, s) + stages.total(costs.b_s, s)) / stages.replicas[s] for s in range(stages.count)]
-
-
 def clock_of(config: RunConfig, layout: Layout, rank: int, cap: Clock) -> float:
-    """The clock of `rank` under `layout`, all ranks having devices like its own."""
-    work = stage_work(config, layout)
-    return govern(work, [cap] * len(work))[layout.where(rank)[0]]
+    """The clock of `rank` under `layout`, all ranks having devices like its own.
+
+    Who has more to do gets a higher one, and who waits a lower one as far as the planned step stays as short.
+
+    Args:
+        config: with the layout's degrees.
+    """
+    planned = timeline(config)
+    schedule, busy_s = planned.schedule, planned.run.busy_s
+    stage_of = {lane: layout.runs[run][0] for (run, _), lane in schedule.placement.items()}
+    work = [max(s for lane, s in enumerate(busy_s) if stage_of[lane] == stage) for stage in range(layout.pp)]
+    caps = [cap] * len(work)
+
+    def step_of(clocks: Sequence[float]) -> float:
+        slow = slowdowns(clocks, caps)
+        costs = replace(planned.costs, slow=[slow[stage_of[lane]] for lane in range(len(busy_s))])
+        return simulate(schedule, costs).step_s
+
+    governed = govern(work, caps)
+    raised_s = step_of([max(1.0, clock) for clock in governed])
+    return settled(governed, step_of, raised_s, _FLOORS)[layout.where(rank)[0]]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from trainsys.planner.clocks import Clock
 
 
-class Off:
+class Unset:
     """Sets nothing."""
 
     cap = Clock()
+    slowdown = 1.0
 
     def set(self, clock: float) -> None:
         """Does nothing."""
@@ -17,6 +18,6 @@ class Off:
         """Does nothing."""
 
 
-def open_clock(device: int) -> Off:
+def open_clock(device: int) -> Unset:
     """Of any device."""
-    return Off()
+    return Unset()
