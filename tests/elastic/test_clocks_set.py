@@ -89,7 +89,9 @@ def test_the_agent_puts_back_what_a_killed_rank_has_set(tmp_path: Path, monkeypa
 
 def test_who_has_more_to_do_gets_a_higher_clock_and_the_step_shorter(tmp_path: Path) -> None:
     parallel = ["parallel.dp=4", "parallel.pp=2", "parallel.stage_replicas=[3,4]", "batch.global_size=40"]
-    config = load(["model.num_layers=2", "cluster.nodes=1", "cluster.ranks_per_node=7", *parallel])
+    config = load(
+        ["model.num_layers=2", "model.vocab_size=64", "cluster.nodes=1", "cluster.ranks_per_node=7", *parallel]
+    )
     config = replace(config, model=resolve(config.model))
     layout = build_layout(config.parallel, (1, 1), range(7), 16384, lambda rank: 0)
     clock = open_clock("emulated", 0)
