@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import _regroup_c10d
+from trainsys.elastic.kept_groups import clean_groups
 from trainsys.testing.gang import Gang, Groups, Word, edits, last
 
 PARTS = ("freed", "built", "first", "total", "returned")
@@ -55,10 +56,14 @@ def deaths(size: int, groups: Groups, way: str, count: int, seed: int = 0) -> di
     return {"way": way, "deaths": count, "epochs": gang.epoch + 1, "kept": kept / count, "ms": ms, "growth": growth}
 
 
+def _kept(words: Mapping[int, Word]) -> list[str]:
+    return list(clean_groups({rank: word.clean for rank, word in words.items()}))
+
+
 def _free(gang: Gang, way: str, ranks: Sequence[int]) -> tuple[list[str], float]:
     """Names of the groups to keep, and when the last of `ranks` was free."""
     words = gang.hear("free", ranks)
-    return gang.agreed(words) if way == "edit" else [], last(words)
+    return _kept(words) if way == "edit" else [], last(words)
 
 
 def _take_back(gang: Gang, way: str, counts: list[Word]) -> float:
@@ -93,7 +98,7 @@ def second_deaths(size: int, groups: Groups, count: int, seed: int = 0) -> dict[
             gang.kill(first)
             gang.fault()
             words = gang.hear("free")
-            gang.order(gang.agreed(words))
+            gang.order(_kept(words))
             time.sleep(draw.uniform(0.0, 0.002))
             killed = gang.kill(second)
             gang.fault()
@@ -101,7 +106,7 @@ def second_deaths(size: int, groups: Groups, count: int, seed: int = 0) -> dict[
             failed += sum(word.failed for word in words.values())
             asked += len(words)
             held += [word.held for word in words.values() if word.failed]
-            gang.order(gang.agreed(words))
+            gang.order(_kept(words))
             stand = gang.hear("stands")
             assert all(word.total == size - 2 for word in stand.values()), (stood, stand)
             ms.append(1e3 * (last(stand) - killed))

@@ -27,7 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from trainsys.cli.arguments import Parser
+from trainsys.cli.arguments import Parser, at_least
 from trainsys.comm.stamps import RECV, Stamps
 
 RANKS, HANG_LIMIT_S, STEP_S = 8, 0.5, 0.03
@@ -88,7 +88,8 @@ class Driver:
     def follow(self, done: threading.Event) -> None:
         """Until all is done; then ask the run to stop."""
         while not (paths := list(self._run_dir.glob("history/manager-*.jsonl"))):
-            time.sleep(0.05)
+            if done.wait(0.05):
+                return
         with paths[0].open() as lines:
             while not done.is_set():
                 text = lines.readline()
@@ -256,8 +257,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    if args.cases < 0 or args.healthy < 0:
-        raise ValueError(f"--cases {args.cases} and --healthy {args.healthy} must not be negative")
+    at_least("--cases", args.cases)
+    at_least("--healthy", args.healthy, 0)
     started = time.monotonic()
     spent = cost()
     of_step = (200 * (spent["operation_us"] + spent["summary_us"]) + 64 * spent["action_us"]) / 1e5

@@ -1,8 +1,8 @@
 """Clocks after a stage has lost replicas: a step and its energy with all at the nominal clock, and governed: simulated.
 
-A pipeline of `--stages` in `--replicas`; the others of the stage take the lost ones' microbatches. `raised`: the stage
-that has more to do gets a higher clock, as far as there is one. `governed`: and the others run slower, as long as the
-step takes no longer than at nominal clocks. The schedule (zb2p) is made for the clocks that it runs with.
+A pipeline of `--stages` in `--replicas`; the others of the stage take the lost ones' microbatches. `governed`, as in
+training: the stage that has more to do gets a higher clock, and the others a lower one as far as the step stays as
+short. `saving`: the others get lower ones as long as the step takes no longer than at nominal clocks. The schedule (zb2p) is made for the clocks that it runs with.
 
 With --run eight ranks train with emulated stages, one is killed, and the clocks follow, or not: steps are measured.
 
@@ -57,11 +57,15 @@ def rows(stages: int, replicas: int, lost: Sequence[int], microbatches: int, cap
         work = [1 / n for n in left]
         governed = govern(work, [cap] * stages)
         nominal = [1.0] * stages
-        limit_s = played(left, microbatches, nominal, cap)[0]
+        raised = [max(1.0, clock) for clock in governed]
+
+        def step_of(clocks: Sequence[float]) -> float:
+            return played(left, microbatches, clocks, cap)[0]
+
         ways = {
             "nominal": nominal,
-            "raised": [max(1.0, clock) for clock in governed],
-            "governed": settled(governed, lambda clocks: played(left, microbatches, clocks, cap)[0], limit_s),
+            "governed": settled(governed, step_of, step_of(raised)),
+            "saving": settled(governed, step_of, step_of(nominal)),
         }
         for way, clocks in ways.items():
             seconds, joules = played(left, microbatches, clocks, cap)

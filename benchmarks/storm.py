@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def run_case(case: Case, references: References, folder: Path) -> dict[str, Any]
     struck = [e for e in events if e.kind != "join" and str(e) not in missing]
     rounds = any(c.after is not None and c.after.cp != config.parallel.cp for c in recorder.changes)
     row = {
-        "number": case.number, "layout": case.layout, "seed": case.seed, "ended": ended, "seconds": round(seconds, 1),
+        **asdict(case), "ended": ended, "seconds": round(seconds, 1),
         "events": ",".join(map(str, events)), "struck": len(struck), "idle": len(idle),
         "kinds": dict(Counter(e.kind for e in struck)), "phases": dict(Counter(e.phase for e in struck)),
         "not_struck": [e for e in missing if e not in idle and not e.startswith("join")],
@@ -192,7 +192,7 @@ def line(row: dict[str, Any]) -> str:
     if row["good"]:
         return text
     why = row["ended"] or row["violations"] or row["unplanned"] or row["not_struck"] or row["zombies"]
-    return f"{text}  FAILED: {why}"
+    return f"{text}  FAILED{f': {why}' if why else ''}"
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -227,6 +227,8 @@ def main(argv: Sequence[str]) -> int:
     if missing := set(args.only) - {case.number for case in cases}:
         raise ValueError(f"--only {min(missing)} is no row of --seeds {args.seeds}; rows are 0 to {len(cases) - 1}")
     rows = [json.loads(text) for text in args.out.read_text().splitlines()] if args.out and args.out.exists() else []
+    known = {astuple(case) for case in cases if case.number not in args.only}
+    rows = [row for row in rows if tuple(row.get(f.name) for f in fields(Case)) in known]
     done = {row["number"] for row in rows}
     with tempfile.TemporaryDirectory(prefix="trainsys-storm-") as root:
         references = References(Path(root))

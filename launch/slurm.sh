@@ -5,6 +5,8 @@
 #   sbatch --nodes 4 --gpus-per-node 8 launch/slurm.sh configs/run/mine.yaml run_dir=/shared/runs/mine
 #   LAUNCHER=torchrun sbatch --requeue …    restart with resume instead of carrying on
 #
+# Submit it from the repository's folder, or set TRAINSYS_HOME to that: Slurm runs a copy of this file from elsewhere.
+#
 # Slurm signals SIGUSR1 a minute before the time is up (see --signal below); the run then stops at a step boundary with a
 # checkpoint, and the next job with the same run_dir goes on from there.
 #SBATCH --job-name trainsys
@@ -18,7 +20,8 @@ PORT=${PORT:-6379}
 : "${SLURM_JOB_NODELIST:?run it with sbatch or in an salloc}"
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${hosts[0]}
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+here=${TRAINSYS_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
+[[ -f $here/launch/ray.py ]] || { echo "no launch/ray.py in $here; set TRAINSYS_HOME to the repository" >&2; exit 2; }
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 # stop at a step boundary, with a checkpoint
@@ -28,12 +31,16 @@ trap stop USR1 TERM
 case $LAUNCHER in
 ray)
   srun --nodes 1 --ntasks 1 --nodelist "$head" ray start --head --port "$PORT" --disable-usage-stats --block &
+  ray_head=$!
   for host in "${hosts[@]:1}"; do
     srun --nodes 1 --ntasks 1 --nodelist "$host" --no-kill \
       ray start --address "$head:$PORT" --disable-usage-stats --block &
   done
   export RAY_ADDRESS="$head:$PORT"
-  until ray status >/dev/null 2>&1; do sleep 1; done
+  until ray status >/dev/null 2>&1; do
+    kill -0 "$ray_head" 2>/dev/null || { echo "Ray did not start on $head; is PORT=$PORT free there?" >&2; exit 1; }
+    sleep 1
+  done
   python "$here/launch/ray.py" "$@" "cluster.nodes=${#hosts[@]}" &
   ;;
 torchrun)

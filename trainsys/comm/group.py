@@ -201,14 +201,6 @@ class Group:
             if error:
                 raise CommError(f"group {self.name}: {error}")
 
-    def settle(self, works: Sequence[Work]) -> None:
-        """Finish sends that are known to have arrived: nothing is left to wait for, so this thread asks itself.
-
-        Raises:
-            CommError: as `wait_all` does.
-        """
-        self.finish(works)
-
     def wait_all(self, works: Sequence[Work], arrived: Callable[[int], None] | None = None) -> None:
         """Finish operations in turn.
 

@@ -47,6 +47,8 @@ def serve(
     Args:
         stop_on: signals that ask the whole job to stop at a step boundary, where the launcher signals every rank.
     """
+    noticed: list[int] = []
+    signal.signal(NOTICE, lambda signum, frame: noticed.append(signum))  # before there is anybody to tell
     share_cores()
     if not config.train.emulate:
         warm_up(config)
@@ -68,6 +70,8 @@ def serve(
     except ConnectionError:
         return 1  # the job was over first
     signal.signal(NOTICE, lambda signum, frame: worker.control.leave())
+    if noticed:
+        worker.control.leave()
     signal.signal(signal.SIGCONT, lambda signum, frame: worker.control.catch_up())  # before it does anything else
     for number in stop_on:
         signal.signal(number, lambda signum, frame: setattr(worker.control, "stop_wanted", True))

@@ -155,14 +155,15 @@ class Transit:
     def run(self, steps: Sequence[Step], local: Sequence[Move]) -> None:
         """Everything of one rank: the first messages leave before the local copies are made."""
         waiting, under_way = deque(steps), deque[Step]()
-        self._post(waiting, under_way)
-        for strip in strips(local):
-            assert self.old is not None
-            for slot in self.slots:
-                _rows(self.new, slot, strip, False).copy_(_rows(self.old, slot, strip, True))
         try:
+            self._post(waiting, under_way)
+            for strip in strips(local):
+                assert self.old is not None
+                for slot in self.slots:
+                    _rows(self.new, slot, strip, False).copy_(_rows(self.old, slot, strip, True))
             while under_way:
-                self._finish(under_way.popleft())
+                self._finish(under_way[0])
+                under_way.popleft()
                 self._post(waiting, under_way)
         except CommError:
             # gloo may be in the middle of one of them: let another thread hold them, and their tensors, until it ends
@@ -173,9 +174,9 @@ class Transit:
         """Begin what there are buffers for. A step of its own always finds two."""
         while waiting and sum(n > 0 for n in waiting[0].staged) <= self.staging.available:
             step = waiting.popleft()
+            under_way.append(step)
             self._receive(step)  # before it sends: no notice of readiness waits behind payload
             self._send(step)
-            under_way.append(step)
 
     def _receive(self, step: Step) -> None:
         assert self.group is not None

@@ -120,8 +120,9 @@ class Worker:
     def _on_fault(self, epoch: int) -> None:
         self.comm.abort(epoch - 1)
         self.saver.abort(epoch - 1)
-        if self.beside is not None:
-            self.beside.drop()
+        beside = self.beside  # the main thread may be done with it meanwhile
+        if beside is not None:
+            beside.drop()
 
     def _beat(self) -> Beat:
         return Beat(self.control.epoch, self.comm.stamps.doing())

@@ -171,7 +171,7 @@ class Executor:
             assert self.group is not None
             expected, buffer = self._arriving.pop(key)
             self.group.take(expected)
-            self.group.settle([self._sending.pop(sent)[0] for sent in self._proves[key]])
+            self.group.finish([self._sending.pop(sent)[0] for sent in self._proves[key]])
             return buffer
         made_by = Kind.SEND_F if kind is Kind.RECV_F else Kind.SEND_B
         local = self._ready.pop((made_by, source, action.microbatch))

@@ -60,8 +60,8 @@ class TimedLinks:
         with self._group.stamps.waiting(own.stamp):
             sleep_until(arrived)
 
-    def settle(self, works: Sequence[Work]) -> None:
-        self._group.settle(works)
+    def finish(self, works: Sequence[Work]) -> None:
+        self._group.finish(works)
 
     def wait_all(self, works: Sequence[Work]) -> None:
         self._group.wait_all(works)

@@ -210,17 +210,6 @@ class Gang:
                     heard[links[link]] = word
         return heard
 
-    def agreed(self, words: Mapping[int, Word]) -> list[str]:
-        """Names of groups that all their members call clean with equal counts."""
-        named = {name: count for word in words.values() for name, count in word.clean.items()}
-        return [
-            name
-            for name, count in named.items()
-            if all(
-                r in words and words[r].clean.get(name) == count for r in map(int, name.partition("/")[2].split(","))
-            )
-        ]
-
 
 def last(words: Mapping[Any, Word]) -> float:
     """When the last of them was so, in s."""

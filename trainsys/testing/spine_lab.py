@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from trainsys.comm.traffic import LeafSpine
+from trainsys.testing import namespaces
 from trainsys.testing.laboratory import Laboratory
 from trainsys.testing.namespaces import htb, ip, sent, tc
 from trainsys.testing.namespaces import missing as missing
@@ -59,7 +60,7 @@ class SpineLab(Laboratory):
     def _addresses(self, node: int) -> list[str]:
         if node < self.network.num_hosts:
             return [address(plane, node) for plane in range(self.network.spines + 1)]
-        return [_via(node)]
+        return [namespaces.address(node)]
 
     def _ways(self, node: int) -> Iterable[str]:
         """Commands of ip: by destination alone."""
@@ -98,9 +99,5 @@ def cut(pid: int, spine: int) -> None:
     ip(pid, [f"link set to{spine} down"])
 
 
-def _via(node: int) -> str:
-    return f"10.199.0.{node + 1}"
-
-
 def _over(node: int) -> str:
-    return f"via {_via(node)} dev to{node} onlink"
+    return f"via {namespaces.address(node)} dev to{node} onlink"

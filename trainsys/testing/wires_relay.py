@@ -150,6 +150,7 @@ class Relay:
                 return
             said = caller.recv(_TICKET.size)
             number, port, dst, src = _TICKET.unpack(said)
+            ways = self._routes[src, dst], self._routes[dst, src]
             listener = socket.create_connection(("127.0.0.1", port), timeout=5.0)
             listener.sendall(number.to_bytes(8, "little"))
         except BlockingIOError:
@@ -161,13 +162,14 @@ class Relay:
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._epoll.unregister(caller.fileno())
-        forth, return_ = self._flow(caller, listener, (src, dst)), self._flow(listener, caller, (dst, src))
+        forth = self._flow(caller, listener, (src, dst), ways[0])
+        return_ = self._flow(listener, caller, (dst, src), ways[1])
         forth.back, return_.back = return_, forth
         for end, inward, outward in ((caller, forth, return_), (listener, return_, forth)):
             self._watch(end.fileno(), partial(self._serve_end, inward, outward))
 
-    def _flow(self, source: socket.socket, sink: socket.socket, pair: Pair) -> _Flow:
-        edges = [self._edges[edge] for edge in self._routes[pair]]
+    def _flow(self, source: socket.socket, sink: socket.socket, pair: Pair, way: Sequence[tuple[int, int]]) -> _Flow:
+        edges = [self._edges[edge] for edge in way]
         slowest, latency_s = min(edge.rate for edge in edges), sum(edge.latency_s for edge in edges)
         piece = int(min(max(slowest * _PIECE_S, _PIECE_BYTES[0]), _PIECE_BYTES[1]))
         covers = 0 if slowest == float("inf") else int(slowest * latency_s)

@@ -31,7 +31,7 @@ class Past:
         self._row = self._calm = 0
         self.since: int | None = None
         self.open = False
-        self.ratio = self._last = 1.0
+        self.ratio = 1.0
 
     @property
     def usual_s(self) -> float | None:

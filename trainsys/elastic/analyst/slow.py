@@ -101,6 +101,7 @@ class SlowLinks:
     share: float = 0.05
     past: dict[Pair, Past] = field(default_factory=dict)
     node: int | None = None  # said to be slow
+    named: set[Pair] = field(default_factory=set)  # links said to be slow, each for itself
 
     def step(self, step: int, cells: Mapping[Pair, Delay], step_s: float, node_of: Mapping[int, int]) -> list[Finding]:
         """What this step tells: of a slow node one thing, not one of each of its links."""
@@ -125,16 +126,31 @@ class SlowLinks:
         return self._of_node(step, found, node_of)
 
     def _of_node(self, step: int, found: list[Finding], node_of: Mapping[int, int]) -> list[Finding]:
+        """What is said: a node where all its links are slow, and those that are no node's one by one."""
         slow = [pair for pair, past in self.past.items() if past.open]
-        node = common_place(slow, self.past.keys(), node_of) if slow else None
-        if node == self.node:
-            return found if node is None else []
-        was, self.node = self.node, node
-        if node is None:
-            return [Finding(SLOW_NODE, (was if was is not None else -1,), 1.0, step, "", over=True)]
-        factor = median(self.past[pair].ratio for pair in slow)
-        evidence = f"messages on {len(slow)} of its links take {factor:.1f} times as long as before"
-        return [Finding(SLOW_NODE, (node,), factor, step, evidence)]
+        was, self.node = self.node, common_place(slow, self.past.keys(), node_of) if slow else None
+        said = []
+        if was is not None and self.node != was:
+            said.append(Finding(SLOW_NODE, (was,), 1.0, step, "", over=True))
+        if self.node is not None and self.node != was:
+            factor = median(self.past[pair].ratio for pair in slow)
+            evidence = f"messages on {len(slow)} of its links take {factor:.1f} times as long as before"
+            said.append(Finding(SLOW_NODE, (self.node,), factor, step, evidence))
+        fresh = {finding.place: finding for finding in found}
+        for pair in slow:
+            if pair not in self.named and self.node not in {node_of.get(rank, -1) for rank in pair}:
+                said.append(fresh.get(pair) or self._again(pair, step))
+                self.named.add(pair)
+        for pair in sorted(self.named - set(slow)):
+            said.append(fresh.get(pair) or Finding(SLOW_LINK, pair, 1.0, step, "", over=True))
+        self.named &= set(slow)
+        return said
+
+    def _again(self, pair: Pair, step: int) -> Finding:
+        """A link that was slow with its node's others, and now is by itself."""
+        past = self.past[pair]
+        evidence = f"messages take {past.ratio:.1f} times as long as before,"
+        return Finding(SLOW_LINK, pair, past.ratio, step if past.since is None else past.since, evidence)
 
     def _evidence(self, cell: Delay, past: Past) -> str:
         usual_ms = 1e3 * (past.usual_s or 0.0)

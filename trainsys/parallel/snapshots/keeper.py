@@ -74,6 +74,8 @@ class Keeper:
             if not tried:
                 self.way, seconds = self.trial.decide(self.mesh, self.rank)
                 self.trial, way = None, self.way
+                if not self.ways[way].foresees:
+                    self._spare.clear()
                 costs = ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in seconds.items())
                 self.chosen = f"{way} ({costs})"
         update = Update(step, learning_rate(self.config.optim, step, self.config.train.steps), 1.0)

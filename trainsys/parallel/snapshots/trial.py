@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 
 from trainsys.comm.group import Group
@@ -27,7 +29,7 @@ class Trial:
         Raises:
             CommError: as an all-reduce does.
         """
-        best = torch.tensor([min(self.seconds[name], default=0.0) for name in self.names], dtype=torch.float64)
+        best = torch.tensor([min(self.seconds[name], default=inf) for name in self.names], dtype=torch.float64)
         if group is not None:
             table = torch.zeros(group.size, len(best), dtype=torch.float64)
             table[group.ranks.index(rank)] = best
