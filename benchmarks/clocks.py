@@ -2,7 +2,8 @@
 
 A pipeline of `--stages` in `--replicas`; the others of the stage take the lost ones' microbatches. `governed`, as in
 training: the stage that has more to do gets a higher clock, and the others a lower one as far as the step stays as
-short. `saving`: the others get lower ones as long as the step takes no longer than at nominal clocks. The schedule (zb2p) is made for the clocks that it runs with.
+short. `saving`: the others get lower ones as long as the step takes no longer than at nominal clocks. The schedule
+(zb2p) is made for the clocks that it runs with.
 
 With --run eight ranks train with emulated stages, one is killed, and the clocks follow, or not: steps are measured.
 

@@ -9,11 +9,11 @@ from benchmarks.interleaved import flat_ranges, interleaved, row
 from trainsys.planner.clocks import Clock
 
 
-def test_governed_clocks_take_less_energy_and_no_longer() -> None:
-    nominal, raised, governed = rows(3, 4, [1], 24, Clock())
-    assert raised["step_s"] < nominal["step_s"]
-    assert governed["step_s"] <= nominal["step_s"] * (1 + 1e-9)
-    assert governed["energy_j"] < raised["energy_j"]
+def test_governed_clocks_take_less_time_and_saving_ones_less_energy() -> None:
+    nominal, governed, saving = rows(3, 4, [1], 24, Clock())
+    assert governed["step_s"] < nominal["step_s"]
+    assert saving["step_s"] <= nominal["step_s"] * (1 + 1e-9)
+    assert saving["energy_j"] < governed["energy_j"]
 
 
 @pytest.mark.parametrize("dp", [4, 7, 16])

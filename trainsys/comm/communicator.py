@@ -123,9 +123,13 @@ class Communicator:
         if torn:
             raise CommError(f"group {torn[0]} broke before it was needed")
 
-    def spawn(self, mark: str) -> Communicator:
-        """Another one over the same store, with stamps of its own, whose groups can be adopted."""
-        other = Communicator(self._store, self.rank, self._backend, self._timeout_s, mark)
+    def spawn(self, mark: str, timeout_s: float = 0.0) -> Communicator:
+        """Another one over the same store, with stamps of its own, whose groups can be adopted.
+
+        Args:
+            timeout_s: of its groups' operations; 0: as here.
+        """
+        other = Communicator(self._store, self.rank, self._backend, timeout_s or self._timeout_s, mark)
         other.lag_s, other.address = self.lag_s, self.address
         return other
 

@@ -175,7 +175,9 @@ class ControlClient:
     def _beat(self) -> None:
         while True:
             self._soon.clear()
-            self.send(StopWanted() if self.stop_wanted else Leaving() if self.leave_wanted else self.beat())
+            self.send(self.beat())
+            if self.stop_wanted or self.leave_wanted:
+                self.send(StopWanted() if self.stop_wanted else Leaving())
             self._soon.wait(self.pause_s())
 
     def leave(self) -> None:

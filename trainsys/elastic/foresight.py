@@ -37,6 +37,7 @@ class Foresight:
         self._config, self._rate = config, rate
         self._known: dict[Question, ParallelConfig | str] = {}
         self._takes_s = inf  # of the processor, as the last answer did
+        self._asked = set[Question]()  # and not answered yet
         self._link: Connection | None = None
         if beside:
             context = get_context("fork")
@@ -53,7 +54,8 @@ class Foresight:
         self._read()
         if self._link is None or self._takes_s < _AT_ONCE_S:
             return True
-        if asked not in self._known:
+        if asked not in self._known and asked not in self._asked:  # once: nobody reads while an answer is worked out
+            self._asked.add(asked)
             self._ask(asked)
         return asked in self._known
 
@@ -81,6 +83,7 @@ class Foresight:
                 while len(self._known) >= _KEPT:
                     self._known.pop(next(iter(self._known)))
                 self._known[asked] = found
+                self._asked.discard(asked)
         except (EOFError, OSError):
             self._link = None
 
@@ -98,6 +101,8 @@ def _work_ahead(config: RunConfig, rate: Rate, link: Connection) -> None:
             while not waiting or link.poll():
                 about = link.recv()
                 asked = [about] if isinstance(about, Question) else _losses(config, *about)
+                if isinstance(about, Question):
+                    done.discard(about)  # its answer was forgotten
                 waiting.extendleft(reversed(asked))
             first = waiting.popleft()
             if first not in done:

@@ -115,5 +115,5 @@ class Links:
                 message = link.read()
                 if not isinstance(message, Beat):
                     self._inbox.put((link, message))
-        except (EOFError, OSError):
+        except Exception:  # also what other code has pickled
             self._inbox.put((link, None))

@@ -53,10 +53,11 @@ class Lookout:
         self._broken: dict[tuple[int, ...], int] = {}  # link -> times that messages got lost on it
         self.memory = memory
         if memory is not None:
-            self._acted, self._layers, self._broken, self.analyst.ranks.past, self.analyst.slow = deepcopy(memory)
+            self._due, self._acted, self._layers, self._broken, ranks, self.analyst.slow = deepcopy(memory)
+            self.analyst.ranks.past = ranks
 
     def _remember(self) -> None:
-        known = self._acted, self._layers, self._broken, self.analyst.ranks.past, self.analyst.slow
+        known = self._due, self._acted, self._layers, self._broken, self.analyst.ranks.past, self.analyst.slow
         self.memory = deepcopy(known)
 
     def entered(self, layout: Layout, parallel: ParallelConfig, members: Mapping[int, Member]) -> None:
@@ -101,8 +102,9 @@ class Lookout:
         hang = self.analyst.hang(told, limit_s, self._config.elastic.heartbeat_limit_s / 2, step)
         if hang is None:
             return None, ""
+        guilty = self._guilty(hang)
         self._tell(hang, epoch, step)
-        return self._guilty(hang), str(hang)
+        return guilty, str(hang)
 
     def _tell(self, finding: Finding, epoch: int, step: int) -> None:
         self._history.found(finding, epoch, step)
@@ -131,6 +133,7 @@ class Lookout:
         if mode == "tell" or not self._due or step - self._acted < _HOLD_STEPS:
             return ""
         self._due = False
+        self._remember()
         ranks = {rank for rank in slow if rank in layout}
         try:
             others = {r: m.node for r, m in members.items() if r not in ranks | self._selection.leaving}
@@ -143,6 +146,7 @@ class Lookout:
         self._acted = step
         self._due = self._balancing = best.kind == "balance"  # and look again
         self._selection.leaving |= ranks if best.kind == "drain" else set()
+        self._remember()
         return str(best)
 
     def relieved(

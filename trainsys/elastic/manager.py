@@ -254,7 +254,7 @@ class Manager:
     def _never_joined(self, rank: int, why: str) -> None:
         """The first ranks are all needed. A spare is only told of: one in its place would end the same way."""
         self._recruits.arrived(rank)
-        if self.phase is Phase.STARTING:
+        if self.phase is Phase.STARTING and rank < self.world_size:
             self.abort(f"rank {rank} {why}")
         self.outbox.never_joined(rank, why)
 
@@ -299,21 +299,25 @@ class Manager:
         self.history.lost(rank, cause, self.epoch, self.step, member.link)
         member.link.cut()  # should it wake up, nobody listens, and it learns so
         self.outbox.lost(rank, cause, self.step)
-        if self.layout is None:
+        if self.layout is None and rank < self.world_size:
             self.abort(f"rank {rank} ended before the first layout stood; its error, if it left one, is above")
         self._recruits.replace(member.node)
+        if self.phase is Phase.STARTING:
+            return  # a spare
         self._quiet.pop(rank, None)
         if self.phase is Phase.QUIESCING:
             self._preparing.drop()
             self._tell(self.members.keys() - self._quiet.keys(), Fault(self.epoch))
             self._open_if_quiet()
-        elif self.phase is not Phase.RUNNING or rank in self.layout.ranks or self._preparing.takes_part(rank):
+        elif self.phase is not Phase.RUNNING or self._preparing.takes_part(rank) or rank in (self.layout or ()):
             self._begin_change(f"rank {rank} lost")
 
     def _dismiss(self) -> None:
         """Let those go who are leaving and hold nothing any more."""
         assert self.layout is not None
         for rank in sorted(self.selection.leaving - set(self.layout.ranks)):
+            if self._preparing.takes_part(rank):
+                continue  # others count on it; the change after that lets it go
             self._tell([rank], Quit(""))
             member = self.members.pop(rank)
             self._gone.add(rank)

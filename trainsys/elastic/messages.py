@@ -1,7 +1,7 @@
 """What manager and workers say to each other. Messages of one connection arrive in order.
 
-Worker → manager: Hello, Beat, Proposal, Failed, Prepared, Quiesced, Staged, Saved, StopWanted. Manager → worker:
-Prepare, Open, CommitEpoch, Verdict, Fault, Quit.
+Worker → manager: Hello, Beat, Proposal, Failed, Prepared, Quiesced, Staged, Saved, StopWanted, Leaving. Manager →
+worker: Prepare, Open, CommitEpoch, Verdict, Fault, Quit.
 """
 
 from __future__ import annotations

@@ -141,5 +141,5 @@ class Outbox:
 
     def _beat(self, beat_s: float) -> None:
         while True:
-            time.sleep(beat_s)
             self._send(None)
+            time.sleep(beat_s)

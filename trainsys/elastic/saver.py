@@ -1,8 +1,9 @@
 """A rank's part of writing checkpoints: at a step boundary, or beside the steps that follow.
 
-Beside them a copy of the state is written by a thread, over groups of its own, so that its messages never meet those of
-a step. A change of membership calls it off; the folder counts only when all have written, so nothing half-written is
-ever found. One is written at a time: who is told to save again waits for the one before.
+What ranks say to each other about it goes over groups of its own: so it never meets the messages of a step, beside
+which a copy of the state may be written by a thread, and disks may take longer than any message of a step. A change of
+membership calls it off; the folder counts only when all have written, so nothing half-written is ever found. One is
+written at a time: who is told to save again waits for the one before.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from trainsys.comm.communicator import Communicator
-from trainsys.comm.group import CommError, Group
+from trainsys.comm.group import Group
+from trainsys.comm.stamps import Stamps
+from trainsys.comm.waiting import brief
 from trainsys.config import RunConfig
 from trainsys.elastic.checkpoint import CheckpointError, save_state
 from trainsys.elastic.messages import Saved
@@ -25,7 +28,7 @@ class Saver:
     """Of one rank.
 
     Args:
-        comm: of the rank; what is written beside steps has groups apart from it.
+        comm: of the rank; groups of the saver's own are apart from it.
         saving: wraps the writing of a step's checkpoint; faults hang here.
         told: called on the first rank of the layout when a checkpoint is there, or could not be written.
     """
@@ -35,8 +38,9 @@ class Saver:
         saving: Callable[[int], AbstractContextManager[None]], told: Callable[[Saved], None],
     ) -> None:  # fmt: skip
         self._config, self._space, self._rank, self._main, self._told = config, space, rank, comm, told
-        self._saving, self._comm = saving, comm.spawn("c")
+        self._saving, self._comm = saving, comm.spawn("c", config.elastic.stall_limit_s)
         self._epoch = -1  # whose groups stand
+        self._given_up = -1  # epoch
         self._thread: threading.Thread | None = None
 
     def save(self, epoch: int, layout: Layout, step: int, state: FlatState, at_once: bool) -> None:
@@ -50,8 +54,7 @@ class Saver:
         """
         self.wait()
         if at_once or not self._config.checkpoint.beside:
-            group = self._main.group(layout.ranks) if len(layout.ranks) > 1 else None
-            self._write(layout, step, state, group)
+            self._write(layout, step, state, self._group(epoch, layout, self._main.stamps))
             return
         self._thread = threading.Thread(
             target=self._beside, args=(epoch, layout, step, state.copied()), daemon=True, name=f"save-{step}"
@@ -59,7 +62,8 @@ class Saver:
         self._thread.start()
 
     def abort(self, epoch: int) -> None:
-        """From any thread: what is written beside the steps of generations up to `epoch` is given up."""
+        """From any thread: what is written in generations up to `epoch` is given up."""
+        self._given_up = max(self._given_up, epoch)
         self._comm.abort(epoch)
 
     def wait(self) -> None:
@@ -69,16 +73,23 @@ class Saver:
             self._thread = None
 
     def _beside(self, epoch: int, layout: Layout, step: int, state: FlatState) -> None:
-        group = None
         try:
-            if len(layout.ranks) > 1:
-                if self._epoch != epoch:
-                    self._comm.reconfigure(epoch, [layout.ranks])
-                    self._epoch = epoch
-                group = self._comm.group(layout.ranks)
-            self._write(layout, step, state, group)
-        except CommError:
-            return  # the change that follows says what is due
+            self._write(layout, step, state, self._group(epoch, layout, self._comm.stamps))
+        except Exception as error:  # whatever it is: training goes on
+            lead = self._rank == layout.ranks[0]
+            if lead and self._given_up < epoch:  # else the change that follows says what is due
+                self._told(Saved(step, "", f"checkpoint of step {step} not saved: {brief(error)}"))
+
+    def _group(self, epoch: int, layout: Layout, stamps: Stamps) -> Group | None:
+        """Of all who save together. Raises CommError."""
+        if len(layout.ranks) == 1:
+            return None
+        if self._epoch != epoch:
+            self._comm.reconfigure(epoch, [layout.ranks])
+            self._epoch = epoch
+        group = self._comm.group(layout.ranks)
+        group.stamp_with(stamps)
+        return group
 
     def _write(self, layout: Layout, step: int, state: FlatState, group: Group | None) -> None:
         lead = self._rank == layout.ranks[0]

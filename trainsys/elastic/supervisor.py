@@ -56,6 +56,7 @@ class Supervisor:
         self._history = self._begin_history()
         self._lost_at_step: list[int] = []
         self._room: list[int] = []  # offered, and not taken yet
+        self._unborn: list[int] = []  # ranks that could not be started
 
     def run(self) -> None:
         """Until the job is over.
@@ -99,27 +100,28 @@ class Supervisor:
     def _attend(self, process: BaseProcess, link: Connection) -> bool:
         """Take what it says until it is over, or the manager is. Returns which. Raises ElasticError."""
         heard, told, asked = time.monotonic(), set[int](), False
+        limit_s = self._job.config.elastic.start_limit_s  # until it has said something
         while True:
             try:
                 tick_s = _TICK_S
-                while link.poll(tick_s):
-                    tick_s, message = 0.0, link.recv()
-                    if message is not None and self._enter(*message):
+                while (said := _next(link, tick_s)) is not None:
+                    tick_s, limit_s = 0.0, self._limit_s
+                    if said and self._enter(*said):
                         return True
-                    if message is not None:
-                        link.send((TAKEN,))
+                    if said:
+                        _say(link, TAKEN)
                     heard = time.monotonic()  # not before: entering takes this process's own time
-                for rank in set(self._launcher.ended()) - told:
+                for rank in {*self._launcher.ended(), *self._unborn} - told:
                     told.add(rank)
-                    link.send((ENDED, rank))
+                    _say(link, ENDED, rank)
                 for node in self._launcher.room() if self.book.layout else ():
                     self._room.append(node)
-                    link.send((ROOM, node))
+                    _say(link, ROOM, node)
                 if self.stop_requested and not asked:
                     asked = True
-                    link.send((STOP,))
-                silent = time.monotonic() - heard > self._limit_s and not link.poll()
-            except (EOFError, OSError):
+                    _say(link, STOP)
+                silent = time.monotonic() - heard > limit_s and not link.poll()
+            except _Gone:
                 return self._end(process, link, "exit", heard)
             if silent:
                 return self._end(process, link, "hang", heard)
@@ -128,10 +130,10 @@ class Supervisor:
         """It is lost, and fenced: what it has said counts, and it says no more. Returns whether that was all."""
         process.kill()
         over = False
-        with suppress(EOFError, OSError):
+        with suppress(_Gone):
             while not over:
-                message = link.recv()
-                over = message is not None and self._enter(*message)
+                said = _next(link, None)
+                over = bool(said) and self._enter(*said)
         if not over:
             self._lost(cause, heard)
         return over
@@ -154,8 +156,10 @@ class Supervisor:
                 case "line":
                     if self._history is not None:
                         self._history.add(*about)
-                case "spawn" | "kill":
-                    getattr(self._launcher, what)(*about)
+                case "spawn":
+                    self._spawn(*about)
+                case "kill" if about[0] not in self._unborn:
+                    self._launcher.kill(*about)
                 case "took":
                     self._room.remove(*about)
                 case "over":
@@ -168,6 +172,14 @@ class Supervisor:
                 case _:
                     getattr(self._observer, what)(*about)
         return False
+
+    def _spawn(self, rank: int, node: int) -> None:
+        """A machine that has no room for one more process is no reason to end those that work."""
+        try:
+            self._launcher.spawn(rank, node)
+        except OSError as error:
+            self._unborn.append(rank)
+            self._observer.never_joined(rank, f"could not be started: {error}")
 
     def _begin_history(self) -> JsonLines | None:
         """A run that starts over drops the histories before it."""
@@ -183,3 +195,22 @@ class Supervisor:
             return JsonLines(folder / f"manager-{self.book.run}.jsonl", False, lambda sentence: None)
         except OSError:
             return None  # a full disk stops no training; a check tells of what is missing
+
+
+class _Gone(Exception):
+    """The manager is."""
+
+
+def _next(link: Connection, within_s: float | None) -> Any:
+    """What it says next, () for a sign of life, None if nothing came; without `within_s` until it is gone."""
+    try:
+        return link.recv() or () if within_s is None or link.poll(within_s) else None
+    except (EOFError, OSError):
+        raise _Gone from None
+
+
+def _say(link: Connection, *message: Any) -> None:
+    try:
+        link.send(message)
+    except OSError:
+        raise _Gone from None
