@@ -330,7 +330,7 @@ def blocked_until_its_timeout(lines: Lines) -> None:
 
 
 def fd_growth(lines: Lines) -> None:
-    one(lines, "rank-0", "entered", epoch=2)["fds"] += 20
+    one(lines, "rank-0", "entered", epoch=2)["fds"] += 40
 
 
 def thread_growth(lines: Lines) -> None:

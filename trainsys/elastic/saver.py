@@ -66,6 +66,12 @@ class Saver:
         self._given_up = max(self._given_up, epoch)
         self._comm.abort(epoch)
 
+    def leave(self) -> None:
+        """Membership changes: the groups go, unless a thread still has to find out."""
+        if self._thread is None or not self._thread.is_alive():
+            self._comm.close()
+            self._epoch = -1
+
     def wait(self) -> None:
         """Until nothing is written any more."""
         if self._thread is not None:

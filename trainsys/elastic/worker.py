@@ -170,6 +170,7 @@ class Worker:
         self.comm.stamps.enter("plan")
         at, self.injector.step, self.control.epoch = self._at, order.step, order.epoch
         self.ahead.enter()
+        self.saver.leave()
         self.engine = None  # its parameters and gradients are never needed again: room for the state to come
         at("plan")
         config = self._config(order)
