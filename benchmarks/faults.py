@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainsys.cli.arguments import Parser
+from trainsys.cli.arguments import Parser, at_least
 from trainsys.config import load
 from trainsys.elastic.agent import run_local
 from trainsys.elastic.drill import compare
@@ -88,6 +88,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
+    at_least("--kills", args.kills)
     rows = []
     references: dict[str, Recorder] = {}
     with tempfile.TemporaryDirectory(prefix="trainsys-faults-") as root:

@@ -124,6 +124,11 @@ def check_bounds(config: Any) -> None:
             f"elastic.move=beside replays steps on the state that moves, elastic.snapshot={config.elastic.snapshot} "
             "keeps no gradients for that; set elastic.snapshot=replay or elastic.move=pause"
         )
+    if config.elastic.snapshot != "replay" and config.cluster.device.backend != "gloo":
+        raise ValueError(
+            f"elastic.snapshot={config.elastic.snapshot} was never run over {config.cluster.device.backend}; "
+            "set elastic.snapshot=replay"
+        )
     if config.elastic.move == "beside" and config.cluster.device.backend != "gloo":
         raise ValueError(
             f"elastic.move=beside connects groups while others are in use, which {config.cluster.device.backend} may "

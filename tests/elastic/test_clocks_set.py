@@ -14,7 +14,7 @@ from tests.tiny import tiny
 from trainsys.config import load
 from trainsys.elastic.agent import LocalCluster
 from trainsys.elastic.clocks import cpufreq, nvml
-from trainsys.elastic.clocks.registry import WAYS, clock_of, open_clock, open_clocks
+from trainsys.elastic.clocks.registry import WAYS, check_clocks, clock_of, open_clock
 from trainsys.elastic.endpoint import Endpoint
 from trainsys.models.geometry import resolve
 from trainsys.space.build import build_layout
@@ -108,7 +108,15 @@ def test_who_has_more_to_do_gets_a_higher_clock_and_the_step_shorter(tmp_path: P
 
 def test_an_emulated_clock_needs_emulated_stages(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.emulate=true alone; set elastic\.clocks=none"):
-        open_clocks(load(tiny(tmp_path, "elastic.clocks=emulated")))
+        check_clocks(load(tiny(tmp_path, "elastic.clocks=emulated")))
+
+
+@pytest.mark.parametrize(
+    ("option", "why"), [("nvml", "is for GPUs"), ("cpufreq", "which 4 ranks share"), ("cpufreq launcher=ray", "nobody")]
+)
+def test_clocks_that_nobody_could_govern(option: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{why}.*set elastic\.clocks=none"):
+        check_clocks(load(tiny(tmp_path, *f"elastic.clocks={option}".split())))
 
 
 def test_every_name_of_the_config_is_a_way() -> None:

@@ -67,7 +67,10 @@ def check_troubles(config: RunConfig) -> None:
     from trainsys.elastic.troubles import parse_troubles
 
     text, most = config.train.emulate_slow, _most_ranks(config)
-    for trouble in parse_troubles("" if text.startswith("file:") else text):
+    path = Path(text.removeprefix("file:"))
+    if text.startswith("file:"):
+        text = path.read_text() if path.exists() else ""
+    for trouble in parse_troubles(text):
         strangers = [rank for rank in (trouble.src, trouble.rank) if rank is not None and rank >= most]
         if strangers:
             raise ValueError(f"train.emulate_slow={trouble} names rank {strangers[0]}, but ranks are 0 to {most - 1:g}")
@@ -126,15 +129,15 @@ def check_launch(config: RunConfig) -> None:
     Raises:
         ValueError: one line with the knob to turn.
     """
+    if config.elastic.clocks != "none":
+        from trainsys.elastic.clocks.registry import check_clocks
+
+        check_clocks(config)
     if config.launcher == "ray":
         from trainsys.elastic.ray_cluster import check_places, connect
 
         connect()
         check_places(config)
-    elif config.elastic.clocks != "none":
-        from trainsys.elastic.clocks.registry import open_clocks
-
-        open_clocks(config)
 
 
 def check_start(config: RunConfig) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def read_wires(path: str | Path) -> Wires:
         found = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise ValueError(f"cannot read wires from {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
@@ -59,7 +62,7 @@ def read_wires(path: str | Path) -> Wires:
 def wires_from(said: Mapping[str, Any]) -> Wires:
     """The wires that a file's content describes. Raises ValueError for what cannot be."""
     kind = said.get("kind")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"kind: {kind!r} is not known; use {', '.join(_KINDS)}")
     needed, defaults = _KINDS[kind]
     known = ("kind", "name", "override", *needed, *defaults)
@@ -77,8 +80,8 @@ def wires_from(said: Mapping[str, Any]) -> Wires:
         if key in values:
             values[key] = _rate(values[key], key)
     values["latency_s"] = _number(values["latency_s"], "latency_s")
-    if values["latency_s"] < 0:
-        raise ValueError(f"latency_s: {values['latency_s']:g} must be at least 0")
+    if not 0 <= values["latency_s"] < inf:
+        raise ValueError(f"latency_s: {values['latency_s']:g} must be at least 0 and finite")
     wires = _MADE[kind](values)
     wires = replace(wires, name=str(said.get("name", wires.name)), links=_overridden(wires, said.get("override") or ()))
     _check_ways(wires)
@@ -95,7 +98,10 @@ def _graph(values: Mapping[str, Any]) -> Wires:
         if a == b or (a, b) in links:
             raise ValueError(f"links: {entry} {'joins a node with itself' if a == b else 'is there twice'}")
         links |= {(a, b): Link(forth, values["latency_s"]), (b, a): Link(back, values["latency_s"])}
-    hosts = tuple(values["hosts_of"]) or (0,) * ranks
+    said = values["hosts_of"] or ()
+    if not isinstance(said, list | tuple):
+        raise ValueError(f"hosts_of: {said!r} must be a list with the number of a host for each of {ranks} ranks")
+    hosts = tuple(said) or (0,) * ranks
     if len(hosts) != ranks or not all(isinstance(host, int) for host in hosts):
         raise ValueError(f"hosts_of: {list(hosts)} must give the number of a host for each of {ranks} ranks")
     return Wires(f"graph n={ranks}", ranks, links, hosts)
@@ -124,7 +130,7 @@ def _overridden(wires: Wires, override: Any) -> dict[Edge, Link]:
     links = dict(wires.links)
     for entry in _entries(override, "override", (3,)):
         edge = (entry[0], entry[1])
-        if edge not in links:
+        if not all(isinstance(end, int) for end in edge) or edge not in links:
             raise ValueError(
                 f"override: {entry} is no link; override changes one of kind's, by the numbers of its ends"
             )

@@ -74,6 +74,11 @@ def join_torchrun(config: RunConfig) -> int:
     """
     if config.train.emulate:
         raise ValueError("train.emulate=true emulates a cluster on one machine; use trainsys train, without torchrun")
+    if config.elastic.spares:
+        raise ValueError(
+            f"elastic.spares={config.elastic.spares}: torchrun starts as many ranks as it was told to; "
+            "set elastic.spares=0, or take another launcher"
+        )
     place = Place.here()
     ranks = config.cluster.nodes * config.cluster.ranks_per_node
     if ranks != place.world_size:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -109,3 +110,6 @@ class Troubles:
                 self._all, self._stat = parse_troubles(path.read_text()), changed
         except OSError:
             self._all = ()
+        except ValueError as error:  # what was said before still holds
+            self._stat = changed
+            print(f"rank {self._rank}: {path}: {error}", file=sys.stderr, flush=True)

@@ -40,13 +40,31 @@ def open_clock(name: str, device: int) -> Setter:
     return setter
 
 
+def check_clocks(config: RunConfig) -> None:
+    """Whether there can be such clocks. Raises ValueError."""
+    name, instead = config.elastic.clocks, "set elastic.clocks=none"
+    if name == "emulated" and not config.train.emulate:
+        raise ValueError(f"elastic.clocks=emulated is for train.emulate=true alone; {instead}")
+    if name in ("none", "emulated"):
+        return
+    if name == "nvml" and config.cluster.device.backend != "nccl":
+        raise ValueError(f"elastic.clocks=nvml is for GPUs, cluster.device.backend=gloo uses none; {instead}")
+    if config.launcher != "local":
+        raise ValueError(
+            f"elastic.clocks={name}: with launcher={config.launcher} nobody puts back the clock of a rank that is "
+            f"killed; {instead}"
+        )
+    here = config.cluster.nodes * config.cluster.ranks_per_node
+    if name == "cpufreq" and here > 1:
+        raise ValueError(f"elastic.clocks=cpufreq sets all cores of a machine, which {here} ranks share; {instead}")
+    open_clocks(config)
+
+
 def open_clocks(config: RunConfig) -> list[Setter]:
     """Those of this machine that ranks will set. Raises ValueError where they may not be set."""
     from trainsys.elastic.worker import device_of
 
     name = config.elastic.clocks
-    if name == "emulated" and not config.train.emulate:
-        raise ValueError("elastic.clocks=emulated is for train.emulate=true alone; set elastic.clocks=none")
     ranks = range(config.cluster.nodes * config.cluster.ranks_per_node) if name != "none" else range(0)
     return [open_clock(name, device) for device in sorted({device_of(config, rank).index or 0 for rank in ranks})]
 
