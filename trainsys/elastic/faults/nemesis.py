@@ -40,7 +40,8 @@ class Nemesis:
     Attributes:
         form: how it is written.
         says: what it does, in a few words.
-        strike: carries it out inside the victim's process; None: somebody else does, or it lasts longer.
+        strike: carries it out inside the victim's process; None: somebody else does, or it lasts longer. LookupError:
+            there is nothing to strike.
         who: whom it names.
         tail: what may follow the name.
         fatal: the rank is out of the run afterwards.
