@@ -194,7 +194,7 @@ class Recorder:
         self.saves.append((step, path, error))
         if error:
             self._progress.say(error)
-        self._note("saved", step=step, path=path, error=error)
+        self._note("saved", step=step, path=path, error=error, beside=self.config.checkpoint.beside)
 
     def manager_lost(self, cause: str, step: int, heard: float) -> None:
         note = self._injected_into_a_manager()
