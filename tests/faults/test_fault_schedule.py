@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import mean
+from typing import Any, Literal
 
 import pytest
 
 from trainsys.config import FaultsConfig, RunConfig, TrainConfig
+from trainsys.elastic import drill_end
 from trainsys.elastic.drill_plan import nemeses_of, planned_faults
 from trainsys.elastic.faults import NEMESES, parse_faults
 from trainsys.elastic.faults.driver import Driver, left_strokes
 from trainsys.elastic.faults.poisson import Stroke, poisson
 from trainsys.elastic.faults.random_storm import random_storm
 from trainsys.elastic.faults.trace import read_trace
+from trainsys.elastic.launchers import LAUNCHERS
 
 
 def test_a_join_counts_from_its_step_on() -> None:
@@ -87,8 +91,8 @@ def test_a_storm_needs_room() -> None:
         random_storm(0, 3, 2, 100, 2)
 
 
-def config_with(**faults: object) -> RunConfig:
-    return RunConfig(faults=FaultsConfig(**faults), train=TrainConfig(steps=100))  # type: ignore[arg-type]
+def config_with(launcher: Literal["local", "ray"] = "local", **faults: object) -> RunConfig:
+    return RunConfig(faults=FaultsConfig(**faults), train=TrainConfig(steps=100), launcher=launcher)  # type: ignore[arg-type]
 
 
 def test_one_source_of_faults_at_a_time() -> None:
@@ -96,6 +100,36 @@ def test_one_source_of_faults_at_a_time() -> None:
         planned_faults(config_with(schedule="kill@3:0", mtbf_s=2.0))
     with pytest.raises(ValueError, match="'lunch' is no kind of fault; there are all, kill"):
         nemeses_of(config_with(nemeses="kill,lunch"))
+
+
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        ({"mtbf_s": 2.0, "expect": "lost"}, r"faults\.expect=lost is for faults by step, not faults\.mtbf_s"),
+        ({"trace": "spot.csv", "expect": "found"}, r"faults\.expect=found is for faults by step, not faults\.trace"),
+        ({"mtbf_s": 2.0, "nemeses": "stop"}, r"faults\.mtbf_s only kills; faults\.nemeses=stop is for faults\.kills"),
+        ({"kills": 2, "nemeses": "all,kill"}, r"faults\.nemeses=all,kill has all beside others; write all, or"),
+        ({"schedule": "wake@3:1", "launcher": "ray"}, "wake@3:1:forward needs all ranks on this machine; set launcher"),
+        ({"schedule": "kill@2:0,cut@3:1+2", "launcher": "ray"}, r"cut@3:1\+2:forward needs all ranks on this machine"),
+        ({"kills": 2, "nemeses": "oneway", "launcher": "ray"}, "oneway needs all ranks on this machine; set launcher"),
+    ],
+)
+def test_faults_that_nobody_would_carry_out_are_refused(faults: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        planned_faults(config_with(**faults))
+
+
+def test_all_kinds_are_those_that_the_launcher_can() -> None:
+    here, there = (set(nemeses_of(config_with(launcher, nemeses="all"))) for launcher in LAUNCHERS)
+    assert here - there == {"wake", "cut", "oneway"}
+
+
+def test_a_drill_that_must_end_and_is_stopped_has_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drill_end, "launch", lambda *_: None)  # returns early, as after SIGINT
+    config = config_with(schedule="kill@3:0", expect="lost")
+    with pytest.raises(KeyboardInterrupt):
+        drill_end.drill_to_the_end(replace(config, run_dir=str(tmp_path)))
+    assert not (tmp_path / "report.json").exists()
 
 
 # -- by the clock ----------------------------------------------------------------------------------------------------

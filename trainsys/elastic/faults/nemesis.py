@@ -47,6 +47,7 @@ class Nemesis:
         fatal: the rank is out of the run afterwards.
         changes: a change of layout follows.
         of_manager: ``manager`` may be named instead of a rank.
+        local: it takes that all ranks are processes of this machine, which the agent started itself.
     """
 
     form: str
@@ -57,3 +58,4 @@ class Nemesis:
     fatal: bool = False
     changes: bool = False
     of_manager: bool = False
+    local: bool = False

@@ -31,7 +31,10 @@ def _shut(event: FaultEvent, victim: Victim, how: int) -> None:
         raise LookupError(f"rank {event.peer} is gone: {error}") from None
 
 
-CUT = Nemesis("cut@STEP:RANK+PEER[:PHASE]", "the connections of two ranks break", both_ways, "pair", changes=True)
-ONEWAY = Nemesis(
-    "oneway@STEP:RANK+PEER[:PHASE]", "what the first sends the second no longer arrives", one_way, "pair", changes=True
+CUT = Nemesis(
+    "cut@STEP:RANK+PEER[:PHASE]", "the connections of two ranks break", both_ways, "pair", changes=True, local=True
 )
+ONEWAY = Nemesis(
+    "oneway@STEP:RANK+PEER[:PHASE]", "what the first sends the second no longer arrives", one_way, "pair",
+    changes=True, local=True,
+)  # fmt: skip
