@@ -21,7 +21,7 @@ def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
     _check_source(config)
     if not faults.schedule:
         return _random(config)
-    events = parse_faults(faults.schedule, _world(config), config.train.steps)
+    events = parse_faults(faults.schedule, _world(config) + config.elastic.spares, config.train.steps)
     for event in events:
         if NEMESES[event.kind].local and config.launcher != "local":
             raise ValueError(f"faults.schedule: {event} needs all ranks on this machine; set launcher=local")
@@ -94,8 +94,9 @@ def _random(config: RunConfig) -> tuple[FaultEvent, ...]:
         return ()
     anywhere = [p for p in STEP_PHASES if p != "send"]  # after a loss there may be no pipeline any more that sends
     return random_storm(
-        faults.seed, faults.kills, _world(config), config.train.steps, faults.rejoin_after, kinds, anywhere
-    )
+        faults.seed, faults.kills, _world(config), config.train.steps, faults.rejoin_after, kinds, anywhere,
+        spares=config.elastic.spares,
+    )  # fmt: skip
 
 
 def _world(config: RunConfig) -> int:
