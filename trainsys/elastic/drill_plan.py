@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from trainsys.config import RunConfig
 from trainsys.elastic.faults import CHANGE_PHASES, NEMESES, STEP_PHASES, FaultEvent, parse_faults, random_kills
+from trainsys.elastic.faults.event import MANAGER_CHANGE_PHASES
 from trainsys.elastic.faults.random_storm import random_storm
 
-_IN_A_CHANGE = (*CHANGE_PHASES, "open", "switch", "call")
+_IN_A_CHANGE = (*CHANGE_PHASES, *MANAGER_CHANGE_PHASES)
 
 
 def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:

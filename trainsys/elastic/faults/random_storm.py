@@ -9,7 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from trainsys.elastic.faults.event import CHANGE_PHASES, MANAGER, STEP_PHASES, FaultEvent
+from trainsys.elastic.faults.event import (
+    CHANGE_PHASES,
+    MANAGER,
+    MANAGER_CHANGE_PHASES,
+    MANAGER_STEP_PHASES,
+    STEP_PHASES,
+    FaultEvent,
+)
 from trainsys.elastic.faults.registry import NEMESES
 
 _WITHIN_A_CHANGE = ("kill", "stop", "wake", "cut", "oneway", "join")
@@ -102,7 +109,7 @@ class _Storm:
         elif nemesis.who == "":
             self._add(FaultEvent(kind, step))
         elif nemesis.of_manager and self._rng.random() < _MANAGER_SHARE:
-            phase = self._rng.choice(("open", "switch", "call") if within else ("collect", "tell"))
+            phase = self._rng.choice(MANAGER_CHANGE_PHASES if within else MANAGER_STEP_PHASES)
             self._add(FaultEvent(kind, step, MANAGER, phase))
         elif kind == "flip":  # and the machine with the bad memory goes: its copy is nobody's source
             rank = self._victim()
