@@ -13,6 +13,26 @@ def test_an_empty_override_is_the_empty_string() -> None:
     assert load(["faults.schedule="]).faults.schedule == ""
 
 
+@pytest.mark.parametrize(
+    "text", ["yes", "2024_01", "007", "12:30", "1e3", "null", "a: b", "[x", "it's", "a #b", "~/runs", "2024-01-02"]
+)
+def test_a_text_is_what_stands_there(text: str) -> None:
+    """Not what YAML would make of it."""
+    assert load([f"run_dir={text}"]).run_dir == text
+    assert load([f"cluster.links.file={text}"]).cluster.links.file == text
+
+
+@pytest.mark.parametrize(("given", "text"), [("'007'", "007"), ('"a b"', "a b"), ("''", ""), ("'it''s'", "it's")])
+def test_quotes_around_a_text_go(given: str, text: str) -> None:
+    assert load([f"train.init_from={given}"]).train.init_from == text
+
+
+def test_what_is_no_text_is_read_as_yaml() -> None:
+    config = load(["train.steps=1_000", "checkpoint.beside=yes", "elastic.clocks=none", "parallel.stage_layers=[1, 2]"])
+    assert (config.train.steps, config.checkpoint.beside, config.elastic.clocks) == (1000, True, "none")
+    assert config.parallel.stage_layers == (1, 2)
+
+
 def test_later_files_win_and_bases_come_first(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("train: {steps: 3, seed: 1}")
     (tmp_path / "run.yaml").write_text("base: base.yaml\ntrain: {steps: 5}")

@@ -288,7 +288,7 @@ def load(args: Sequence[str]) -> RunConfig:
     from trainsys.bounds import check_bounds
 
     files = [a for a in args if "=" not in a]
-    overrides = [a + "''" if a.endswith("=") else a for a in args if "=" in a]  # key= is the empty string
+    overrides = [_literal(a) for a in args if "=" in a]
     _check_keys([a.partition("=")[0] for a in overrides])
     merged: Any = OmegaConf.structured(RunConfig)
     OmegaConf.set_readonly(merged, False)
@@ -299,12 +299,33 @@ def load(args: Sequence[str]) -> RunConfig:
         merged = _merge(merged, OmegaConf.from_dotlist(overrides))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ValueError(_one_line(error, " ".join(overrides))) from None
+        raise ValueError(_one_line(error, " ".join(a for a in args if "=" in a))) from None
     except YAMLError:
         raise ValueError(_unreadable(overrides)) from None
     assert isinstance(config, RunConfig)
     check_bounds(config)
     return config
+
+
+def _literal(override: str) -> str:
+    """Of a text what stands there, which YAML would read as a number or more: ``run_dir=007``. ``key=`` is empty."""
+    key, _, value = override.partition("=")
+    if not value:
+        return f"{key}=''"
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in ("'", '"')
+    if quoted or not _is_text(key):
+        return override
+    inside = value.replace("'", "''")
+    return f"{key}='{inside}'"
+
+
+def _is_text(key: str) -> bool:
+    """Whether a dotted key has any text for its value; one of a few words is none."""
+    part: Any = RunConfig()
+    *sections, last = key.split(".")
+    for name in sections:
+        part = getattr(part, name, None)
+    return dataclasses.is_dataclass(part) and any(f.name == last and f.type == "str" for f in dataclasses.fields(part))
 
 
 def _unreadable(overrides: Sequence[str]) -> str:

@@ -162,6 +162,18 @@ def test_a_fresh_rank_is_told_when_it_works(tmp_path: Path) -> None:
     assert any(line.startswith("rank 3 works from step 4 on; dp 1→2 at stage 1") for line in page.lines)
 
 
+def test_faults_of_managers_are_known_in_whatever_order_they_strike(tmp_path: Path) -> None:
+    """Their notes are numbered by their place in the schedule."""
+    with Recorder(CONFIG, tmp_path) as recorder:
+        (tmp_path / "faults").mkdir()
+        for number, phase in ((1, "open"), (0, "tell")):
+            note = {"kind": "kill", "rank": -1, "phase": phase, "step": 5, "time": time.monotonic()}
+            (tmp_path / "faults" / f"manager-{number}.json").write_text(json.dumps(note))
+            recorder.manager_lost("exit", 5, time.monotonic())
+        recorder.manager_lost("exit", 6, time.monotonic())
+    assert [(t.kind, t.phase) for t in recorder.takeovers] == [("kill", "open"), ("kill", "tell"), ("exit", "")]
+
+
 @pytest.mark.parametrize(
     ("samples", "lost", "repeated"),
     [

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 
-from trainsys.config import FaultsConfig, RunConfig, TrainConfig
+from trainsys.config import ClusterConfig, ElasticConfig, FaultsConfig, RunConfig, TrainConfig
+from trainsys.elastic import drill_end
 from trainsys.elastic.drill_plan import nemeses_of, planned_faults
-from trainsys.elastic.faults import NEMESES, parse_faults
+from trainsys.elastic.faults import NEMESES, Injector, parse_faults
 from trainsys.elastic.faults.driver import Driver, left_strokes
+from trainsys.elastic.faults.notes import read_notes
 from trainsys.elastic.faults.poisson import Stroke, poisson
 from trainsys.elastic.faults.random_storm import random_storm
 from trainsys.elastic.faults.trace import read_trace
+from trainsys.elastic.launchers import LAUNCHERS
 
 
 def test_a_join_counts_from_its_step_on() -> None:
@@ -80,6 +87,48 @@ def test_a_storm_is_a_schedule(seed: int) -> None:
     assert len([event for event in storm if event.kind == "join"]) >= len(lost)
 
 
+def test_the_first_fresh_rank_has_the_number_after_the_spares() -> None:
+    cluster, elastic = ClusterConfig(nodes=1, ranks_per_node=4), ElasticConfig(spares=1)
+    config = replace(config_with(schedule="join@2,kill@5:5"), cluster=cluster, elastic=elastic)
+    assert [event.rank for event in planned_faults(config)] == [-1, 5]
+    with pytest.raises(ValueError, match="ranks are 0 to 4 then"):
+        planned_faults(replace(config, faults=FaultsConfig(schedule="kill@2:5,join@2")))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_storm_strikes_who_works_in_the_place_of_the_lost(seed: int) -> None:
+    """Spares first, in their order, and then the fresh ranks; nobody who stands by, and no rank that will not be."""
+    storm, spares = random_storm(seed, 30, 4, 200, 2, kinds=("kill", "join"), share=0.0, spares=2), 2
+    assert parse_faults(",".join(map(str, storm)), 4 + spares, 200) == storm
+    working, standing_by, fresh = set(range(4)), list(range(4, 4 + spares)), 4 + spares
+    for event in storm:
+        while len(standing_by) > spares or (standing_by and len(working) < 4):
+            working.add(standing_by.pop(0))
+        if event.kind == "join":
+            standing_by.append(fresh)
+            fresh += 1
+        elif not event.of_manager:
+            assert event.rank in working, (event, working)
+            working.remove(event.rank)
+
+
+def test_a_rank_waits_for_the_fresh_one_and_not_for_a_spare(tmp_path: Path) -> None:
+    """The spare, rank 4, is there; the one that joins, rank 5, comes a little later."""
+    folder, waited = tmp_path / "faults", list[int]()
+    victim: Any = SimpleNamespace(config=RunConfig(run_dir=str(tmp_path), elastic=ElasticConfig(spares=1)), rank=0)
+    events = parse_faults("join@1,kill@3:1", 5, 20)
+    injector = Injector(events, 0, folder, victim=victim, world_size=4, waited=lambda _, step: waited.append(step))
+    folder.mkdir()
+    (folder / "4.pid").write_text("1")
+    timer = threading.Timer(0.1, lambda: (folder / "5.pid").write_text("1"))
+    timer.start()
+    injector.step = 2
+    injector.at("forward")
+    assert (folder / "5.pid").exists()
+    assert waited == [2]
+    timer.join()
+
+
 def test_a_storm_needs_room() -> None:
     with pytest.raises(ValueError, match=r"set faults\.rejoin_after to 1 or more and train\.steps=186"):
         random_storm(0, 30, 4, 100, 2)
@@ -87,8 +136,8 @@ def test_a_storm_needs_room() -> None:
         random_storm(0, 3, 2, 100, 2)
 
 
-def config_with(**faults: object) -> RunConfig:
-    return RunConfig(faults=FaultsConfig(**faults), train=TrainConfig(steps=100))  # type: ignore[arg-type]
+def config_with(launcher: Literal["local", "ray"] = "local", **faults: object) -> RunConfig:
+    return RunConfig(faults=FaultsConfig(**faults), train=TrainConfig(steps=100), launcher=launcher)  # type: ignore[arg-type]
 
 
 def test_one_source_of_faults_at_a_time() -> None:
@@ -96,6 +145,36 @@ def test_one_source_of_faults_at_a_time() -> None:
         planned_faults(config_with(schedule="kill@3:0", mtbf_s=2.0))
     with pytest.raises(ValueError, match="'lunch' is no kind of fault; there are all, kill"):
         nemeses_of(config_with(nemeses="kill,lunch"))
+
+
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        ({"mtbf_s": 2.0, "expect": "lost"}, r"faults\.expect=lost is for faults by step, not faults\.mtbf_s"),
+        ({"trace": "spot.csv", "expect": "found"}, r"faults\.expect=found is for faults by step, not faults\.trace"),
+        ({"mtbf_s": 2.0, "nemeses": "stop"}, r"faults\.mtbf_s only kills; faults\.nemeses=stop is for faults\.kills"),
+        ({"kills": 2, "nemeses": "all,kill"}, r"faults\.nemeses=all,kill has all beside others; write all, or"),
+        ({"schedule": "wake@3:1", "launcher": "ray"}, "wake@3:1:forward needs all ranks on this machine; set launcher"),
+        ({"schedule": "kill@2:0,cut@3:1+2", "launcher": "ray"}, r"cut@3:1\+2:forward needs all ranks on this machine"),
+        ({"kills": 2, "nemeses": "oneway", "launcher": "ray"}, "oneway needs all ranks on this machine; set launcher"),
+    ],
+)
+def test_faults_that_nobody_would_carry_out_are_refused(faults: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        planned_faults(config_with(**faults))
+
+
+def test_all_kinds_are_those_that_the_launcher_can() -> None:
+    here, there = (set(nemeses_of(config_with(launcher, nemeses="all"))) for launcher in LAUNCHERS)
+    assert here - there == {"wake", "cut", "oneway"}
+
+
+def test_a_drill_that_must_end_and_is_stopped_has_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drill_end, "launch", lambda *_: None)  # returns early, as after SIGINT
+    config = config_with(schedule="kill@3:0", expect="lost")
+    with pytest.raises(KeyboardInterrupt):
+        drill_end.drill_to_the_end(replace(config, run_dir=str(tmp_path)))
+    assert not (tmp_path / "report.json").exists()
 
 
 # -- by the clock ----------------------------------------------------------------------------------------------------
@@ -153,6 +232,23 @@ def test_strokes_that_a_run_does_not_reach_are_left(tmp_path: Path) -> None:
     random.start()
     random.close()
     assert left_strokes(tmp_path / "random") == []
+
+
+def test_nodes_that_come_at_time_0_are_ranks_of_their_own(tmp_path: Path) -> None:
+    """Though one of them goes before the next comes: both removals find the rank of their node."""
+    strokes = [
+        Stroke(0.0, "add", "a"), Stroke(0.0, "add", "b"), Stroke(0.0, "remove", "a"), Stroke(0.0, "add", "c"),
+        Stroke(0.0, "remove", "b"), Stroke(0.0, "remove", "c"), Stroke(60.0, "add", "d"),
+    ]  # fmt: skip
+    for rank in range(4):
+        (tmp_path / f"{rank}.pid").write_text("1")
+    gone = 2**22 + 1  # no such process: nobody is signalled
+    driver = Driver(strokes, tmp_path, lambda: 1, lambda: dict.fromkeys(range(4), gone), lambda node: None, 1)
+    driver.start()
+    time.sleep(0.3)
+    driver.close()
+    assert [note["rank"] for note in read_notes(tmp_path)] == [0, 1, 2]
+    assert left_strokes(tmp_path) == ["add d at 60 s"]
 
 
 def test_a_trace_that_is_not_there() -> None:

@@ -68,6 +68,7 @@ class LocalCluster:
     def close(self, grace_s: float) -> None:
         """Wait up to `grace_s` seconds for the processes to leave, then end those still there; clocks are as before."""
         deadline = time.monotonic() + grace_s
+        self._zombies.join(grace_s)
         for process in self._processes.values():
             process.join(timeout=max(0.0, deadline - time.monotonic()))
         for process in self._processes.values():

@@ -18,7 +18,7 @@ from trainsys.elastic.drill_result import by_step, compare, idle_victims, not_st
 from trainsys.elastic.faults import FaultEvent
 from trainsys.elastic.faults.driver import left_strokes, strokes_of
 from trainsys.elastic.faults.notes import read_notes
-from trainsys.elastic.faults.zombies import read_zombies
+from trainsys.elastic.faults.zombies import BY_ITSELF, read_zombies
 from trainsys.elastic.goodput import goodput
 from trainsys.elastic.launchers import launch
 from trainsys.elastic.progress import Screen
@@ -27,7 +27,7 @@ from trainsys.planner.predict import predict
 
 _OUTPUTS = (
     "checkpoints", "faults", "history", "tensorboard", "undisturbed", "metrics.jsonl", "history.jsonl", "report.json",
-    "report.md", "loss.png", "timeline.png", "trace.json", "epochs.png",
+    "report.md", "loss.png", "timeline.png", "trace.json", "epochs.png", "soak.json",
 )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ class Drill:
         faults = r["not_struck"] or r["unplanned"]
         clean = not (r["steps_lost"] or r["samples_lost"] or r["samples_repeated"] or faults)
         clean = clean and False not in r["invariants"].values()
-        clean = clean and all(zombie["ended"] == "by itself" for zombie in r["zombies"])
+        clean = clean and all(zombie["ended"] == BY_ITSELF for zombie in r["zombies"])
         return clean and (self.config.train.emulate or (r["bit_equal_loss"] and r["bit_equal_grad_norm"]))
 
 
@@ -117,8 +117,8 @@ def clear_outputs(run_dir: Path) -> None:
     """Remove what an earlier drill left; never a training run."""
     if not is_drill(run_dir) and ((run_dir / "checkpoints").exists() or (run_dir / "metrics.jsonl").exists()):
         raise ValueError(f"run_dir={run_dir} holds a training run that a drill would overwrite; set another run_dir")
-    for name in _OUTPUTS:
-        path = run_dir / name
+    storms = [path for path in run_dir.glob("seed-*") if is_drill(path)]  # of a soak, that failed
+    for path in [*(run_dir / name for name in _OUTPUTS), *storms]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -160,7 +160,7 @@ def _result(
         "predicted_step_s": predicted_s,
         "measured_step_s": median(undisturbed.step_s),
         "emulated": config.train.emulate,
-        "goodput": goodput(config.run_dir) if config.elastic.history else None,
+        "goodput": _goodput(config),
         "overhead": _overhead(disturbed, undisturbed),
         "invariants": _invariants(config, undisturbed.run_dir),
     }
@@ -176,6 +176,14 @@ def _overhead(disturbed: Recorder, undisturbed: Recorder) -> dict[str, Any]:
         "step_s": step_s, "undisturbed_step_s": quiet_s, "relative": step_s / quiet_s - 1,
         "undisturbed_quartiles_s": [low_s, high_s], "within_noise": low_s <= step_s <= high_s,
     }  # fmt: skip
+
+
+def _goodput(config: RunConfig) -> dict[str, float] | None:
+    """None: no history."""
+    try:
+        return goodput(config.run_dir) if config.elastic.history else None
+    except ValueError:  # nothing could be written
+        return None
 
 
 def _invariants(config: RunConfig, quiet: Path) -> dict[str, bool | None]:

@@ -31,6 +31,7 @@ def drill_to_the_end(config: RunConfig, console: Screen | None = None) -> dict[s
 
     Raises:
         ValueError: for a schedule that cannot strike, or without a history to judge by.
+        KeyboardInterrupt: it was stopped before its last step.
     """
     if not config.elastic.history:
         raise ValueError(f"faults.expect={config.faults.expect} needs elastic.history=true to be judged by")
@@ -44,6 +45,8 @@ def drill_to_the_end(config: RunConfig, console: Screen | None = None) -> dict[s
                 launch(config, recorder, events)
             except ElasticError as error:
                 reason = str(error)
+        if not reason and recorder.next_step < config.train.steps:
+            raise KeyboardInterrupt  # a signal ended it
         found = check_run(folder)
         result = {
             "expect": config.faults.expect,

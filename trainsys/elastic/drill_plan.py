@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from trainsys.config import RunConfig
 from trainsys.elastic.faults import CHANGE_PHASES, NEMESES, STEP_PHASES, FaultEvent, parse_faults, random_kills
+from trainsys.elastic.faults.event import MANAGER_CHANGE_PHASES
 from trainsys.elastic.faults.random_storm import random_storm
 
-_IN_A_CHANGE = (*CHANGE_PHASES, "open", "switch", "call")
+_IN_A_CHANGE = (*CHANGE_PHASES, *MANAGER_CHANGE_PHASES)
 
 
 def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
@@ -18,19 +19,13 @@ def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
         ValueError: one line, for a schedule that cannot be or a phase that never comes.
     """
     faults = config.faults
-    asked = {
-        "faults.schedule": bool(faults.schedule), "faults.kills": bool(faults.kills),
-        "faults.mtbf_s": bool(faults.mtbf_s), "faults.trace": bool(faults.trace),
-    }  # fmt: skip
-    names = [name for name, is_set in asked.items() if is_set]
-    if len(names) > 1:
-        raise ValueError(f"{' and '.join(names)} are {'both' if len(names) == 2 else 'all'} set; set one of them")
-    if (faults.mtbf_s or faults.trace) and config.launcher != "local":
-        raise ValueError(f"{names[0]} signals processes of this machine; set launcher=local")
+    _check_source(config)
     if not faults.schedule:
         return _random(config)
-    events = parse_faults(faults.schedule, _world(config), config.train.steps)
+    events = parse_faults(faults.schedule, _world(config) + config.elastic.spares, config.train.steps)
     for event in events:
+        if NEMESES[event.kind].local and config.launcher != "local":
+            raise ValueError(f"faults.schedule: {event} needs all ranks on this machine; set launcher=local")
         if event.phase == "send" and config.parallel.pp == 1:
             raise ValueError(
                 f"faults.schedule: {event} never strikes, nothing is sent with parallel.pp=1; name another phase"
@@ -43,14 +38,44 @@ def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
     return events
 
 
+def _check_source(config: RunConfig) -> None:
+    """One source of faults, which can do what is asked of it. Raises ValueError."""
+    faults = config.faults
+    asked = {
+        "faults.schedule": bool(faults.schedule), "faults.kills": bool(faults.kills),
+        "faults.mtbf_s": bool(faults.mtbf_s), "faults.trace": bool(faults.trace),
+    }  # fmt: skip
+    names = [name for name, is_set in asked.items() if is_set]
+    if len(names) > 1:
+        raise ValueError(f"{' and '.join(names)} are {'both' if len(names) == 2 else 'all'} set; set one of them")
+    if not (faults.mtbf_s or faults.trace):
+        return
+    if config.launcher != "local":
+        raise ValueError(f"{names[0]} signals processes of this machine; set launcher=local")
+    if faults.expect != "survive":
+        raise ValueError(
+            f"faults.expect={faults.expect} is for faults by step, not {names[0]}; set faults.schedule or faults.kills"
+        )
+    if nemeses_of(config) != ("kill",):
+        raise ValueError(f"{names[0]} only kills; faults.nemeses={faults.nemeses} is for faults.kills, leave it out")
+
+
 def nemeses_of(config: RunConfig) -> Sequence[str]:
-    """Kinds of the random faults. Raises ValueError for a name that is none."""
+    """Kinds of the random faults. Raises ValueError for a name that is none, or one that cannot be carried out."""
     asked = [name.strip() for name in config.faults.nemeses.split(",")]
+    here = config.launcher == "local"
     if asked == ["all"]:
-        return tuple(name for name in NEMESES if name != "flip" or _mirrors(config))
+        possible = {name for name, nemesis in NEMESES.items() if here or not nemesis.local}
+        return tuple(name for name in NEMESES if name in possible and (name != "flip" or _mirrors(config)))
+    if "all" in asked:
+        raise ValueError(
+            f"faults.nemeses={config.faults.nemeses} has all beside others; write all, or kinds without it"
+        )
     for name in asked:
         if name not in NEMESES:
             raise ValueError(f"faults.nemeses: {name!r} is no kind of fault; there are all, {', '.join(NEMESES)}")
+        if NEMESES[name].local and not here:
+            raise ValueError(f"faults.nemeses: {name} needs all ranks on this machine; set launcher=local")
     return tuple(asked)
 
 
@@ -70,8 +95,9 @@ def _random(config: RunConfig) -> tuple[FaultEvent, ...]:
         return ()
     anywhere = [p for p in STEP_PHASES if p != "send"]  # after a loss there may be no pipeline any more that sends
     return random_storm(
-        faults.seed, faults.kills, _world(config), config.train.steps, faults.rejoin_after, kinds, anywhere
-    )
+        faults.seed, faults.kills, _world(config), config.train.steps, faults.rejoin_after, kinds, anywhere,
+        spares=config.elastic.spares,
+    )  # fmt: skip
 
 
 def _world(config: RunConfig) -> int:

@@ -90,13 +90,16 @@ def _detections(attempt: Attempt, run_dir: Path) -> Iterator[tuple[float, float]
 
 
 def _saves(attempt: Attempt, run_dir: Path) -> Iterator[tuple[float, float]]:
-    """From the verdict that asked for a checkpoint to its end, written or not."""
+    """From the verdict that asked for a checkpoint to its end, written or not.
+
+    One that was written beside the steps took no time from them; after the last one, in a pause, there are none.
+    """
     committed = [line["t_s"] for line in (*attempt.told("committed"), *attempt.told("switched"))]
     offset = attempt.start["unix_s"] - attempt.start["t_s"]
     path = run_dir / "history.jsonl"
     for text in path.read_text().splitlines() if path.exists() else ():
         line = json.loads(text)
-        if line["event"] == "saved":
+        if line["event"] == "saved" and not line.get("beside"):
             end = line["unix_s"] - offset
             yield from ((start, end) for start in [max((t for t in committed if t <= end), default=end)])
 

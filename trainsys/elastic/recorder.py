@@ -85,6 +85,7 @@ class Recorder:
         self.saves: list[tuple[int, str, str]] = []
         self.traces: dict[int, dict[int, tuple[Event, ...]]] = {}
         self.layouts: dict[int, Layout] = {}
+        self._claimed = set[str]()  # notes of faults of managers, by name
         self._pending: list[_Pending] = []
         self._standing_by: list[int] = []
         self._arrived: list[str] = []  # told after the losses of the same change
@@ -193,10 +194,10 @@ class Recorder:
         self.saves.append((step, path, error))
         if error:
             self._progress.say(error)
-        self._note("saved", step=step, path=path, error=error)
+        self._note("saved", step=step, path=path, error=error, beside=self.config.checkpoint.beside)
 
     def manager_lost(self, cause: str, step: int, heard: float) -> None:
-        note = self._injected(f"manager-{len(self.takeovers)}")
+        note = self._injected_into_a_manager()
         at = note["time"] if note else heard
         kind, phase = (note["kind"], note["phase"]) if note else (cause, "")
         step = note["step"] if note else step
@@ -252,6 +253,16 @@ class Recorder:
             note: dict[str, Any] = json.loads((self.run_dir / "faults" / f"{name}.json").read_text())
         except (OSError, ValueError):
             return None
+        return note
+
+    def _injected_into_a_manager(self) -> dict[str, Any] | None:
+        """The oldest note that no loss of a manager has claimed; their numbers do not tell the order."""
+        names = {path.stem for path in (self.run_dir / "faults").glob("manager-*.json")} - self._claimed
+        found = [(note["time"], name, note) for name in names if (note := self._injected(name)) is not None]
+        if not found:
+            return None
+        _, name, note = min(found, key=lambda entry: entry[:2])
+        self._claimed.add(name)
         return note
 
     def _recovered(self, step: int, now: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import traceback
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from trainsys.config import FaultsConfig, RunConfig
 from trainsys.elastic.claim import claimed
 from trainsys.elastic.drill import clear_outputs, run_drill
+from trainsys.elastic.faults.zombies import BY_ITSELF
 from trainsys.elastic.launchers import launch
 from trainsys.elastic.phase import ElasticError
 from trainsys.elastic.progress import Screen
@@ -110,23 +112,44 @@ def _undisturbed(config: RunConfig, folder: Path, page: Page) -> Recorder:
 
 
 def _once(config: RunConfig, folder: Path, reference: Recorder, tally: Tally, page: Page) -> None:
-    """One storm."""
+    """One storm. Whatever ends it is its failure, and the soak goes on; input that is bad is told by the first."""
     seed = config.faults.seed
     try:
         done = run_drill(replace(config, run_dir=str(folder)), page, reference)
-    except ElasticError as error:
-        tally.runs += 1
-        tally.failed += 1
-        tally.failures.append({"seed": seed, "why": str(error)})
-        page.print(f"seed {seed}: {error}")
+    except Exception as error:
+        if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError) and not tally.runs:
+            raise
+        _failed(error, seed, folder, tally, page)
         return
     tally.add(done.result, done.passed)
     if done.passed:
         shutil.rmtree(folder)
     else:
-        r = done.result
-        why = [f"{name} violated" for name, holds in r["invariants"].items() if holds is False]
-        why += [*r["not_struck"], *r["unplanned"]]
-        why += [f"{r[key]} {key}" for key in ("steps_lost", "samples_lost", "samples_repeated") if r[key]]
-        tally.failures.append({"seed": seed, "why": "; ".join(why) or "the loss has other bits"})
+        tally.failures.append({"seed": seed, "why": why_failed(done.result)})
     page.print(f"seed {seed}: {'passed' if done.passed else 'FAILED'}")
+
+
+def _failed(error: Exception, seed: int, folder: Path, tally: Tally, page: Page) -> None:
+    """A storm that did not come to its end; ``traceback.txt`` in its folder tells more of a defect."""
+    tally.runs += 1
+    tally.failed += 1
+    lines = str(error).strip().splitlines()
+    why = " ".join(lines if len(lines) < 2 else (lines[0], lines[-1]))  # of a traceback within
+    if not isinstance(error, ElasticError):
+        why = f"{type(error).__name__}: {why}"
+        folder.mkdir(exist_ok=True)
+        (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+    tally.failures.append({"seed": seed, "why": why})
+    page.print(f"seed {seed}: {why}")
+
+
+def why_failed(result: dict[str, Any]) -> str:
+    """Everything for which a drill's result is none that passes."""
+    why = [f"{name} violated" for name, holds in result["invariants"].items() if holds is False]
+    why += [f"{event} never struck" for event in result["not_struck"]]
+    why += [f"{who} lost though nobody killed it" for who in result["unplanned"]]
+    why += [f"{result[key]} {key}" for key in ("steps_lost", "samples_lost", "samples_repeated") if result[key]]
+    why += [f"zombie {z['rank']}: {z['ended']}" for z in result["zombies"] if z["ended"] != BY_ITSELF]
+    bits = {"bit_equal_loss": "the loss", "bit_equal_grad_norm": "the gradient norm"}
+    why += [f"{what} has other bits" for key, what in bits.items() if result[key] is False]
+    return "; ".join(why)

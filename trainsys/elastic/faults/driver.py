@@ -83,6 +83,7 @@ class Driver:
         self._kills: list[tuple[float, int]] = []  # (time, rank) of those with notice
         self._struck = set[int]()
         self._rank_of: dict[str, int] = {}
+        self._first = 0  # nodes added at time 0, those that were removed again among them
         self._coming: list[str] = []
         self._count = 0
         self._missed: list[Stroke] = []  # of a trace, that found nobody to strike
@@ -127,7 +128,8 @@ class Driver:
                 self._coming.append(stroke.node)
                 self._fresh()
             else:  # one of the ranks that there are
-                self._rank_of[stroke.node] = len(self._rank_of)
+                self._rank_of[stroke.node] = self._first
+                self._first += 1
             return
         living = self._living()
         rank = self._victim(stroke, living)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 STEP_PHASES = ("forward", "send", "backward", "reduce", "snapshot", "optimizer")
 CHANGE_PHASES = ("plan", "connect", "transfer", "verify", "commit")  # inside a transition
 PHASES = STEP_PHASES + CHANGE_PHASES
-MANAGER_PHASES = ("collect", "tell", "open", "switch", "call")  # of its decisions; see `elastic.strikes`
+MANAGER_STEP_PHASES = ("collect", "tell")  # of its decisions; see `elastic.strikes`
+MANAGER_CHANGE_PHASES = ("open", "switch", "call")
+MANAGER_PHASES = MANAGER_STEP_PHASES + MANAGER_CHANGE_PHASES
 MANAGER = -1  # in the place of a rank
 
 

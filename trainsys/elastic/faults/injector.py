@@ -27,7 +27,8 @@ class Injector:
 
     Args:
         victim: what the strikes may touch; None: signals only.
-        world_size: ranks that the run begins with; the first that joins has this number. 0: nobody is waited for.
+        world_size: ranks that work when all is well; the first that joins comes after the spares. 0: nobody is
+            waited for.
         waited: told of the seconds for which this rank waited for a fresh one, and the step.
     """
 
@@ -41,7 +42,8 @@ class Injector:
         self._joins = sorted(e.step for e in events if e.kind == "join")
         self._due = {e.step for e in events if e.kind not in ("join", "full")}
         self._rank, self._folder, self._struck, self._victim = rank, folder, struck, victim
-        self._world_size, self._waited = world_size, waited
+        spares = victim.config.elastic.spares if victim is not None else 0
+        self._first_fresh, self._waited = world_size + spares if world_size else None, waited
         self.step = 0
         self.microbatches = 1  # of this rank in a step
         self.portions = 1  # of a transition
@@ -118,11 +120,11 @@ class Injector:
 
         One step earlier all ranks wait for a fresh one, so that the boundary in between lets it in.
         """
-        if self.step + 1 not in self._due:
+        if self.step + 1 not in self._due or self._first_fresh is None:
             return
-        wanted = self._world_size + sum(step <= self.step for step in self._joins)
+        wanted = self._first_fresh + sum(step <= self.step for step in self._joins)
         began = time.monotonic()
-        for rank in range(self._world_size, wanted):
+        for rank in range(self._first_fresh, wanted):
             while process_of(self._folder, rank) is None and time.monotonic() - began < _ARRIVAL_S:
                 time.sleep(_LOOK_S)
         if time.monotonic() - began > _LOOK_S:

@@ -40,12 +40,14 @@ class Nemesis:
     Attributes:
         form: how it is written.
         says: what it does, in a few words.
-        strike: carries it out inside the victim's process; None: somebody else does, or it lasts longer.
+        strike: carries it out inside the victim's process; None: somebody else does, or it lasts longer. LookupError:
+            there is nothing to strike.
         who: whom it names.
         tail: what may follow the name.
         fatal: the rank is out of the run afterwards.
         changes: a change of layout follows.
         of_manager: ``manager`` may be named instead of a rank.
+        local: it takes that all ranks are processes of this machine, which the agent started itself.
     """
 
     form: str
@@ -56,3 +58,4 @@ class Nemesis:
     fatal: bool = False
     changes: bool = False
     of_manager: bool = False
+    local: bool = False

@@ -16,6 +16,9 @@ _TAIL = {"": r"", "phase": r"(?::(?P<phase>[a-z]+))?", "scale": r":x(?P<factor>\
 def parse_faults(text: str, world_size: int, steps: int) -> tuple[FaultEvent, ...]:
     """Parse ``"kill@17:2:backward,stop@30:0,cut@33:1+3,slow@35:1:x5:10,join@40"``.
 
+    Args:
+        world_size: ranks that the run begins with, spares among them; the first that joins has this number.
+
     Raises:
         ValueError: naming the item, for a form, rank, phase or step that cannot be.
     """

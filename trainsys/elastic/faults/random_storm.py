@@ -9,7 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from trainsys.elastic.faults.event import CHANGE_PHASES, MANAGER, STEP_PHASES, FaultEvent
+from trainsys.elastic.faults.event import (
+    CHANGE_PHASES,
+    MANAGER,
+    MANAGER_CHANGE_PHASES,
+    MANAGER_STEP_PHASES,
+    STEP_PHASES,
+    FaultEvent,
+)
 from trainsys.elastic.faults.registry import NEMESES
 
 _WITHIN_A_CHANGE = ("kill", "stop", "wake", "cut", "oneway", "join")
@@ -27,6 +34,7 @@ def random_storm(
     kinds: Sequence[str] = tuple(NEMESES),
     phases: Sequence[str] = STEP_PHASES,
     share: float = 0.35,
+    spares: int = 0,
 ) -> tuple[FaultEvent, ...]:
     """At least `faults` faults (joins that replace the lost are not counted) in `steps` steps.
 
@@ -34,7 +42,9 @@ def random_storm(
         rejoin_after: steps after a loss at which a fresh rank is started; at least 1.
         kinds: names of `NEMESES`, dealt like cards.
         phases: of the step that occur in every layout.
+        world_size: ranks that work when all is well.
         share: of the episodes that can, those that strike while the layout changes because another rank leaves.
+        spares: ranks beside them, who work in the place of the lost; the first fresh rank has the number after theirs.
 
     Raises:
         ValueError: too few ranks or steps.
@@ -48,7 +58,7 @@ def random_storm(
             f"faults.rejoin_after to 1 or more and train.steps={(faults + 1) * (max(1, rejoin_after) + LEAST_GAP)}"
         )
     rng = random.Random(f"storm/{seed}")
-    storm = _Storm(rng, world_size, rejoin_after, phases, share)
+    storm = _Storm(rng, world_size, rejoin_after, phases, share, spares)
     deck = _dealt(rng, kinds)
     at = 2
     while storm.faults < faults:
@@ -65,20 +75,23 @@ def _dealt(rng: random.Random, cards: Sequence[str]) -> Iterator[str]:
 
 class _Storm:
     def __init__(
-        self, rng: random.Random, world_size: int, rejoin_after: int, phases: Sequence[str], share: float
+        self, rng: random.Random, world_size: int, rejoin_after: int, phases: Sequence[str], share: float, spares: int
     ) -> None:
         self._rng, self._rejoin_after, self._share = rng, rejoin_after, share
-        self._living = list(range(world_size))
-        self._coming: list[int] = []
-        self._next = world_size
+        self._world_size, self._spares = world_size, spares
+        self._living = list(range(world_size))  # and at work
+        self._coming = list(range(world_size, world_size + spares))  # who stand by or will be there
+        self._next = world_size + spares
         self._phases, self._changes = _dealt(rng, phases), _dealt(rng, CHANGE_PHASES)
         self.events: list[FaultEvent] = []
         self.faults = 0
 
     def episode(self, kind: str, step: int) -> None:
         """One nemesis at `step`, and those who replace its victims."""
-        self._living += self._coming
-        self._coming = []
+        working = max(self._world_size, len(self._living) + len(self._coming) - self._spares)  # see `Selection`
+        vacant = working - len(self._living)
+        self._living += self._coming[:vacant]
+        self._coming = self._coming[vacant:]
         within = kind in _WITHIN_A_CHANGE and self._rng.random() < self._share
         if within:
             self._add(FaultEvent("drain", step, self._victim()))
@@ -96,7 +109,7 @@ class _Storm:
         elif nemesis.who == "":
             self._add(FaultEvent(kind, step))
         elif nemesis.of_manager and self._rng.random() < _MANAGER_SHARE:
-            phase = self._rng.choice(("open", "switch", "call") if within else ("collect", "tell"))
+            phase = self._rng.choice(MANAGER_CHANGE_PHASES if within else MANAGER_STEP_PHASES)
             self._add(FaultEvent(kind, step, MANAGER, phase))
         elif kind == "flip":  # and the machine with the bad memory goes: its copy is nobody's source
             rank = self._victim()

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from trainsys.elastic.faults.event import FaultEvent
+from trainsys.elastic.faults.notes import read_notes
 
+BY_ITSELF = "by itself"
 _ASLEEP_S = 0.3  # after its eviction: the others have gone on
 _AWAKE_S = 2.0  # in which it must end by itself
 
@@ -33,14 +35,23 @@ class Zombies:
 
     def __init__(self, faults: Sequence[FaultEvent], folder: Path) -> None:
         self._ranks, self._folder = {e.rank for e in faults if e.kind == "wake"}, folder
+        self._threads: list[threading.Thread] = []
 
     def spare(self, rank: int, process: BaseProcess) -> bool:
         """Instead of killing `rank`: have it woken soon. False: it is to be killed as ever."""
         if rank not in self._ranks:
             return False
         self._ranks.discard(rank)
-        threading.Thread(target=self._wake, args=(rank, process), daemon=True, name=f"zombie-{rank}").start()
+        thread = threading.Thread(target=self._wake, args=(rank, process), daemon=True, name=f"zombie-{rank}")
+        self._threads.append(thread)
+        thread.start()
         return True
+
+    def join(self, timeout_s: float) -> None:
+        """Wait up to `timeout_s` seconds until it is known how all of them ended."""
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _wake(self, rank: int, process: BaseProcess) -> None:
         time.sleep(_ASLEEP_S)
@@ -51,10 +62,15 @@ class Zombies:
         lasted_s = time.monotonic() - woken
         if not by_itself:
             process.kill()
-        record = {"rank": rank, "awake_s": lasted_s, "ended": "by itself" if by_itself else "killed"}
-        (self._folder / f"{rank}.woken").write_text(json.dumps(record))
+        record = {"rank": rank, "awake_s": lasted_s, "ended": BY_ITSELF if by_itself else "killed"}
+        whole = self._folder / f".{rank}.woken.new"  # who looks meanwhile sees nothing
+        whole.write_text(json.dumps(record))
+        whole.replace(self._folder / f"{rank}.woken")
 
 
 def read_zombies(folder: Path) -> list[dict[str, Any]]:
-    """Of all that woke up: rank, for how many seconds they were awake, and whether they ended by themselves."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.woken"))]
+    """Of every ``wake`` that struck: rank, for how many seconds it was awake, and how it ended, of which `BY_ITSELF` is
+    as it should."""
+    woken = [json.loads(path.read_text()) for path in sorted(folder.glob("*.woken"))]
+    asleep = {note["rank"] for note in read_notes(folder) if note["kind"] == "wake"} - {z["rank"] for z in woken}
+    return [*woken, *({"rank": rank, "awake_s": 0.0, "ended": "never woke up"} for rank in sorted(asleep))]

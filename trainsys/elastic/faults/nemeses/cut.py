@@ -23,11 +23,18 @@ def one_way(event: FaultEvent, victim: Victim) -> None:
 
 def _shut(event: FaultEvent, victim: Victim, how: int) -> None:
     pid = process_of(notes_of(victim), event.peer)
-    if pid is not None:
+    if pid is None:
+        raise LookupError(f"rank {event.peer} has not announced itself")
+    try:
         shut(victim.comm, event.peer, pid, how)
+    except OSError as error:
+        raise LookupError(f"rank {event.peer} is gone: {error}") from None
 
 
-CUT = Nemesis("cut@STEP:RANK+PEER[:PHASE]", "the connections of two ranks break", both_ways, "pair", changes=True)
-ONEWAY = Nemesis(
-    "oneway@STEP:RANK+PEER[:PHASE]", "what the first sends the second no longer arrives", one_way, "pair", changes=True
+CUT = Nemesis(
+    "cut@STEP:RANK+PEER[:PHASE]", "the connections of two ranks break", both_ways, "pair", changes=True, local=True
 )
+ONEWAY = Nemesis(
+    "oneway@STEP:RANK+PEER[:PHASE]", "what the first sends the second no longer arrives", one_way, "pair",
+    changes=True, local=True,
+)  # fmt: skip

@@ -14,7 +14,7 @@ def strike(event: FaultEvent, victim: Victim) -> None:
     import torch
 
     if victim.layout is None or victim.state is None:
-        return
+        raise LookupError(f"rank {victim.rank} has no state")
     mirrored = victim.layout.mirrored(victim.space, victim.rank)
     if not mirrored:
         raise LookupError(f"rank {victim.rank} keeps nothing for another")

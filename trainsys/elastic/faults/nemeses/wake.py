@@ -7,5 +7,5 @@ from trainsys.elastic.faults.nemesis import Nemesis
 
 WAKE = Nemesis(
     "wake@STEP:RANK[:PHASE]", "the process freezes, nobody kills it, and it wakes up after its eviction", strike,
-    fatal=True, changes=True,
+    fatal=True, changes=True, local=True,
 )  # fmt: skip

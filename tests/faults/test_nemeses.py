@@ -1,0 +1,43 @@
+"""What strikes inside a rank, without a run around it: a fault that finds nothing to strike leaves no note."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from trainsys.config import RunConfig
+from trainsys.elastic.faults import FaultEvent, Injector
+from trainsys.elastic.faults.notes import read_notes
+
+
+def struck(event: FaultEvent, folder: Path, **parts: Any) -> list[str]:
+    """Faults noted after `event` was due on its rank."""
+    victim: Any = SimpleNamespace(config=RunConfig(run_dir=str(folder)), rank=event.rank, **parts)
+    injector = Injector([event], event.rank, folder / "faults", victim=victim)
+    injector.step = event.step
+    injector.at(event.phase)
+    return [note["event"] for note in read_notes(folder / "faults")]
+
+
+@pytest.mark.parametrize("kind", ["cut", "oneway"])
+def test_a_peer_that_is_dead_cannot_be_cut_off(kind: str, tmp_path: Path) -> None:
+    """And whoever was to cut goes on."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    event = FaultEvent(kind, 3, 0, peer=1)
+    assert struck(event, tmp_path, comm=SimpleNamespace(groups=())) == []  # it never announced itself
+    (tmp_path / "faults" / "1.pid").write_text(str(gone.pid))
+    assert struck(event, tmp_path, comm=SimpleNamespace(groups=())) == []
+
+
+def test_no_bit_flips_where_there_is_no_state(tmp_path: Path) -> None:
+    assert struck(FaultEvent("flip", 3, 0), tmp_path, layout=None, state=None) == []
+
+
+def test_what_strikes_leaves_a_note(tmp_path: Path) -> None:
+    assert struck(FaultEvent("slow", 3, 0, factor=2), tmp_path) == ["slow@3:0:x2"]
