@@ -61,6 +61,7 @@ class Job:
         parts = flat.split([p.numel() for p in self.model.parameters()])
         for param, part in zip(self.model.parameters(), parts, strict=True):
             param.grad = part.view_as(param)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
         self.optimizer.step()
 
     def first(self, step: int, worker: int) -> int:

@@ -18,6 +18,7 @@ from trainsys.elastic import drill_end
 from trainsys.elastic.drill_plan import nemeses_of, planned_faults
 from trainsys.elastic.faults import NEMESES, Injector, parse_faults
 from trainsys.elastic.faults.driver import Driver, left_strokes
+from trainsys.elastic.faults.event import IN_A_CHANGE
 from trainsys.elastic.faults.notes import read_notes
 from trainsys.elastic.faults.poisson import Stroke, poisson
 from trainsys.elastic.faults.random_storm import random_storm
@@ -254,3 +255,21 @@ def test_nodes_that_come_at_time_0_are_ranks_of_their_own(tmp_path: Path) -> Non
 def test_a_trace_that_is_not_there() -> None:
     with pytest.raises(ValueError, match=r"faults\.trace=/nowhere/spot\.csv cannot be read: No such file"):
         read_trace("/nowhere/spot.csv")
+
+
+def test_a_fault_waits_for_a_change_no_longer_than_it_says() -> None:
+    (event,) = parse_faults("kill@3:1:transfer:4", 4, 20)
+    assert str(event) == "kill@3:1:transfer:4"
+    assert [step for step in range(10) if event.awaits(step)] == [3, 4, 5, 6]
+    (patient,) = parse_faults("kill@3:1:transfer", 4, 20)
+    assert [step for step in range(10) if patient.awaits(step)] == [3, 4, 5, 6, 7, 8, 9]
+    with pytest.raises(ValueError, match=r"'kill@3:1:forward:4' waits for no change; leave out :4"):
+        parse_faults("kill@3:1:forward:4", 4, 20)
+
+
+def test_a_storms_fault_in_a_change_waits_for_the_drain_before_it_alone() -> None:
+    events = random_storm(5, 16, 4, 160, 1, share=1.0)
+    waiting = [event for event in events if event.phase in IN_A_CHANGE]
+    drains = {event.step for event in events if event.kind == "drain"}
+    assert waiting
+    assert all(event.step in drains and event.steps for event in waiting)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainsys.config import RunConfig
-from trainsys.elastic.faults import CHANGE_PHASES, NEMESES, STEP_PHASES, FaultEvent, parse_faults, random_kills
-from trainsys.elastic.faults.event import MANAGER_CHANGE_PHASES
+from trainsys.elastic.faults import NEMESES, STEP_PHASES, FaultEvent, parse_faults, random_kills
+from trainsys.elastic.faults.event import IN_A_CHANGE
 from trainsys.elastic.faults.random_storm import random_storm
-
-_IN_A_CHANGE = (*CHANGE_PHASES, *MANAGER_CHANGE_PHASES)
 
 
 def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
@@ -30,7 +28,7 @@ def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
             raise ValueError(
                 f"faults.schedule: {event} never strikes, nothing is sent with parallel.pp=1; name another phase"
             )
-        if event.phase in _IN_A_CHANGE and not any(_causes_change(e) and e.step <= event.step for e in events):
+        if event.phase in IN_A_CHANGE and not any(_causes_change(e) and e.step <= event.step for e in events):
             raise ValueError(
                 f"faults.schedule: {event} strikes during a change of layout, but nothing changes it at step "
                 f"{event.step} or before; add a kill in a phase of the step, or a join"
@@ -110,4 +108,4 @@ def _mirrors(config: RunConfig) -> bool:
 
 
 def _causes_change(event: FaultEvent) -> bool:
-    return NEMESES[event.kind].changes and (event.kind == "join" or event.phase not in _IN_A_CHANGE)
+    return NEMESES[event.kind].changes and (event.kind == "join" or event.phase not in IN_A_CHANGE)

@@ -11,6 +11,7 @@ from typing import Any
 from trainsys.config import RunConfig
 from trainsys.elastic.faults import NEMESES, FaultEvent
 from trainsys.elastic.faults.driver import BY_THE_CLOCK
+from trainsys.elastic.faults.event import IN_A_CHANGE
 from trainsys.elastic.faults.notes import read_notes
 from trainsys.elastic.recorder import Recorder
 from trainsys.parallel.step import Decision
@@ -71,10 +72,14 @@ def not_struck(events: Sequence[FaultEvent], disturbed: Recorder) -> list[str]:
 
 
 def idle_victims(events: Sequence[FaultEvent], disturbed: Recorder, missing: Sequence[str]) -> list[str]:
-    """Those of `missing` whose victim, or one of the pair, had no work in that step: it never came to the phase."""
+    """Those of `missing` whose victim, or one of the pair, had no work in that step: it never came to the phase. And
+    those that waited for a change, and there was none."""
     working = sorted((change.step, change.after.ranks) for change in disturbed.changes if change.after is not None)
     found = []
-    for event in (e for e in events if str(e) in missing and e.rank >= 0):
+    for event in (e for e in events if str(e) in missing and (e.rank >= 0 or e.of_manager)):
+        if event.phase in IN_A_CHANGE and event.steps and not any(event.awaits(step) for step, _ in working[1:]):
+            found.append(str(event))
+            continue
         last = max((i for i, (step, _) in enumerate(working) if step <= event.step), default=0)
         named = {event.rank, event.peer} - {-1}
         if any(not named <= set(ranks) for _, ranks in working[last : last + 2]):

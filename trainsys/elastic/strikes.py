@@ -39,7 +39,7 @@ class Strikes:
         """Strike here if the schedule says so; between steps at the first chance from `event.step` on."""
         for i, event in list(self._events.items()):
             exact = phase in ("collect", "tell")
-            if event.phase == phase and (step == event.step if exact else step >= event.step):
+            if event.phase == phase and (step == event.step if exact else event.awaits(step)):
                 del self._events[i]
                 self._folder.mkdir(parents=True, exist_ok=True)
                 about = {"kind": event.kind, "rank": MANAGER, "phase": phase, "step": step, "time": time.monotonic()}

@@ -10,6 +10,7 @@ PHASES = STEP_PHASES + CHANGE_PHASES
 MANAGER_STEP_PHASES = ("collect", "tell")  # of its decisions; see `elastic.strikes`
 MANAGER_CHANGE_PHASES = ("open", "switch", "call")
 MANAGER_PHASES = MANAGER_STEP_PHASES + MANAGER_CHANGE_PHASES
+IN_A_CHANGE = CHANGE_PHASES + MANAGER_CHANGE_PHASES
 MANAGER = -1  # in the place of a rank
 
 
@@ -24,7 +25,7 @@ class FaultEvent:
         rank: of the victim; -1: no rank in particular, or of a kill or stop: the manager.
         peer: the other end of a connection; -1: none.
         factor: by which the rank computes slower.
-        steps: for how many steps; 0: to the end.
+        steps: for how many steps it lasts, or in a phase of a change, how many it waits for one; 0: to the end.
     """
 
     kind: str
@@ -34,6 +35,10 @@ class FaultEvent:
     peer: int = -1
     factor: int = 0
     steps: int = 0
+
+    def awaits(self, step: int) -> bool:
+        """Whether a change at `step` is one that it waits for."""
+        return self.step <= step and not 0 < self.steps <= step - self.step
 
     @property
     def of_manager(self) -> bool:
@@ -47,4 +52,4 @@ class FaultEvent:
             return f"{self.kind}@{self.step}"
         if self.factor:
             return f"{self.kind}@{self.step}:{who}:x{self.factor}" + (f":{self.steps}" if self.steps else "")
-        return f"{self.kind}@{self.step}:{who}:{self.phase}"
+        return f"{self.kind}@{self.step}:{who}:{self.phase}" + (f":{self.steps}" if self.steps else "")

@@ -72,7 +72,7 @@ class Injector:
         inside = min(2, self.microbatches) if phase in ("forward", "backward") else 1
         inside = self.portions // 2 + 1 if phase == "transfer" else inside
         for event in list(self._events):
-            due = self.step >= event.step if event.phase in CHANGE_PHASES else self.step == event.step
+            due = event.awaits(self.step) if event.phase in CHANGE_PHASES else self.step == event.step
             if due and event.phase == phase and count >= inside:
                 self._strike(event)
 

@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from trainsys.elastic.faults.event import MANAGER_PHASES, PHASES, FaultEvent
+from trainsys.elastic.faults.event import IN_A_CHANGE, MANAGER_PHASES, PHASES, FaultEvent
 from trainsys.elastic.faults.registry import NEMESES
 
 _WHO = {"": r"", "rank": r":(?P<rank>\d+)", "pair": r":(?P<rank>\d+)\+(?P<peer>\d+)"}
-_TAIL = {"": r"", "phase": r"(?::(?P<phase>[a-z]+))?", "scale": r":x(?P<factor>\d+)(?::(?P<steps>\d+))?"}
+_STEPS = r"(?::(?P<steps>\d+))?"
+_TAIL = {"": r"", "phase": rf"(?::(?P<phase>[a-z]+){_STEPS})?", "scale": rf":x(?P<factor>\d+){_STEPS}"}
 
 
 def parse_faults(text: str, world_size: int, steps: int) -> tuple[FaultEvent, ...]:
@@ -30,6 +31,8 @@ def parse_faults(text: str, world_size: int, steps: int) -> tuple[FaultEvent, ..
         phases, whose = (MANAGER_PHASES, " of the manager's") if event.of_manager else (PHASES, "")
         if event.phase not in phases:
             raise ValueError(f"faults.schedule: {item!r} names no phase{whose}; phases are {', '.join(phases)}")
+        if NEMESES[event.kind].tail == "phase" and event.steps and event.phase not in IN_A_CHANGE:
+            raise ValueError(f"faults.schedule: {item!r} waits for no change; leave out :{event.steps}")
         if NEMESES[event.kind].tail == "scale" and event.factor < 2:
             raise ValueError(f"faults.schedule: {item!r} makes nothing slower; write x2 or more")
         if event.peer == event.rank >= 0:

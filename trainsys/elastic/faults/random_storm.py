@@ -96,13 +96,14 @@ class _Storm:
         if within:
             self._add(FaultEvent("drain", step, self._victim()))
         phase = next(self._changes) if within else next(self._phases)
+        waits = LEAST_GAP if within else 0  # who drains may have no work: then there is no change
         nemesis = NEMESES[kind]
         if kind == "join":
             self._add(FaultEvent("join", step))
             self._comes()
         elif nemesis.who == "pair":
             rank, peer = self._rng.sample(self._living, 2)
-            self._add(FaultEvent(kind, step, rank, phase, peer))
+            self._add(FaultEvent(kind, step, rank, phase, peer, steps=waits))
         elif nemesis.tail == "scale":
             factor = self._rng.choice(_FACTORS)
             self._add(FaultEvent(kind, step, self._rng.choice(self._living), factor=factor, steps=2))
@@ -110,15 +111,14 @@ class _Storm:
             self._add(FaultEvent(kind, step))
         elif nemesis.of_manager and self._rng.random() < _MANAGER_SHARE:
             phase = self._rng.choice(MANAGER_CHANGE_PHASES if within else MANAGER_STEP_PHASES)
-            self._add(FaultEvent(kind, step, MANAGER, phase))
+            self._add(FaultEvent(kind, step, MANAGER, phase, steps=waits))
         elif kind == "flip":  # and the machine with the bad memory goes: its copy is nobody's source
             rank = self._victim()
             self._add(FaultEvent("flip", step, rank))
             self._add(FaultEvent("kill", step + 1, rank))
         else:
-            self._add(
-                FaultEvent(kind, step, self._victim() if nemesis.fatal else self._rng.choice(self._living), phase)
-            )
+            rank = self._victim() if nemesis.fatal else self._rng.choice(self._living)
+            self._add(FaultEvent(kind, step, rank, phase, steps=waits))
 
     def _comes(self) -> None:
         """A fresh rank; it is there from the next episode on."""
