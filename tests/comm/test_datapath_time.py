@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -128,9 +128,9 @@ def test_a_chain_in_blocks() -> None:
 def test_two_thousand_messages_are_quick() -> None:
     wires = mesh(8, 0.025)
     path = DATAPATHS["sliced"](wires, 40)
-    begin = perf_counter()
+    begin = process_time()
     assert time.seconds(path, wires, MB, alpha_s=0) == pytest.approx(bound_s(wires, MB))
-    assert perf_counter() - begin < 1.0  # 50 ms when nothing else runs
+    assert process_time() - begin < 1.0  # 50 ms when nothing else runs
     assert len(path.sends) == 2240 and path.sends.dtype == np.int32
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -116,13 +115,11 @@ def test_an_unwritable_plan_is_one_line(capsys):
     assert "--out /dev/null/plan.yaml cannot be written" in capsys.readouterr().err
 
 
-def test_a_plan_needs_no_torch_and_answers_within_two_seconds(tmp_path):
+def test_a_plan_needs_no_torch(tmp_path):
     code = (
         "import sys; from trainsys.cli.plan import run; code = run(sys.argv[1:]); "
         "assert 'torch' not in sys.modules; sys.exit(code)"
     )
-    start = time.perf_counter()
     command = [sys.executable, "-c", code, *CONFIGS, "--out", str(tmp_path / "p.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - start < 2
