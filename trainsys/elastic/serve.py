@@ -19,6 +19,7 @@ from trainsys.elastic.bonds import die_with_parent, leave_stopping_to_others, le
 from trainsys.elastic.control import ControlClient
 from trainsys.elastic.endpoint import Rendezvous
 from trainsys.elastic.faults import FaultEvent
+from trainsys.elastic.heap import keep_heap
 from trainsys.elastic.worker import Worker
 from trainsys.models.geometry import resolve
 from trainsys.models.registry import build
@@ -50,6 +51,7 @@ def serve(
     noticed: list[int] = []
     signal.signal(NOTICE, lambda signum, frame: noticed.append(signum))  # before there is anybody to tell
     share_cores()
+    keep_heap()
     if not config.train.emulate:
         warm_up(config)
     gc.freeze()  # what stands now stays: no collection in a step walks through it
