@@ -86,18 +86,24 @@ class Driver:
         self._late: dict[str, Any] | None = None
 
     def follow(self, done: threading.Event) -> None:
-        """Until all is done; then ask the run to stop."""
+        """Until all is done, or something here is wrong; then ask the run to stop."""
         while not (paths := list(self._run_dir.glob("history/manager-*.jsonl"))):
             if done.wait(0.05):
                 return
-        with paths[0].open() as lines:
-            while not done.is_set():
-                text = lines.readline()
-                if not text:
-                    time.sleep(0.004)
-                elif self._take(json.loads(text)):
-                    os.kill(os.getpid(), signal.SIGINT)
-                    return
+        try:
+            with paths[0].open() as lines:
+                text = ""
+                while not done.is_set():
+                    text += lines.readline()
+                    if not text.endswith("\n"):  # nothing new, or half a line
+                        time.sleep(0.004)
+                        continue
+                    if self._take(json.loads(text)):
+                        return
+                    text = ""
+        finally:
+            if not done.is_set():
+                os.kill(os.getpid(), signal.SIGINT)
 
     def _take(self, line: dict[str, Any]) -> bool:
         event = line["event"]
@@ -266,7 +272,8 @@ def main(argv: Sequence[str]) -> int:
         found = summary(run(Path(folder), args.cases, args.healthy, args.seed))
     found |= {**spent, "overhead_of_100_ms": of_step, "seconds": time.monotonic() - started}
     print(json.dumps(found)) if args.json else show(found)
-    return 0 if found["located"] >= 0.99 and found["false_alarms_per_10000"] <= 1 else 1
+    whole = found["cases"] == args.cases and found["healthy_steps"] >= args.healthy
+    return 0 if whole and found["located"] >= 0.99 and found["false_alarms_per_10000"] <= 1 else 1
 
 
 def show(found: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 Each case trains the same steps as an undisturbed run of its layout and must end in the same bits. The victims of the
 phases of a transition (plan … commit) die while another rank joins. Recovery is counted from the SIGKILL itself to the
-commit of the redone step, on one clock.
+commit of the redone step, on one clock; `decided` is the part of it in which the manager takes the next layout.
 
     trainsys bench faults [--kills 30] [--seed 0] [--stop] [--json]
 """
@@ -72,7 +72,7 @@ def run(layout: str, events: Sequence[FaultEvent], folder: str) -> Recorder:
 
 def line(row: dict[str, Any]) -> str:
     """One case on the screen."""
-    times = "never struck" if not row["struck"] else "seen {detect_s:.3f} s  redone {recover_s:.3f} s".format(**row)
+    times = "never struck" if not row["struck"] else "seen {detect_s:.3f} s  redone {recover_s:.3f} s  decided {decide_s:.4f} s".format(**row)
     return f"{row['layout']:14} {row['fault']:24} {times}  " + (
         "step {step_s:.3f} s  steps lost {steps_lost}  samples lost {samples_lost}, repeated {samples_repeated}  "
         "bit-equal {bit_equal_loss}".format(**row)
@@ -104,6 +104,7 @@ def main(argv: Sequence[str]) -> int:
                 "struck": fault is not None,
                 "detect_s": fault.detect_s if fault else None,
                 "recover_s": fault.recover_s if fault else None,
+                "decide_s": max((c.decide_s for c in recorder.changes if c.before), default=None),
                 "step_s": step_s,
                 **compare(recorder.config, recorder, references[layout]),
             })  # fmt: skip
@@ -124,11 +125,13 @@ def main(argv: Sequence[str]) -> int:
             "recover_median_s": statistics.median(r["recover_s"] for r in struck),
             "recover_minus_step_median_s": statistics.median(r["recover_s"] - r["step_s"] for r in struck),
             "recover_worst_s": max(r["recover_s"] for r in struck),
+            "decide_median_s": statistics.median(r["decide_s"] for r in struck),
+            "decide_worst_s": max(r["decide_s"] for r in struck),
         }
     if args.json:
         print(json.dumps({"rows": rows, **summary}))
     else:
-        print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in summary.items()))
+        print(" ".join(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in summary.items()))
     return 0 if len(struck) == len(rows) == summary["bit_equal"] and not summary["steps_lost"] else 1
 
 
