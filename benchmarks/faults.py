@@ -72,7 +72,9 @@ def run(layout: str, events: Sequence[FaultEvent], folder: str) -> Recorder:
 
 def line(row: dict[str, Any]) -> str:
     """One case on the screen."""
-    times = "never struck" if not row["struck"] else "seen {detect_s:.3f} s  redone {recover_s:.3f} s  decided {decide_s:.4f} s".format(**row)
+    times = "never struck"
+    if row["struck"]:
+        times = "seen {detect_s:.3f} s  redone {recover_s:.3f} s  decided in {decide_s:.4f} s".format(**row)
     return f"{row['layout']:14} {row['fault']:24} {times}  " + (
         "step {step_s:.3f} s  steps lost {steps_lost}  samples lost {samples_lost}, repeated {samples_repeated}  "
         "bit-equal {bit_equal_loss}".format(**row)
