@@ -13,7 +13,6 @@ import time
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 SEND, RECV, REDUCE = range(3)
@@ -24,6 +23,7 @@ _OPEN = float("nan")
 _WHOLE = (1 << 31) - 1  # tag of operations without one
 
 Name = tuple[int, int]  # (key, nth)
+_Begun = tuple[int, int, int, int, int, int, float]  # number, kind, key, nth, peer, bytes, when
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,8 @@ class Stamps:
 
     def __init__(self, capacity: int = 8192) -> None:
         self._capacity, self._lock, self._main = capacity, threading.Lock(), threading.get_ident()
-        self._number, self._key, self._nth, self._peer, self._bytes = (
-            array("q", bytes(8 * capacity)) for _ in range(5)
-        )
-        self._kind, self._known = array("b", bytes(capacity)), array("b", bytes(capacity))
-        self._begun, self._ended = array("d", bytes(8 * capacity)), array("d", bytes(8 * capacity))
+        self._begun: list[_Begun] = [(0, 0, 0, 0, 0, 0, 0.0)] * capacity
+        self._ended, self._known = array("d", bytes(8 * capacity)), array("b", bytes(capacity))
         self._next = 1  # 0 is no operation
         self._floor = self._step = 1  # first operation of this generation, and of this step
         self._counts: dict[tuple[int, int, int], int] = {}
@@ -130,31 +127,33 @@ class Stamps:
             nth = self._counts.get(count, 0)
             self._counts[count] = nth + 1
             i = number % self._capacity
-            self._number[i], self._kind[i], self._key[i], self._nth[i] = number, kind, key, nth
-            self._peer[i], self._bytes[i], self._begun[i], self._ended[i] = peer, num_bytes, now, _OPEN
+            self._begun[i] = (number, kind, key, nth, peer, num_bytes, now)
+            self._ended[i] = _OPEN
         return number
 
     def end(self, number: int, at_s: float | None = None, known: bool = True) -> None:
         """Stamp its end: now, or `at_s` if that is later than what is stamped. `known`: it was not complete before."""
         i = number % self._capacity
-        if number and self._number[i] == number:
+        if number and self._begun[i][0] == number:
             at_s, stamped = time.monotonic() if at_s is None else at_s, self._ended[i]
             if not at_s <= stamped:  # true of what is open, too
                 self._ended[i], self._known[i] = at_s, known
 
-    @contextmanager
-    def waiting(self, number: int = 0) -> Iterator[None]:
-        """The caller waits for an operation, or for whatever is open; told of the main thread alone."""
-        if threading.get_ident() != self._main or self._waits is not None:
-            yield
-            return
+    def waiting(self, number: int = 0) -> _Waiting:
+        """A context: the caller waits for an operation, or for whatever is open; told of the main thread alone."""
+        return _Waiting(self, number)
+
+    def _wait(self, number: int) -> bool:
+        """Whether this is told: of the outermost context of the main thread."""
+        if self._waits is not None or threading.get_ident() != self._main:
+            return False
         self._since, self._waits = time.monotonic(), number
-        try:
-            yield
-        finally:
-            now = time.monotonic()
-            self.blocked_s += now - self._since
-            self._waits, self._doing = None, (self._doing[0], now)
+        return True
+
+    def _waited(self) -> None:
+        now = time.monotonic()
+        self.blocked_s += now - self._since
+        self._waits, self._doing = None, (self._doing[0], now)
 
     # -- computing -----------------------------------------------------------------------------------------------
 
@@ -173,11 +172,12 @@ class Stamps:
         now, waits, since, (what, began) = time.monotonic(), self._waits, self._since, self._doing
         sent: dict[int, dict[Name, float]] = {}
         for i in self._newest():
-            if self._kind[i] != RECV and len(names := sent.setdefault(self._peer[i], {})) < SAMPLES:
-                names[self._key[i], self._nth[i]] = now - self._begun[i]
+            _, kind, key, nth, peer, _, at_s = self._begun[i]
+            if kind != RECV and len(names := sent.setdefault(peer, {})) < SAMPLES:
+                names[key, nth] = now - at_s
         if waits is None:
             return Doing(what, now - began, now, (), sent)
-        numbers = [waits % self._capacity] if waits else [i for i in self._newest() if self._kind[i] != SEND]
+        numbers = [waits % self._capacity] if waits else [i for i in self._newest() if self._begun[i][1] != SEND]
         awaited = [a for i in numbers if self._ended[i] != self._ended[i] for a in self._awaited(i, now)]
         return Doing("wait", now - since, now, tuple(awaited[: 4 * SAMPLES]), sent)
 
@@ -191,12 +191,11 @@ class Stamps:
         got: dict[int, list[tuple[int, int, float, float, int, bool]]] = {}
         for number in range(first, stop):
             i = number % self._capacity
-            if self._kind[i] == SEND:
-                sent.setdefault(self._peer[i], []).append((self._key[i], self._nth[i], self._begun[i]))
-            elif self._kind[i] == RECV and self._ended[i] == self._ended[i]:
-                known = bool(self._known[i])
-                arrival = (self._key[i], self._nth[i], self._begun[i], self._ended[i], self._bytes[i], known)
-                got.setdefault(self._peer[i], []).append(arrival)
+            _, kind, key, nth, peer, num_bytes, at_s = self._begun[i]
+            if kind == SEND:
+                sent.setdefault(peer, []).append((key, nth, at_s))
+            elif kind == RECV and (ended := self._ended[i]) == ended:
+                got.setdefault(peer, []).append((key, nth, at_s, ended, num_bytes, bool(self._known[i])))
         return StepTimes(
             {kind: tuple(seconds) for kind, seconds in compute.items()},
             {peer: tuple(sorted(messages)[:SAMPLES]) for peer, messages in sent.items()},
@@ -212,9 +211,23 @@ class Stamps:
             yield number % self._capacity
 
     def _awaited(self, i: int, now: float) -> Iterator[Awaited]:
-        name, for_s, kind = (self._key[i], self._nth[i]), now - self._begun[i], KINDS[self._kind[i]]
-        if self._peer[i] != ALL:
-            yield Awaited(self._peer[i], name, kind, for_s)
-            return
-        for peer in self._members.get(self._key[i] & ~_WHOLE, ()):
-            yield Awaited(peer, name, kind, for_s)
+        _, kind, key, nth, peer, _, at_s = self._begun[i]
+        of = (peer,) if peer != ALL else self._members.get(key & ~_WHOLE, ())
+        for other in of:
+            yield Awaited(other, (key, nth), KINDS[kind], now - at_s)
+
+
+class _Waiting:
+    """The context of `Stamps.waiting`; a class, for it is entered with every operation."""
+
+    __slots__ = ("_number", "_stamps", "_told")
+
+    def __init__(self, stamps: Stamps, number: int) -> None:
+        self._stamps, self._number, self._told = stamps, number, False
+
+    def __enter__(self) -> None:
+        self._told = self._stamps._wait(self._number)
+
+    def __exit__(self, *raised: object) -> None:
+        if self._told:
+            self._stamps._waited()
