@@ -25,6 +25,7 @@ import torch
 from trainsys.cli.arguments import Parser
 from trainsys.comm.communicator import Communicator
 from trainsys.config import BatchConfig, ModelConfig, OptimConfig, ParallelConfig, RunConfig
+from trainsys.elastic.heap import keep_heap
 from trainsys.models.geometry import num_params, resolve, tensors
 from trainsys.parallel.engine import Engine, routes_of, stages_of, wanted_groups
 from trainsys.parallel.optimizer import Update, learning_rate
@@ -117,6 +118,7 @@ class Lane:
 
 def body(rank: int, world_size: int, store: Any, configs: Sequence[RunConfig], step_s: float, rounds: int) -> Any:
     """One rank: for each variant the seconds of a step in each round, and the bytes that it sends to peers in one."""
+    keep_heap()  # as ranks do that train
     lanes = [Lane(rank, store, config, step_s, i) for i, config in enumerate(configs)]
     seconds: list[list[float]] = [[] for _ in lanes]
     for turn in range(rounds + 1):
@@ -171,9 +173,11 @@ def main(argv: Sequence[str]) -> int:
         rows = measure(pool, args.step_ms / 1e3, args.rounds, args.dim)
     finally:
         pool.close()
+    best = min((row for row in rows if row["tolerate"] == 1), key=lambda row: row["overhead"])
+    held = best["overhead"] <= BAR
     if args.json:
-        print(json.dumps({"bar": BAR, "rows": rows}))
-        return 0
+        print(json.dumps({"bar": BAR, "held": held, "rows": rows}))
+        return 0 if held else 1
     print(f"{rows[0]['params']:,} parameters on {RANKS} ranks; bar {BAR:.0%} of a step")
     for row in rows:
         print(
@@ -185,4 +189,6 @@ def main(argv: Sequence[str]) -> int:
                 percent=100 * row["overhead"],
             )
         )
-    return 0
+    begins = "ahead of" if best["ahead"] else "after"
+    print(f"bar: {best['way']} {begins} the verdict {best['overhead']:+.2%}: {'held' if held else 'missed'}")
+    return 0 if held else 1
