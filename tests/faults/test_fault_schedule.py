@@ -85,7 +85,7 @@ def test_a_storm_is_a_schedule(seed: int) -> None:
     assert storm == random_storm(seed, 30, 4, 200, 2)
     assert {event.kind for event in storm} == set(NEMESES)
     lost = [event for event in storm if NEMESES[event.kind].fatal and not event.of_manager]
-    assert len([event for event in storm if event.kind == "join"]) >= len(lost)
+    assert 0 <= len([event for event in storm if event.kind == "join"]) - len(lost) <= 2  # as many stay as there were
 
 
 def test_the_first_fresh_rank_has_the_number_after_the_spares() -> None:

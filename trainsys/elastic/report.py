@@ -33,6 +33,8 @@ FILES = {
     "config.yaml": "the resolved configuration",
 }
 
+_NAMED = 12  # marks in the picture of the loss that have room for a name
+
 
 def files(config: RunConfig) -> dict[str, str]:
     """What `write_report` leaves, and what each is: `FILES`, but for pictures of what there is not."""
@@ -156,7 +158,7 @@ def _tell_overhead(over: dict[str, Any]) -> str:
 
 
 def draw_loss(drill: Drill, path: Path) -> None:
-    """Both loss curves, with a line at every fault and every join."""
+    """Both loss curves, with a line at every fault and every join; many of them are counted, not named."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -170,11 +172,16 @@ def draw_loss(drill: Drill, path: Path) -> None:
         losses = {step: d.loss for step, d in sorted(by_step(recorder.decisions).items())}
         axes.plot(list(losses), list(losses.values()), label=label, color=colour, linewidth=width)
     r = drill.result
-    for f in r["faults"]:
-        text = f"{f['kind']} in {f['phase']}" if f["phase"] else "lost"
-        _mark(axes, f["step"], f"rank {f['rank']}: {text}", "#C0392B")
-    for j in r["joins"]:
-        _mark(axes, j["step"], f"rank {j['rank']} joins", "#2E8B57")
+    names = [f"{f['kind']} in {f['phase']}" if f["phase"] else "lost" for f in r["faults"]]
+    lost = [(f["step"], f"rank {f['rank']}: {name}") for f, name in zip(r["faults"], names, strict=True)]
+    joined = [(j["step"], f"rank {j['rank']} joins") for j in r["joins"]]
+    for marks, colour, what in ((lost, "#C0392B", "lost"), (joined, "#2E8B57", "joined")):
+        for step, text in marks:
+            _mark(axes, step, text if len(lost) + len(joined) <= _NAMED else "", colour)
+        if len(lost) + len(joined) > _NAMED:
+            axes.plot(
+                [], [], color=colour, linestyle=(0, (4, 3)), label=f"{_count(len(marks), 'rank', 'ranks')} {what}"
+            )
     verdict = "bit-equal" if r["bit_equal_loss"] else f"differ by up to {r['max_abs_loss_diff']:.3g}"
     axes.set_title(
         f"Loss over {_count(r['steps'], 'step', 'steps')}: the two runs are {verdict}", loc="left", fontsize=11
@@ -189,7 +196,7 @@ def draw_loss(drill: Drill, path: Path) -> None:
 
 
 def _mark(axes: Axes, step: int, text: str, colour: str) -> None:
-    axes.axvline(step, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.axvline(step, color=colour, linewidth=1.2 if text else 0.8, linestyle=(0, (4, 3)))
     axes.annotate(
         text, (step, 0.98), xycoords=("data", "axes fraction"), xytext=(-3, 0), textcoords="offset points",
         rotation=90, ha="right", va="top", fontsize=8.5, color=colour,

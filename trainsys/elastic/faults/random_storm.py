@@ -1,7 +1,8 @@
 """A storm: random faults of every kind, one episode after the other, the same for a seed.
 
 An episode is one nemesis, or one while a rank that is told to leave makes the layout change (a second fault in the
-middle of a recovery). Lost ranks are replaced before the next episode, so that a storm can be as long as one likes.
+middle of a recovery). Lost ranks are replaced before the next episode, so that a storm can be as long as one likes;
+after a rank has joined in nobody's place, the next one lost is not, so that nearly all that live have work.
 """
 
 from __future__ import annotations
@@ -134,6 +135,7 @@ class _Storm:
     def _add(self, event: FaultEvent) -> None:
         self.events.append(event)
         self.faults += 1
-        if NEMESES[event.kind].fatal and not event.of_manager:
+        living = len(self._living) + len(self._coming)
+        if NEMESES[event.kind].fatal and not event.of_manager and living < self._world_size + self._spares:
             self.events.append(FaultEvent("join", event.step + self._rejoin_after))
             self._comes()
