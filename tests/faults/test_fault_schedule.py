@@ -86,6 +86,8 @@ def test_a_storm_is_a_schedule(seed: int) -> None:
     assert {event.kind for event in storm} == set(NEMESES)
     lost = [event for event in storm if NEMESES[event.kind].fatal and not event.of_manager]
     assert 0 <= len([event for event in storm if event.kind == "join"]) - len(lost) <= 2  # as many stay as there were
+    called = {event.step for event in storm if event.of_manager and event.phase == "call"}
+    assert called <= {event.step for event in storm if event.kind == "kill" and not event.of_manager}
 
 
 def test_the_first_fresh_rank_has_the_number_after_the_spares() -> None:

@@ -191,7 +191,7 @@ def draw_loss(drill: Drill, path: Path) -> None:
     axes.margins(x=0.02, y=0.08)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
-    axes.legend(frameon=False, loc="lower left")  # a loss falls: the corner below its start is free
+    axes.legend(framealpha=0.9, edgecolor="none", loc="lower left")  # a loss falls: the corner below its start is free
     figure.savefig(path, dpi=150)
 
 

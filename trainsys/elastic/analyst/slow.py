@@ -83,7 +83,8 @@ class SlowRanks:
         equals = [other for other in spent if other != rank and places[other].stage == places[rank].stage]
         if equals and kind in spent[equals[0]]:
             times = spent[rank][kind] / max(spent[equals[0]][kind], 1e-9)
-            return f"{word} takes {times:.1f} times that of rank {equals[0]}"
+            if times >= self.factor:  # else both are slow, and it is its own past that tells
+                return f"{word} takes {times:.1f} times that of rank {equals[0]}"
         return f"computing takes {ratio:.1f} times as long as before"
 
 

@@ -94,8 +94,9 @@ class _Storm:
         self._living += self._coming[:vacant]
         self._coming = self._coming[vacant:]
         within = kind in _WITHIN_A_CHANGE and self._rng.random() < self._share
+        leaves, at = self._victim() if within else MANAGER, len(self.events)
         if within:
-            self._add(FaultEvent("drain", step, self._victim()))
+            self._add(FaultEvent("drain", step, leaves))
         phase = next(self._changes) if within else next(self._phases)
         waits = LEAST_GAP if within else 0  # who drains may have no work: then there is no change
         nemesis = NEMESES[kind]
@@ -113,6 +114,8 @@ class _Storm:
         elif nemesis.of_manager and self._rng.random() < _MANAGER_SHARE:
             phase = self._rng.choice(MANAGER_CHANGE_PHASES if within else MANAGER_STEP_PHASES)
             self._add(FaultEvent(kind, step, MANAGER, phase, steps=waits))
+            if phase == "call":  # ranks are called off for one who dies, not for one who leaves as told
+                self.events[at] = FaultEvent("kill", step, leaves)
         elif kind == "flip":  # and the machine with the bad memory goes: its copy is nobody's source
             rank = self._victim()
             self._add(FaultEvent("flip", step, rank))
