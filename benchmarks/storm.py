@@ -50,7 +50,7 @@ LAYOUTS = {  # ranks per node (of 2 nodes), overrides
     "dp2·cp2 zero1": (2, "parallel.dp=2 parallel.cp=2 parallel.pp=1 parallel.zero=1"),
     "dp2·pp2·tp2 zero1": (4, "parallel.dp=2 parallel.pp=2 parallel.tp=2 parallel.zero=1"),
     "dp2·pp2 zero1, progressive": (2, "parallel.dp=2 parallel.pp=2 parallel.zero=1 elastic.release=progressive"),
-    "dp2·pp2 zero1, beside": (2, "parallel.dp=2 parallel.pp=2 parallel.zero=1 elastic.move=beside"),
+    "dp2·pp2 zero1, in a pause": (2, "parallel.dp=2 parallel.pp=2 parallel.zero=1 elastic.move=pause"),
     "dp4 zero2, saving beside": (2, "parallel.dp=4 parallel.pp=1 parallel.zero=2 checkpoint.beside=true"),
     "dp3·pp2 zero1, delta": (3, "parallel.dp=3 parallel.pp=2 parallel.zero=1 elastic.snapshot=delta"),
     "dp4 zero1, two copies": (2, "parallel.dp=4 parallel.pp=1 parallel.zero=1 elastic.tolerate=2 "

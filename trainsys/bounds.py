@@ -114,25 +114,24 @@ def check_bounds(config: Any) -> None:
             f"elastic.release=progressive gives memory back page by page, which {config.cluster.device.backend}'s "
             "devices cannot; set elastic.release=commit"
         )
-    if config.elastic.move == "beside" and config.elastic.release == "progressive":
-        raise ValueError(
-            "elastic.move=beside keeps the old state until the new one counts, elastic.release=progressive does not; "
-            "set elastic.release=commit or elastic.move=pause"
-        )
-    if config.elastic.move == "beside" and config.elastic.snapshot != "replay":
-        raise ValueError(
-            f"elastic.move=beside replays steps on the state that moves, elastic.snapshot={config.elastic.snapshot} "
-            "keeps no gradients for that; set elastic.snapshot=replay or elastic.move=pause"
-        )
+    if config.elastic.move == "beside" and (why := only_in_a_pause(config)):
+        raise ValueError(f"elastic.move=beside {why} or elastic.move=auto")
     if config.elastic.snapshot != "replay" and config.cluster.device.backend != "gloo":
         raise ValueError(
             f"elastic.snapshot={config.elastic.snapshot} was never run over {config.cluster.device.backend}; "
             "set elastic.snapshot=replay"
         )
-    if config.elastic.move == "beside" and config.cluster.device.backend != "gloo":
-        raise ValueError(
-            f"elastic.move=beside connects groups while others are in use, which {config.cluster.device.backend} may "
-            "not survive; set elastic.move=pause"
-        )
     if not config.run_dir:
         raise ValueError("run_dir is empty; set it to a folder")
+
+
+def only_in_a_pause(config: Any) -> str:
+    """Why a planned layout cannot be made beside the steps, and what to set; nothing if it can."""
+    elastic, backend = config.elastic, config.cluster.device.backend
+    if elastic.release != "commit":
+        return f"needs the old state, elastic.release={elastic.release} gives it back; set elastic.release=commit"
+    if elastic.snapshot != "replay":
+        return f"replays steps, elastic.snapshot={elastic.snapshot} keeps no gradients; set elastic.snapshot=replay"
+    if backend != "gloo":
+        return f"connects groups while others are in use, never tried with {backend}; set cluster.device.backend=gloo"
+    return ""

@@ -67,12 +67,16 @@ def test_half_a_team_stands_by_until_the_other_half_comes(zero: int, tmp_path: P
     assert join_and_step(manager, told, 2).change == -1
     assert (manager.phase, manager.epoch, manager.step) == (Phase.RUNNING, 0, 1)
     assert not told[2].messages
-    assert join_and_step(manager, told, 3).change == 1  # with the one that stands by it is a team
-    assert manager.phase is Phase.QUIESCING
-    assert [type(m) for m in told[2].messages] == [Fault]
+    order = join_and_step(manager, told, 3).prepare  # with the one that stands by it is a team
+    assert order is not None and order.epoch == 1
+    assert set(order.dst.ranks) == {0, 1, 2, 3} == set(order.participants)
+    assert manager.phase is Phase.RUNNING
+    assert [type(m) for m in told[2].messages] == [Verdict]
 
 
 def test_a_rank_that_is_of_use_is_taken_in(tmp_path: Path) -> None:
-    manager, told = running(tmp_path, "parallel.dp=2", "parallel.pp=1", "cluster.shared_cores=false", ranks=2)
+    overrides = ("parallel.dp=2", "parallel.pp=1", "cluster.shared_cores=false", "elastic.move=pause")
+    manager, told = running(tmp_path, *overrides, ranks=2)
     assert join_and_step(manager, told, 2).change == 1
     assert manager.phase is Phase.QUIESCING
+    assert [type(m) for m in told[2].messages] == [Fault]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.faults.test_kills import check, train
-from trainsys.elastic import agent
+from trainsys.elastic import agent, beside
 from trainsys.elastic.agent import LocalCluster
 from trainsys.elastic.beside import Beside
 from trainsys.elastic.recorder import Recorder
@@ -23,10 +23,11 @@ BESIDE = "elastic.move=beside"
 @pytest.mark.parametrize(
     ("layout", "faults"), [("dp2·pp2 zero1", "join@2,join@2"), ("dp4 zero3", "drain@3:2:backward")], ids=str
 )
-def test_a_change_beside_the_steps(
-    layout: str, faults: str, tmp_path: Path, undisturbed: Callable[[str], Recorder]
+@pytest.mark.parametrize("way", ["auto", "pause"])
+def test_a_planned_change(
+    way: str, layout: str, faults: str, tmp_path: Path, undisturbed: Callable[[str], Recorder]
 ) -> None:
-    ours = train(tmp_path, layout, faults, BESIDE)
+    ours = train(tmp_path, layout, faults, f"elastic.move={way}")
     check(ours, undisturbed(layout), ours.config)
     assert ours.faults == []
     assert len(ours.changes) > 1
@@ -63,3 +64,23 @@ def test_who_dies_meanwhile(
     assert [fault.rank for fault in ours.faults] == [1 if body is never_ready else 4]
     assert ours.changes[-1].after is not None
     assert (4 in ours.changes[-1].after.ranks) == (body is never_ready)
+
+
+def slow(*args: Any) -> None:
+    """Body of a rank that never keeps up with the steps."""
+    bring, replay = Beside._bring, Beside._replay
+    Beside._bring = lambda self: (time.sleep(0.5), bring(self))  # type: ignore[method-assign,assignment,return-value]
+    Beside._replay = lambda self, what: (time.sleep(0.1), replay(self, what))  # type: ignore
+    beside.MOST = 2
+    rank_main(*args)
+
+
+def test_steps_wait_for_a_slow_preparation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, undisturbed: Callable[[str], Recorder]
+) -> None:
+    monkeypatch.setattr(agent, "rank_main", slow)
+    ours = train(tmp_path, "dp2·pp2 zero1", "join@2", BESIDE)
+    check(ours, undisturbed("dp2·pp2 zero1"), ours.config)
+    joined = ours.changes[-1]
+    assert joined.after is not None and 4 in joined.after.ranks
+    assert not joined.redo

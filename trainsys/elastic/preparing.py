@@ -1,4 +1,4 @@
-"""Changes that can wait for a step boundary: when they begin, and with ``elastic.move=beside`` what is made before.
+"""Changes that can wait for a step boundary: when they begin, and unless ``elastic.move=pause`` what is made before.
 
 A change is planned when nothing is lost by it: ranks join or leave with notice, work is evened out. It begins with a
 verdict: with the next one, or once all who take part have the next layout ready beside the steps.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
+from trainsys.bounds import only_in_a_pause
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.messages import Prepare, Verdict
 from trainsys.elastic.selection import Selection
@@ -26,7 +27,8 @@ class Preparing:
     """
 
     def __init__(self, config: RunConfig, selection: Selection, standing: Standing) -> None:
-        self._beside, self._selection, self._standing = config.elastic.move == "beside", selection, standing
+        self._beside = config.elastic.move != "pause" and not only_in_a_pause(config)
+        self._selection, self._standing = selection, standing
         self.order: Prepare | None = None
         self.reason = ""
         self._ready: set[int] = set()

@@ -363,15 +363,16 @@ class Worker:
     def _apply(self, verdict: Verdict) -> None:
         """The optimizer step of what counts now."""
         assert self.engine is not None and self.layout is not None and self.state is not None
+        beside, grad = self.beside, None
+        if beside is not None:
+            self.comm.stamps.enter("transfer")  # which others may hold up
+            beside.copied()
+            grad = None if verdict.decision.skipped else self.engine.pending[0].grad.clone()
+            beside.follow(verdict.decision, grad)
         self.comm.stamps.enter("optimizer")
         now, self.injector.step = self.injector.step, self.step
         self.injector.at("optimizer")
         self.injector.step = now
-        beside, grad = self.beside, None
-        if beside is not None:
-            beside.copied()
-            grad = None if verdict.decision.skipped else self.engine.pending[0].grad.clone()
-            beside.follow(verdict.decision, grad)
         self.engine.apply(verdict.decision)
         self.step += 1
         if verdict.prepare is not None:
