@@ -90,13 +90,13 @@ def _adamw(config: OptimConfig, master: Tensor, m: Tensor, v: Tensor, grad: Tens
 
 
 def _adamw_part(config: OptimConfig, master: Tensor, m: Tensor, v: Tensor, grad: Tensor, update: Update) -> None:
+    """With the corrections of both moments in the rate and in eps, two passes less (Kingma & Ba 2015, end of §2)."""
     beta1, beta2 = config.betas
-    grad.mul_(update.grad_scale)
-    m.mul_(beta1)
-    m.add_(grad * (1 - beta1))
-    v.mul_(beta2)
-    v.add_(grad.mul_(grad).mul_(1 - beta2))
-    denominator = (v / (1 - beta2 ** (update.step + 1))).sqrt_().add_(config.eps)
-    direction = (m / (1 - beta1 ** (update.step + 1))).div_(denominator)
-    master.mul_(1 - update.lr * config.weight_decay)
-    master.sub_(direction.mul_(update.lr))
+    of_m, of_v = 1 - beta1 ** (update.step + 1), (1 - beta2 ** (update.step + 1)) ** 0.5
+    if update.grad_scale != 1:
+        grad.mul_(update.grad_scale)
+    m.mul_(beta1).add_(grad * (1 - beta1))
+    v.mul_(beta2).add_(grad.mul_(grad).mul_(1 - beta2))
+    denominator = v.sqrt().add_(config.eps * of_v)
+    direction = torch.div(m, denominator, out=denominator)
+    master.mul_(1 - update.lr * config.weight_decay).sub_(direction.mul_(update.lr * of_v / of_m))

@@ -104,9 +104,12 @@ class Driver:
             (self._folder / _LEFT).write_text("".join(lines))
 
     def _run(self) -> None:
+        stroke = next(self._strokes, None)
+        if stroke is None:
+            return
         while not self._over.is_set() and self._step() < 1:
             self._over.wait(_TICK_S)
-        began, stroke = monotonic(), next(self._strokes, None)
+        began = monotonic()
         while not self._over.is_set():
             now = monotonic()
             if stroke is not None and now - began >= stroke.time_s:
