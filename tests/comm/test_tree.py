@@ -52,7 +52,8 @@ def test_any_split_gives_the_same_bits(width: int, parts: int, ranks: int, rando
         random.shuffle(share)  # type: ignore[attr-defined]
         held: TreeSum[torch.Tensor] = TreeSum(tree, lambda a, b: a.add_(b))
         for leaf in share:
-            held.push(leaf, leaf_value(leaf))
+            if not held.absorb(leaf, leaf_value(leaf).add_):
+                held.push(leaf, leaf_value(leaf))
         assert sorted(held.nodes, key=lambda n: n[1] << n[0]) == tree.roots(share)
         arriving += list(held.nodes.items())
     random.shuffle(arriving)  # type: ignore[attr-defined]

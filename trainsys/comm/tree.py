@@ -77,6 +77,17 @@ class TreeSum(Generic[T]):
         assert node not in self.nodes
         self.nodes[node] = value
 
+    def absorb(self, node: Node, add_to: Callable[[T], T]) -> bool:
+        """Push a node whose value need not exist: `add_to` returns a sibling's plus it. False if none is held.
+
+        A sum of two has the bits of either order.
+        """
+        other = self.nodes.pop((node[0], node[1] ^ 1), None)
+        if other is None:
+            return False
+        self.push((node[0] + 1, node[1] // 2), add_to(other))
+        return True
+
     def total(self) -> T:
         """The sum of every valid leaf; all must have been pushed."""
         ((node, value),) = self.nodes.items()

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 from trainsys.data.permutation import permute
 from trainsys.data.source import TokenSource
 
+_BLOCK = 1024  # images worked out at once: a few cost hardly less than that
+
+
+@lru_cache(maxsize=8)
+def _images(n: int, key: str, block: int) -> NDArray[np.uint64]:
+    """Those of one block's numbers under the permutation of 0 … n-1 that `key` names."""
+    return permute(np.arange(block * _BLOCK, min((block + 1) * _BLOCK, n), dtype=np.uint64), n, key)
+
 
 class Sampler:
     """Sequence number `position` of epoch after epoch, each a fresh permutation keyed by (seed, epoch).
 
-    Nothing is remembered between calls: any rank reads any part of any batch, and resuming needs the position alone.
+    Nothing that counts is remembered between calls: any rank reads any part of any batch, and resuming needs the
+    position alone.
     """
 
     def __init__(self, source: TokenSource, seq_len: int, seed: int) -> None:
@@ -37,12 +48,12 @@ class Sampler:
         assert count >= 0, count
         found = np.empty(count, dtype=np.int64)
         done = 0
-        while done < count:  # once per epoch touched
-            epoch, first = divmod(position + done, self.num_sequences)
-            size = min(count - done, self.num_sequences - first)
-            inside = np.arange(first, first + size, dtype=np.uint64)
-            found[done : done + size] = permute(inside, self.num_sequences, f"{self.seed}/{epoch}")
-            done += size
+        while done < count:  # once per epoch and block touched
+            epoch, at = divmod(position + done, self.num_sequences)
+            block, first = divmod(at, _BLOCK)
+            part = _images(self.num_sequences, f"{self.seed}/{epoch}", block)[first : first + count - done]
+            found[done : done + len(part)] = part
+            done += len(part)
         return found
 
     def batch(self, position: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

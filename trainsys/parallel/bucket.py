@@ -156,7 +156,16 @@ class Bucket:
     def push(self, leaf: Node, grads: Mapping[int, Tensor]) -> None:
         """Add one microbatch's gradient: tensor ordinal -> gradient in its local shape."""
         flat = {ordinal: g.reshape(-1) for ordinal, g in grads.items()}
-        self.add(leaf, torch.cat([flat[p.tensor][p.start : p.stop] for p in self.spec.pieces]).to(self._dtype))
+        pieces = [flat[p.tensor][p.start : p.stop] for p in self.spec.pieces]
+
+        def add_to(held: Tensor) -> Tensor:
+            torch._foreach_add_(held.split([p.numel for p in self.spec.pieces]), pieces)
+            return held
+
+        if self.fast and self._running is not None:
+            add_to(self._running)
+        elif self.fast or not self._sum.absorb(leaf, add_to):
+            self.add(leaf, torch.cat(pieces).to(self._dtype))
 
     def add(self, leaf: Node, value: Tensor) -> None:
         """Add one microbatch's gradient, already flat; `value` is consumed."""
