@@ -36,7 +36,7 @@ from trainsys.cli.arguments import Parser, at_least
 
 ROOT = Path(__file__).parents[1]
 WORKERS, BATCH = 4, 8  # of configs/run/tiny.yaml
-WARM, AFTER = 12, 12  # steps before and after the fault
+WARM, AFTER = 24, 12  # steps before and after the fault
 LIMIT_S = 150.0
 LATE_S = 0.05  # so much later some worker may count the step that another has counted before the fault
 RESTARTS = {"torchrun", "ray"}  # all workers, when one dies

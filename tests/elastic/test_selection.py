@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.tiny import eventually, tiny
 from trainsys.config import ParallelConfig, RunConfig, load
 from trainsys.elastic.fingerprints import code_print, config_print
-from trainsys.elastic.foresight import Foresight
+from trainsys.elastic.foresight import Foresight, Situation
 from trainsys.elastic.member import mismatch
 from trainsys.elastic.messages import Hello
 from trainsys.elastic.selection import Selection
@@ -37,15 +39,23 @@ def test_a_spare_takes_the_place_of_the_lost(tmp_path: Path) -> None:
     assert set(selection.choose(layout, parallel, nodes)[1].ranks) == {0, 2, 3, 4}
 
 
-def test_losses_are_foreseen(tmp_path: Path) -> None:
-    config, parallel, layout = standing(tmp_path)
+@pytest.mark.parametrize("spares", [0, 1])
+def test_losses_are_foreseen(spares: int, tmp_path: Path) -> None:
+    config, parallel, layout = standing(tmp_path, f"elastic.spares={spares}")
     speed = rate(config.cluster, 4)
     foresight = Foresight(config, speed, beside=True)
-    foresight.consider(layout, parallel, NODES)
-    for lost in NODES:
-        asked = question(config.cluster, layout, parallel, {r: n for r, n in NODES.items() if r != lost})
-        assert eventually(lambda asked=asked: foresight.knows(asked), 20)
-        assert foresight.answer(asked) == answer(config, asked, speed)
+    selection = Selection(config, 4, speed, foresight)
+    for nodes in (NODES, {**NODES, 4: 1}):  # as it stands, and when a rank has joined
+        if nodes == NODES:
+            selection.foresee(layout, parallel, nodes)
+        else:
+            selection.fresh = {4}
+            selection.grows(layout, parallel, nodes)
+        for lost in ({0}, {3}, {0, 1}, {1, 3}):  # a rank; a node or another pair
+            left = Situation(layout, parallel, nodes, frozenset(), 4).staying(lost, spares)
+            asked = question(config.cluster, layout, parallel, left)
+            assert eventually(lambda asked=asked: foresight.foreseen(asked), 20), (nodes, lost)
+            assert foresight.answer(asked) == answer(config, asked, speed)
 
 
 def test_other_code_or_another_config_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Successors worked out before they are needed, in a process beside the manager, so that deciding takes milliseconds.
 
-After every change of layout it is asked what to do if any one rank, or any one node, is lost. Of a regular layout that
-is one question per stage. The process has the lowest priority and begins anew with every new layout.
+After every change of layout, and when ranks have joined, it is asked what to do if any one rank, or any one node, is
+lost, and of a small layout then any two: one may die while another is recovered from. Of a regular layout that is one
+question per stage, or pair of stages. The process has a low priority, but not the lowest: ranks that compute on all
+cores would leave it a hundredth of one, and the next fault may be near. It begins anew with every new layout.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from math import inf
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -20,10 +24,37 @@ from trainsys.planner.choose import Question, answer, question
 from trainsys.planner.device import Rate
 from trainsys.space.layout import Layout
 
-Situation = tuple[Layout, ParallelConfig, dict[int, int]]
-_LOWEST = 19
+_NICE = 5
 _AT_ONCE_S = 0.02  # an answer that takes no longer is not worth waiting for a process that comes last
 _KEPT = 4096  # answers
+_SMALL = 16  # ranks: of more, pairs are too many
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What stands.
+
+    Attributes:
+        nodes: member -> node, of all members.
+        leaving: members whose place will be taken away.
+        world_size: ranks that work when all is well; with ``elastic.spares`` others stand by.
+    """
+
+    layout: Layout
+    parallel: ParallelConfig
+    nodes: Mapping[int, int]
+    leaving: frozenset[int]
+    world_size: int
+
+    def staying(self, lost: Collection[int], spares: int) -> dict[int, int]:
+        """Those who do not leave and are not lost. With spares, who works goes on working; of the others as many as are
+        missing."""
+        nodes = {rank: node for rank, node in self.nodes.items() if rank not in self.leaving and rank not in lost}
+        if not spares:
+            return nodes
+        wanted, works = max(self.world_size, len(nodes) - spares), set(self.layout.ranks)
+        order = sorted(nodes, key=lambda rank: (rank not in works, rank))
+        return {rank: nodes[rank] for rank in sorted(order[:wanted])}
 
 
 class Foresight:
@@ -45,9 +76,14 @@ class Foresight:
             context.Process(target=_work_ahead, args=(config, rate, theirs), daemon=True).start()
             theirs.close()
 
-    def consider(self, layout: Layout, parallel: ParallelConfig, nodes: Mapping[int, int]) -> None:
-        """A layout stands: see what may follow it. `nodes`: of all members."""
-        self._ask((layout, parallel, dict(nodes)))
+    def consider(self, stands: Situation) -> None:
+        """See what may follow."""
+        self._ask(stands)
+
+    def foreseen(self, asked: Question) -> bool:
+        """Whether it has been worked out."""
+        self._read()
+        return asked in self._known
 
     def knows(self, asked: Question) -> bool:
         """Whether `answer` will come at once; if not, it is being worked out."""
@@ -93,14 +129,14 @@ def _work_ahead(config: RunConfig, rate: Rate, link: Connection) -> None:
     name_process("foresight")
     leave_stopping_to_others()
     die_with_parent()
-    os.nice(_LOWEST)
+    os.nice(_NICE)
     waiting: deque[Question] = deque()
     done = set[Question]()
     try:
         while True:
             while not waiting or link.poll():
                 about = link.recv()
-                asked = [about] if isinstance(about, Question) else _losses(config, *about)
+                asked = [about] if isinstance(about, Question) else _losses(config, about)
                 if isinstance(about, Question):
                     done.discard(about)  # its answer was forgotten
                 waiting.extendleft(reversed(asked))
@@ -113,13 +149,15 @@ def _work_ahead(config: RunConfig, rate: Rate, link: Connection) -> None:
         os._exit(0)
 
 
-def _losses(
-    config: RunConfig, layout: Layout, parallel: ParallelConfig, nodes: Mapping[int, int]
-) -> Sequence[Question]:
-    """What is asked if any one rank, or any one node, is lost."""
-    left = [{r: n for r, n in nodes.items() if r != lost} for lost in layout.ranks]
-    left += [{r: n for r, n in nodes.items() if n != node} for node in sorted(set(nodes.values()))]
-    return tuple(dict.fromkeys(question(config.cluster, layout, parallel, living) for living in left if living))
+def _losses(config: RunConfig, stands: Situation) -> Sequence[Question]:
+    """What is asked if any one rank, any one node, or in a small layout any two ranks are lost."""
+    nodes, ranks = stands.nodes, stands.layout.ranks
+    lost = [{rank} for rank in ranks]
+    lost += [{r for r, n in nodes.items() if n == node} for node in sorted(set(nodes.values()))]
+    lost += [set(pair) for pair in combinations(ranks, 2)] if len(ranks) <= _SMALL else []
+    left = [stands.staying(those, config.elastic.spares) for those in lost]
+    asked = (question(config.cluster, stands.layout, stands.parallel, living) for living in left if living)
+    return tuple(dict.fromkeys(asked))
 
 
 def _outcome(config: RunConfig, asked: Question, rate: Rate) -> ParallelConfig | str:

@@ -407,7 +407,7 @@ class Manager:
         )
         self._tell(self._participants, CommitEpoch(self.epoch, save, stop))
         self._dismiss()
-        self.selection.foresight.consider(self.layout, self.parallel, {r: m.node for r, m in self.members.items()})
+        self.selection.foresee(self.layout, self.parallel, {r: m.node for r, m in self.members.items()})
         if stop and not self._saving.pending:
             self._finish()
 

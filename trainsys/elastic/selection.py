@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from trainsys.config import ParallelConfig, RunConfig
-from trainsys.elastic.foresight import Foresight
+from trainsys.elastic.foresight import Foresight, Situation
 from trainsys.planner.choose import choose, question
 from trainsys.planner.device import Rate
 from trainsys.space.layout import Layout
@@ -35,6 +35,7 @@ class Selection:
         self.fresh: set[int] = set()
         self.leaving: set[int] = set()
         self.needed: set[int] = set()
+        self._foreseen: set[int] = set()  # members when it was last asked what may follow
 
     def forget(self, rank: int) -> None:
         """It is no member any more."""
@@ -55,7 +56,7 @@ class Selection:
         if layout is None:
             return choose(self._config, None, parallel, nodes, self._rate)
         try:
-            found = self._choose(layout, parallel, self._staying(layout, nodes))
+            found = self._choose(layout, parallel, self._staying(layout, parallel, nodes))
             self.needed = set()
         except ValueError:
             if not self.leaving.intersection(nodes):
@@ -69,7 +70,9 @@ class Selection:
         the next change."""
         if not self.fresh:
             return False
-        asked = question(self._config.cluster, layout, parallel, self._staying(layout, nodes))
+        if not self.fresh <= self._foreseen:
+            self.foresee(layout, parallel, nodes)
+        asked = question(self._config.cluster, layout, parallel, self._staying(layout, parallel, nodes))
         if self.foresight.knows(asked):
             try:
                 best = self.choose(layout, parallel, nodes)
@@ -87,12 +90,13 @@ class Selection:
         """The planner's answer. Raises ValueError."""
         return choose(self._config, layout, parallel, nodes, self._rate, self.foresight.answer)
 
-    def _staying(self, layout: Layout, nodes: Mapping[int, int]) -> Mapping[int, int]:
-        """Those who do not leave. With spares, who works goes on working; of the others as many as are missing."""
-        nodes = {rank: nodes[rank] for rank in nodes if rank not in self.leaving}
-        spares = self._config.elastic.spares
-        if not spares:
-            return nodes
-        wanted = max(self._world_size, len(nodes) - spares)
-        order = sorted(nodes, key=lambda rank: (rank not in layout.ranks, rank))
-        return {rank: nodes[rank] for rank in sorted(order[:wanted])}
+    def foresee(self, layout: Layout, parallel: ParallelConfig, nodes: Mapping[int, int]) -> None:
+        """A layout stands, or there are other members: see what may follow."""
+        self._foreseen = set(nodes)
+        self.foresight.consider(self._situation(layout, parallel, nodes))
+
+    def _situation(self, layout: Layout, parallel: ParallelConfig, nodes: Mapping[int, int]) -> Situation:
+        return Situation(layout, parallel, dict(nodes), frozenset(self.leaving), self._world_size)
+
+    def _staying(self, layout: Layout, parallel: ParallelConfig, nodes: Mapping[int, int]) -> Mapping[int, int]:
+        return self._situation(layout, parallel, nodes).staying((), self._config.elastic.spares)
