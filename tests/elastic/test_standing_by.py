@@ -17,6 +17,9 @@ from trainsys.elastic.phase import Phase
 from trainsys.parallel.step import Report
 from trainsys.planner.choose import choose
 from trainsys.planner.device import rate
+from trainsys.planner.memory import preparing_gib
+from trainsys.planner.predict import worst_memory
+from trainsys.planner.stages import Stages
 
 
 class Told:
@@ -80,3 +83,15 @@ def test_a_rank_that_is_of_use_is_taken_in(tmp_path: Path) -> None:
     assert join_and_step(manager, told, 2).change == 1
     assert manager.phase is Phase.QUIESCING
     assert [type(m) for m in told[2].messages] == [Fault]
+
+
+@pytest.mark.parametrize("room", [0.99, 1.01])
+def test_a_layout_is_made_beside_the_steps_where_there_is_room(room: float, tmp_path: Path) -> None:
+    overrides = ("parallel.dp=2", "parallel.pp=1", "cluster.shared_cores=false")
+    config = load(tiny(tmp_path, *overrides))
+    needs = preparing_gib(worst_memory(config, Stages.of(config.model, config.parallel)))
+    limit = f"cluster.device.memory_gib={room * needs}"
+    manager, told = running(tmp_path, *overrides, limit, ranks=2)
+    verdict = join_and_step(manager, told, 2)
+    assert (verdict.prepare is not None) == (room > 1)
+    assert (verdict.change == 1) == (room < 1)

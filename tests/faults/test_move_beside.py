@@ -71,7 +71,7 @@ def slow(*args: Any) -> None:
     bring, replay = Beside._bring, Beside._replay
     Beside._bring = lambda self: (time.sleep(0.5), bring(self))  # type: ignore[method-assign,assignment,return-value]
     Beside._replay = lambda self, what: (time.sleep(0.1), replay(self, what))  # type: ignore
-    beside.MOST = 2
+    beside.WAITING = 2  # type: ignore[misc]
     rank_main(*args)
 
 

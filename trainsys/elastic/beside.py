@@ -3,8 +3,8 @@
 LiveR's aim (arXiv:2605.22014), by the means of the snapshots here: the state as of one step is brought over by another
 thread, and every step that counts meanwhile is replayed on it from the reduced gradients, which travel the same ways.
 So the destination is one more mirror, and the same bits; what is left for the pause is the last step's gradient.
-Gradients wait in memory while the state is on its way, so steps wait once there are `MOST` of them; and a destination
-that steps outrun is ready after so many replays, the rest being part of the pause.
+Gradients wait in memory while the state is on its way, so steps wait once there are `WAITING` of them; and a
+destination that steps outrun is ready after so many replays, the rest being part of the pause.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from trainsys.elastic.transit import Transit, carry_out, most_staged, steps_of
 from trainsys.parallel.optimizer import Update, adamw
 from trainsys.parallel.state import FlatState
 from trainsys.parallel.step import Decision
+from trainsys.planner.memory import WAITING
 from trainsys.space.rounds import PART_BYTES
 from trainsys.space.tensor import SLOTS, Space
 from trainsys.space.transition import Transition, transition
 
-MOST = 16  # steps that wait to be replayed
 _GRAD = ("grad",)
 
 
@@ -79,7 +79,7 @@ class Beside:
         self._old, self._dtype, self._device, self._staging, self._tell = old, dtype, device, staging, tell
         self._queue: SimpleQueue[_Replay | None] = SimpleQueue()
         self._ended: SimpleQueue[str] = SimpleQueue()
-        self._room = threading.Semaphore(MOST)
+        self._room = threading.Semaphore(WAITING)
         self._copied = threading.Event()
         threading.Thread(target=self._run, daemon=True, name="beside").start()
 
@@ -145,7 +145,7 @@ class Beside:
 
     def _next(self) -> _Replay | None:
         """The next step; the first time that it has to be waited for, or after enough of them, this rank is ready."""
-        if not self._told and (self._queue.empty() or self.steps - self.order.step >= MOST):
+        if not self._told and (self._queue.empty() or self.steps - self.order.step >= WAITING):
             self._told = True
             self._tell("")
         return self._queue.get()

@@ -14,6 +14,9 @@ from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.messages import Prepare, Verdict
 from trainsys.elastic.selection import Selection
 from trainsys.elastic.standing import Standing
+from trainsys.planner.memory import preparing_gib
+from trainsys.planner.predict import worst_stage
+from trainsys.planner.stages import Stages
 from trainsys.space.coverage import LostError
 from trainsys.space.layout import Layout
 
@@ -27,8 +30,8 @@ class Preparing:
     """
 
     def __init__(self, config: RunConfig, selection: Selection, standing: Standing) -> None:
+        self._config, self._selection, self._standing = config, selection, standing
         self._beside = config.elastic.move != "pause" and not only_in_a_pause(config)
-        self._selection, self._standing = selection, standing
         self.order: Prepare | None = None
         self.reason = ""
         self._ready: set[int] = set()
@@ -56,9 +59,15 @@ class Preparing:
             self.reason = "a rank joins"
         if not self.reason:
             return verdict
-        if self._beside and self._begin(epoch + 1, step, layout, parallel, nodes):
+        if self._beside and self._has_room(parallel) and self._begin(epoch + 1, step, layout, parallel, nodes):
             return replace(verdict, prepare=self.order)
         return replace(verdict, change=epoch + 1)
+
+    def _has_room(self, parallel: ParallelConfig) -> bool:
+        """Whether ranks have memory for it, as far as the planner knows; who has set ``beside`` knows better."""
+        config = replace(self._config, parallel=parallel)
+        memory, limit_gib = worst_stage(config, Stages.of(config.model, parallel))
+        return config.elastic.move == "beside" or preparing_gib(memory) <= limit_gib
 
     def _begin(
         self, epoch: int, step: int, layout: Layout, parallel: ParallelConfig, nodes: Mapping[int, int]

@@ -18,6 +18,8 @@ from trainsys.planner.sizes import StageSizes, block_elements, team_tokens
 from trainsys.planner.stages import Stages
 from trainsys.schedule.problem import BARRIERS
 
+WAITING = 6  # steps that may wait to be replayed on a layout that is made beside them
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -52,7 +54,8 @@ def stage_memory(config: RunConfig, stages: Stages, sizes: StageSizes, in_flight
             activations=activation_bytes(config, stages, stage, in_flight[stage]) / GIB,
             logits=logit_bytes(config, stages, stage) / GIB,
         )
-        memories.append(replace(step, transition=max(0.0, changing_gib(step, config) - step.total)))
+        changing = preparing_gib(step) if config.elastic.move == "beside" else changing_gib(step, config)
+        memories.append(replace(step, transition=max(0.0, changing - step.total)))
     return tuple(memories)
 
 
@@ -87,6 +90,13 @@ def changing_gib(state: Memory, config: RunConfig) -> float:
     """
     kept = state.optimizer + state.mirror
     return 2 * kept if config.elastic.release == "commit" else kept + config.elastic.staging_mib / 1024
+
+
+def preparing_gib(step: Memory) -> float:
+    """While the next layout is made beside the steps (`elastic/beside.py`): what a step needs, the state twice more,
+    copied and as it will be (taken for equal), and gradients that wait to be replayed, of a third of the state each."""
+    kept = step.optimizer + step.mirror
+    return step.total - step.transition + (2 + WAITING / 3) * kept
 
 
 def parameter_elements(config: RunConfig, stages: Stages, sizes: StageSizes, stage: int) -> int:
