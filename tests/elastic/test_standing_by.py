@@ -12,7 +12,7 @@ from trainsys.config import load
 from trainsys.elastic.book import Book
 from trainsys.elastic.manager import Manager
 from trainsys.elastic.member import Member
-from trainsys.elastic.messages import Fault, Proposal, Verdict
+from trainsys.elastic.messages import Fault, Leaving, Proposal, Verdict
 from trainsys.elastic.phase import Phase
 from trainsys.parallel.step import Report
 from trainsys.planner.choose import choose
@@ -95,3 +95,17 @@ def test_a_layout_is_made_beside_the_steps_where_there_is_room(room: float, tmp_
     verdict = join_and_step(manager, told, 2)
     assert (verdict.prepare is not None) == (room > 1)
     assert (verdict.change == 1) == (room < 1)
+
+
+@pytest.mark.parametrize("way", ["auto", "beside"])
+def test_who_has_notice_does_not_wait_for_a_preparation(way: str, tmp_path: Path) -> None:
+    overrides = ("parallel.dp=2", "parallel.pp=1", "cluster.shared_cores=false", f"elastic.move={way}")
+    manager, told = running(tmp_path, *overrides, ranks=2)
+    assert join_and_step(manager, told, 2).prepare is not None
+    manager._handle(1, Leaving())
+    for member in (0, 1):
+        manager._handle(member, Proposal(manager.epoch, Report(manager.step)))
+    verdict = next(m for m in reversed(told[0].messages) if isinstance(m, Verdict))
+    assert (verdict.change == 1) == (way == "auto")
+    assert (manager.phase is Phase.QUIESCING) == (way == "auto")
+    assert any(isinstance(m, Fault) for m in told[2].messages) == (way == "auto")

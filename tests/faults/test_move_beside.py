@@ -23,7 +23,7 @@ BESIDE = "elastic.move=beside"
 @pytest.mark.parametrize(
     ("layout", "faults"), [("dp2·pp2 zero1", "join@2,join@2"), ("dp4 zero3", "drain@3:2:backward")], ids=str
 )
-@pytest.mark.parametrize("way", ["auto", "pause"])
+@pytest.mark.parametrize("way", ["auto", "beside", "pause"])
 def test_a_planned_change(
     way: str, layout: str, faults: str, tmp_path: Path, undisturbed: Callable[[str], Recorder]
 ) -> None:

@@ -49,19 +49,29 @@ class Preparing:
         """
         if verdict.stop:
             return verdict
-        if self.order is not None:
+        if self.order is not None and not self._hurries(layout):
             return replace(verdict, change=epoch + 1) if self._ready >= set(self.order.participants) else verdict
+        self.drop()
         self.reason = remedy()  # may make ranks leave
-        leaving = sorted((self._selection.leaving - self._selection.needed) & set(layout.ranks))
+        leaving = self._leaving(layout)
         if leaving:
             self.reason = f"rank {', '.join(map(str, leaving))} leaves"
         elif not self.reason and self._selection.grows(layout, parallel, nodes):
             self.reason = "a rank joins"
         if not self.reason:
             return verdict
-        if self._beside and self._has_room(parallel) and self._begin(epoch + 1, step, layout, parallel, nodes):
+        beside = self._beside and not self._hurries(layout) and self._has_room(parallel)
+        if beside and self._begin(epoch + 1, step, layout, parallel, nodes):
             return replace(verdict, prepare=self.order)
         return replace(verdict, change=epoch + 1)
+
+    def _leaving(self, layout: Layout) -> list[int]:
+        """Ranks of the layout that leave, and whose place another can take."""
+        return sorted((self._selection.leaving - self._selection.needed) & set(layout.ranks))
+
+    def _hurries(self, layout: Layout) -> bool:
+        """Whether the next verdict should be the last for some: who has notice may not have time for another step."""
+        return self._config.elastic.move == "auto" and bool(self._leaving(layout))
 
     def _has_room(self, parallel: ParallelConfig) -> bool:
         """Whether ranks have memory for it, as far as the planner knows; who has set ``beside`` knows better."""
