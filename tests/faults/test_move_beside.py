@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from tests.faults.test_kills import check, train
-from trainsys.elastic import agent, beside
+from trainsys.elastic import agent, preparing, supervisor
 from trainsys.elastic.agent import LocalCluster
 from trainsys.elastic.beside import Beside
+from trainsys.elastic.manage import manage
 from trainsys.elastic.recorder import Recorder
 from trainsys.elastic.serve import rank_main
 
@@ -71,16 +72,38 @@ def slow(*args: Any) -> None:
     bring, replay = Beside._bring, Beside._replay
     Beside._bring = lambda self: (time.sleep(0.5), bring(self))  # type: ignore[method-assign,assignment,return-value]
     Beside._replay = lambda self, what: (time.sleep(0.1), replay(self, what))  # type: ignore
-    beside.WAITING = 2  # type: ignore[misc]
     rank_main(*args)
 
 
-def test_steps_wait_for_a_slow_preparation(
+def impatient(*args: Any) -> None:
+    """Body of a manager under which few steps wait to be replayed."""
+    preparing.WAITING = 2  # type: ignore[misc]
+    manage(*args)
+
+
+def test_what_a_slow_preparation_lacks_is_done_in_the_pause(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, undisturbed: Callable[[str], Recorder]
 ) -> None:
     monkeypatch.setattr(agent, "rank_main", slow)
+    monkeypatch.setattr(supervisor, "manage", impatient)
     ours = train(tmp_path, "dp2·pp2 zero1", "join@2", BESIDE)
     check(ours, undisturbed("dp2·pp2 zero1"), ours.config)
     joined = ours.changes[-1]
     assert joined.after is not None and 4 in joined.after.ranks
     assert not joined.redo
+
+
+def fails(*args: Any) -> None:
+    """Body of a rank that cannot prepare anything."""
+    Beside._bring = lambda self: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+    rank_main(*args)
+
+
+def test_what_cannot_be_prepared_is_done_in_the_pause(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, undisturbed: Callable[[str], Recorder]
+) -> None:
+    monkeypatch.setattr(agent, "rank_main", fails)
+    ours = train(tmp_path, "dp2·pp2 zero1", "join@2", BESIDE)
+    check(ours, undisturbed("dp2·pp2 zero1"), ours.config)
+    assert [4 in (change.after or ()) for change in ours.changes] == [False, True]
+    assert not ours.changes[-1].redo

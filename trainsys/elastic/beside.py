@@ -3,8 +3,7 @@
 LiveR's aim (arXiv:2605.22014), by the means of the snapshots here: the state as of one step is brought over by another
 thread, and every step that counts meanwhile is replayed on it from the reduced gradients, which travel the same ways.
 So the destination is one more mirror, and the same bits; what is left for the pause is the last step's gradient.
-Gradients wait in memory while the state is on its way, so steps wait once there are `WAITING` of them; and a
-destination that steps outrun is ready after so many replays, the rest being part of the pause.
+Gradients wait in memory while the state is on its way; so the pause comes once there are some, ready or not.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from trainsys.elastic.transit import Transit, carry_out, most_staged, steps_of
 from trainsys.parallel.optimizer import Update, adamw
 from trainsys.parallel.state import FlatState
 from trainsys.parallel.step import Decision
-from trainsys.planner.memory import WAITING
 from trainsys.space.rounds import PART_BYTES
 from trainsys.space.tensor import SLOTS, Space
 from trainsys.space.transition import Transition, transition
@@ -74,12 +72,11 @@ class Beside:
     ) -> None:  # fmt: skip
         self.order, self.comm, self.steps, self.received = order, comm, order.step, 0
         self.new = FlatState((), dtype, device)
-        self.void = self._told = self._failed = self._over = False
+        self.void = self._told = self._over = False
         self._space, self._rank, self._groups, self._optim = space, rank, groups, optim
         self._old, self._dtype, self._device, self._staging, self._tell = old, dtype, device, staging, tell
         self._queue: SimpleQueue[_Replay | None] = SimpleQueue()
         self._ended: SimpleQueue[str] = SimpleQueue()
-        self._room = threading.Semaphore(WAITING)
         self._copied = threading.Event()
         threading.Thread(target=self._run, daemon=True, name="beside").start()
 
@@ -90,15 +87,12 @@ class Beside:
         self._copied.wait()
 
     def follow(self, decision: Decision, grad: Tensor | None) -> None:
-        """A step counts; wait while there are too many to be replayed.
+        """A step counts.
 
         Args:
             grad: the reduced gradient, laid out like the source state and not to be changed any more; None on a rank
                 that holds nothing.
         """
-        if self.void or self._failed:
-            return
-        self._room.acquire()
         self._queue.put(_Replay(None if decision.skipped else decision.update, grad))
 
     def finish(self, step: int) -> FlatState:
@@ -117,7 +111,6 @@ class Beside:
         self.comm.abort(self.order.epoch)
         self._copied.set()
         self._queue.put(None)
-        self._room.release()
         self._ended.put("it was called off")
         if self._over:
             self.comm.close()
@@ -129,11 +122,8 @@ class Beside:
             self._bring()
             while (replay := self._next()) is not None:
                 self._replay(replay)
-                self._room.release()
         except Exception as error:  # whatever it is, the change can still be made in a pause
-            self._failed = True
             self._copied.set()
-            self._room.release()
             self._ended.put(str(error) or repr(error))
             if not self.void:
                 self._tell(str(error) or repr(error))
@@ -144,8 +134,8 @@ class Beside:
             self.comm.close()
 
     def _next(self) -> _Replay | None:
-        """The next step; the first time that it has to be waited for, or after enough of them, this rank is ready."""
-        if not self._told and (self._queue.empty() or self.steps - self.order.step >= WAITING):
+        """The next step; the first time that it has to be waited for, this rank is ready."""
+        if not self._told and self._queue.empty():
             self._told = True
             self._tell("")
         return self._queue.get()
@@ -159,6 +149,7 @@ class Beside:
         group = self._group()
         share = transition(self._space, order.src, order.dst, rank, order.alive, lambda r: order.nodes.get(r, -1))
         self.new = carry_out(share, self._space, order.dst, copy, group, self._dtype, self._device, self._staging())
+        copy = None  # what follows needs its room
         self.received = self._bytes_of(share, len(SLOTS))
         self._share, self._budget = share, self._staging()
         steps = steps_of(share, group, min(PART_BYTES, self._budget.budget // 2), self._dtype, _GRAD)

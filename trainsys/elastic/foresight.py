@@ -2,8 +2,8 @@
 
 After every change of layout, and when ranks have joined, it is asked what to do if any one rank, or any one node, is
 lost, and of a small layout then any two: one may die while another is recovered from. Of a regular layout that is one
-question per stage, or pair of stages. The process has a low priority, but not the lowest: ranks that compute on all
-cores would leave it a hundredth of one, and the next fault may be near. It begins anew with every new layout.
+question per stage, or pair of stages. The newest questions come first. The process has a low priority, but not the
+lowest: ranks that compute on all cores would leave it a hundredth of one, and the next fault may be near.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import inf
 from multiprocessing import get_context
@@ -22,10 +22,12 @@ from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.bonds import die_with_parent, leave_stopping_to_others, name_process
 from trainsys.planner.choose import Question, answer, question
 from trainsys.planner.device import Rate
+from trainsys.planner.predict import worst_stage
+from trainsys.planner.stages import Stages
 from trainsys.space.layout import Layout
 
 _NICE = 5
-_AT_ONCE_S = 0.02  # an answer that takes no longer is not worth waiting for a process that comes last
+_AT_ONCE_S = 0.02  # an answer that takes no longer is not worth waiting for such a process
 _KEPT = 4096  # answers
 _SMALL = 16  # ranks: of more, pairs are too many
 
@@ -67,6 +69,7 @@ class Foresight:
     def __init__(self, config: RunConfig, rate: Rate, beside: bool = False) -> None:
         self._config, self._rate = config, rate
         self._known: dict[Question, ParallelConfig | str] = {}
+        self._room: dict[ParallelConfig, bool] = {}
         self._takes_s = inf  # of the processor, as the last answer did
         self._asked = set[Question]()  # and not answered yet
         self._link: Connection | None = None
@@ -80,10 +83,10 @@ class Foresight:
         """See what may follow."""
         self._ask(stands)
 
-    def foreseen(self, asked: Question) -> bool:
-        """Whether it has been worked out."""
+    def has_room(self, parallel: ParallelConfig) -> bool:
+        """Whether the next layout can be made beside the steps; no, until it is known."""
         self._read()
-        return asked in self._known
+        return self._room.get(parallel, False) if self._link is not None else _has_room(self._config, parallel)
 
     def knows(self, asked: Question) -> bool:
         """Whether `answer` will come at once; if not, it is being worked out."""
@@ -115,7 +118,11 @@ class Foresight:
     def _read(self) -> None:
         try:
             while self._link is not None and self._link.poll():
-                asked, found, self._takes_s = self._link.recv()
+                asked, found, seconds = self._link.recv()
+                if isinstance(asked, ParallelConfig):
+                    self._room = {asked: found}  # of what stands
+                    continue
+                self._takes_s = seconds
                 while len(self._known) >= _KEPT:
                     self._known.pop(next(iter(self._known)))
                 self._known[asked] = found
@@ -136,10 +143,12 @@ def _work_ahead(config: RunConfig, rate: Rate, link: Connection) -> None:
         while True:
             while not waiting or link.poll():
                 about = link.recv()
-                asked = [about] if isinstance(about, Question) else _losses(config, about)
                 if isinstance(about, Question):
                     done.discard(about)  # its answer was forgotten
-                waiting.extendleft(reversed(asked))
+                    waiting.appendleft(about)
+                else:
+                    link.send((about.parallel, _has_room(config, about.parallel), 0.0))
+                    waiting.extendleft(reversed(_losses(config, about)))
             first = waiting.popleft()
             if first not in done:
                 done.add(first)
@@ -165,3 +174,15 @@ def _outcome(config: RunConfig, asked: Question, rate: Rate) -> ParallelConfig |
         return answer(config, asked, rate)
     except ValueError as error:
         return str(error)
+
+
+def _has_room(config: RunConfig, parallel: ParallelConfig) -> bool:
+    """By the planner's reckoning; who has set ``elastic.move=beside`` knows better."""
+    if config.elastic.move != "auto":
+        return config.elastic.move == "beside"
+    config = replace(config, parallel=parallel, elastic=replace(config.elastic, move="beside"))
+    try:
+        memory, limit_gib = worst_stage(config, Stages.of(config.model, parallel))
+    except ValueError:
+        return False  # there are more ranks than in the cluster that was configured, and devices of several types
+    return memory.total <= limit_gib

@@ -179,7 +179,7 @@ class Manager:
                 if self._staged.keys() >= set(self._participants):
                     self._commit_epoch()
             case Prepared(epoch=epoch):
-                self._preparing.caught_up(rank, epoch)
+                self._preparing.caught_up(rank, epoch, message.error)
             case Failed() if self.phase is Phase.QUIESCING:
                 self._tell([rank], Fault(self.epoch))
             case Failed(epoch=epoch) if epoch == self.epoch:

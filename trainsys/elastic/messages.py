@@ -172,9 +172,10 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The destination of `epoch` stands and has caught up with the steps so far."""
+    """The destination of `epoch` stands and has caught up with the steps so far; or, with `error`, will not stand."""
 
     epoch: int
+    error: str = ""
 
 
 @dataclass(frozen=True)

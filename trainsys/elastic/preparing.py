@@ -1,12 +1,13 @@
 """Changes that can wait for a step boundary: when they begin, and unless ``elastic.move=pause`` what is made before.
 
 A change is planned when nothing is lost by it: ranks join or leave with notice, work is evened out. It begins with a
-verdict: with the next one, or once all who take part have the next layout ready beside the steps.
+verdict: with the next one, or once all who take part have the next layout ready beside the steps, or `WAITING` steps
+have gone by, whose gradients wait in memory; what is still missing then is waited for in the pause.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from trainsys.bounds import only_in_a_pause
@@ -14,9 +15,7 @@ from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.messages import Prepare, Verdict
 from trainsys.elastic.selection import Selection
 from trainsys.elastic.standing import Standing
-from trainsys.planner.memory import preparing_gib
-from trainsys.planner.predict import worst_stage
-from trainsys.planner.stages import Stages
+from trainsys.planner.memory import WAITING
 from trainsys.space.coverage import LostError
 from trainsys.space.layout import Layout
 
@@ -35,6 +34,7 @@ class Preparing:
         self.order: Prepare | None = None
         self.reason = ""
         self._ready: set[int] = set()
+        self._failed = False
 
     def complete(
         self, verdict: Verdict, epoch: int, step: int, layout: Layout, parallel: ParallelConfig,
@@ -49,18 +49,20 @@ class Preparing:
         """
         if verdict.stop:
             return verdict
-        if self.order is not None and not self._hurries(layout):
-            return replace(verdict, change=epoch + 1) if self._ready >= set(self.order.participants) else verdict
-        self.drop()
+        if self.order is not None:
+            if self._failed or self._hurries(self.order.participants):
+                self.drop()
+            elif not (self._ready >= set(self.order.participants) or step - self.order.step >= WAITING):
+                return verdict
+            self.reason = _leaves(self._leaving(layout)) or self.reason
+            return replace(verdict, change=epoch + 1)
         self.reason = remedy()  # may make ranks leave
-        leaving = self._leaving(layout)
-        if leaving:
-            self.reason = f"rank {', '.join(map(str, leaving))} leaves"
-        elif not self.reason and self._selection.grows(layout, parallel, nodes):
+        self.reason = _leaves(self._leaving(layout)) or self.reason
+        if not self.reason and self._selection.grows(layout, parallel, nodes):
             self.reason = "a rank joins"
         if not self.reason:
             return verdict
-        beside = self._beside and not self._hurries(layout) and self._has_room(parallel)
+        beside = self._beside and not self._hurries(layout.ranks) and self._selection.foresight.has_room(parallel)
         if beside and self._begin(epoch + 1, step, layout, parallel, nodes):
             return replace(verdict, prepare=self.order)
         return replace(verdict, change=epoch + 1)
@@ -69,15 +71,10 @@ class Preparing:
         """Ranks of the layout that leave, and whose place another can take."""
         return sorted((self._selection.leaving - self._selection.needed) & set(layout.ranks))
 
-    def _hurries(self, layout: Layout) -> bool:
-        """Whether the next verdict should be the last for some: who has notice may not have time for another step."""
-        return self._config.elastic.move == "auto" and bool(self._leaving(layout))
-
-    def _has_room(self, parallel: ParallelConfig) -> bool:
-        """Whether ranks have memory for it, as far as the planner knows; who has set ``beside`` knows better."""
-        config = replace(self._config, parallel=parallel)
-        memory, limit_gib = worst_stage(config, Stages.of(config.model, parallel))
-        return config.elastic.move == "beside" or preparing_gib(memory) <= limit_gib
+    def _hurries(self, ranks: Collection[int]) -> bool:
+        """Whether any has notice: it may not have time for another step."""
+        selection = self._selection
+        return self._config.elastic.move == "auto" and bool((selection.leaving - selection.needed) & set(ranks))
 
     def _begin(
         self, epoch: int, step: int, layout: Layout, parallel: ParallelConfig, nodes: Mapping[int, int]
@@ -90,13 +87,14 @@ class Preparing:
             return False  # what is wrong is said where a layout is chosen in a pause
         everyone = tuple(sorted({*alive, *target.ranks}))
         self.order = Prepare(epoch, layout, target, chosen, step, dict(nodes), alive, everyone)
-        self._ready, self._selection.fresh = set(), set()
+        self._ready, self._failed, self._selection.fresh = set(), False, set()
         return True
 
-    def caught_up(self, rank: int, epoch: int) -> None:
-        """A rank has prepared `epoch`."""
+    def caught_up(self, rank: int, epoch: int, error: str) -> None:
+        """A rank has prepared `epoch`, or could not: then the change is made in a pause."""
         if self.order is not None and self.order.epoch == epoch:
             self._ready.add(rank)
+            self._failed = self._failed or bool(error)
 
     def told(self, ranks: Iterable[int]) -> tuple[int, ...]:
         """Who hears of a verdict: `ranks`, and whoever prepares."""
@@ -115,3 +113,7 @@ class Preparing:
     def drop(self) -> None:
         """Nothing is under way any more."""
         self.order = None
+
+
+def _leaves(ranks: Sequence[int]) -> str:
+    return f"rank {', '.join(map(str, ranks))} leaves" if ranks else ""

@@ -265,7 +265,7 @@ class Worker:
         groups += wanted_groups(self.space, order.dst, routes_of(config, order.dst))
 
         def tell(error: str) -> None:
-            self.control.send(Failed(order.epoch - 1, error) if error else Prepared(order.epoch))
+            self.control.send(Prepared(order.epoch, error))
 
         self.beside = Beside(
             order, self.space, self.rank, self.comm.spawn("b"), groups, self.state, self.config.optim, self.dtype,
@@ -363,9 +363,8 @@ class Worker:
     def _apply(self, verdict: Verdict) -> None:
         """The optimizer step of what counts now."""
         assert self.engine is not None and self.layout is not None and self.state is not None
-        beside, grad = self.beside, None
+        beside = self.beside
         if beside is not None:
-            self.comm.stamps.enter("transfer")  # which others may hold up
             beside.copied()
             grad = None if verdict.decision.skipped else self.engine.pending[0].grad.clone()
             beside.follow(verdict.decision, grad)
