@@ -159,11 +159,15 @@ def _work_ahead(config: RunConfig, rate: Rate, link: Connection) -> None:
 
 
 def _losses(config: RunConfig, stands: Situation) -> Sequence[Question]:
-    """What is asked if any one rank, any one node, or in a small layout any two ranks are lost."""
+    """What is asked if any one rank, any one node, or in a small layout any two ranks are lost.
+
+    No pairs while ranks join: those work on the same cores then.
+    """
     nodes, ranks = stands.nodes, stands.layout.ranks
     lost = [{rank} for rank in ranks]
     lost += [{r for r, n in nodes.items() if n == node} for node in sorted(set(nodes.values()))]
-    lost += [set(pair) for pair in combinations(ranks, 2)] if len(ranks) <= _SMALL else []
+    if len(nodes) <= len(ranks) <= _SMALL:
+        lost += [set(pair) for pair in combinations(ranks, 2)]
     left = [stands.staying(those, config.elastic.spares) for those in lost]
     asked = (question(config.cluster, stands.layout, stands.parallel, living) for living in left if living)
     return tuple(dict.fromkeys(asked))
