@@ -234,7 +234,7 @@ class ElasticConfig:
     straggler_factor: float = 1.3  # times as long as before, or as its equals, that make a rank or link a straggler
     straggler_steps: int = 3  # in a row
     release: Literal["commit", "progressive"] = "commit"  # of the old state: at the end, or in portions meanwhile
-    move: Literal["auto", "pause", "beside"] = "auto"  # to a planned layout; auto: beside where that may be
+    move: Literal["auto", "pause", "beside"] = "auto"  # a planned layout is made in a pause, or beside steps
     clocks: Literal["none", "nvml", "cpufreq", "emulated"] = "none"  # who sets devices' clocks, by their stages' work
     staging_mib: float = 16.0  # MiB of buffers while the layout changes; with release=progressive, of all that is extra
     chunk: int = 16384  # elements per unit of ZeRO ownership and of the gradient norm; fixed for the run

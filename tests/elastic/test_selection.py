@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -43,19 +44,19 @@ def test_a_spare_takes_the_place_of_the_lost(tmp_path: Path) -> None:
 def test_losses_are_foreseen(spares: int, tmp_path: Path) -> None:
     config, parallel, layout = standing(tmp_path, f"elastic.spares={spares}")
     speed = rate(config.cluster, 4)
-    foresight = Foresight(config, speed, beside=True)
-    selection = Selection(config, 4, speed, foresight)
-    for nodes in (NODES, {**NODES, 4: 1}):  # as it stands, and when a rank has joined
-        if nodes == NODES:
-            selection.foresee(layout, parallel, nodes)
-        else:
-            selection.fresh = {4}
-            selection.grows(layout, parallel, nodes)
-        for lost in ({0}, {3}, {0, 1}, *([{1, 3}] if nodes == NODES else [])):  # a rank; a node or another pair
-            left = Situation(layout, parallel, nodes, frozenset(), 4).staying(lost, spares)
-            asked = question(config.cluster, layout, parallel, left)
-            assert eventually(lambda asked=asked: foresight._read() or asked in foresight._known, 20), (nodes, lost)
-            assert foresight.answer(asked) == answer(config, asked, speed)
+    with closing(Foresight(config, speed, beside=True)) as foresight:
+        selection = Selection(config, 4, speed, foresight)
+        for nodes in (NODES, {**NODES, 4: 1}):  # as it stands, and when a rank has joined
+            if nodes == NODES:
+                selection.foresee(layout, parallel, nodes)
+            else:
+                selection.fresh = {4}
+                selection.grows(layout, parallel, nodes)
+            for lost in ({0}, {3}, {0, 1}, {1, 3}):  # a rank; a node or another pair
+                left = Situation(layout, parallel, nodes, frozenset(), 4).staying(lost, spares)
+                asked = question(config.cluster, layout, parallel, left)
+                assert eventually(lambda asked=asked: foresight._read() or asked in foresight._known, 20), (nodes, lost)
+                assert foresight.answer(asked) == answer(config, asked, speed)
 
 
 def test_other_code_or_another_config_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 LiveR's aim (arXiv:2605.22014), by the means of the snapshots here: the state as of one step is brought over by another
 thread, and every step that counts meanwhile is replayed on it from the reduced gradients, which travel the same ways.
 So the destination is one more mirror, and the same bits; what is left for the pause is the last step's gradient.
-Gradients wait in memory while the state is on its way; so the pause comes once there are some, ready or not.
+Gradients wait in memory while the state is on its way; so the pause comes after a few steps, ready or not.
 """
 
 from __future__ import annotations

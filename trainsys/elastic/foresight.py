@@ -76,8 +76,14 @@ class Foresight:
         if beside:
             context = get_context("fork")
             self._link, theirs = context.Pipe()
-            context.Process(target=_work_ahead, args=(config, rate, theirs), daemon=True).start()
+            context.Process(target=_work_ahead, args=(config, rate, theirs, self._link), daemon=True).start()
             theirs.close()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     def consider(self, stands: Situation) -> None:
         """See what may follow."""
@@ -131,8 +137,13 @@ class Foresight:
             self._link = None
 
 
-def _work_ahead(config: RunConfig, rate: Rate, link: Connection) -> None:
-    """Body of the process: the newest questions first."""
+def _work_ahead(config: RunConfig, rate: Rate, link: Connection, theirs: Connection) -> None:
+    """Body of the process: the newest questions first. It ends when the other end is closed.
+
+    Args:
+        theirs: that end, which a fork has too.
+    """
+    theirs.close()
     name_process("foresight")
     leave_stopping_to_others()
     die_with_parent()
@@ -159,14 +170,11 @@ def _work_ahead(config: RunConfig, rate: Rate, link: Connection) -> None:
 
 
 def _losses(config: RunConfig, stands: Situation) -> Sequence[Question]:
-    """What is asked if any one rank, any one node, or in a small layout any two ranks are lost.
-
-    No pairs while ranks join: those work on the same cores then.
-    """
+    """What is asked if any one rank, any one node, or in a small layout any two ranks are lost."""
     nodes, ranks = stands.nodes, stands.layout.ranks
     lost = [{rank} for rank in ranks]
     lost += [{r for r, n in nodes.items() if n == node} for node in sorted(set(nodes.values()))]
-    if len(nodes) <= len(ranks) <= _SMALL:
+    if len(ranks) <= _SMALL:
         lost += [set(pair) for pair in combinations(ranks, 2)]
     left = [stands.staying(those, config.elastic.spares) for those in lost]
     asked = (question(config.cluster, stands.layout, stands.parallel, living) for living in left if living)

@@ -7,7 +7,7 @@ have gone by, whose gradients wait in memory; what is still missing then is wait
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 from trainsys.bounds import only_in_a_pause
@@ -54,10 +54,10 @@ class Preparing:
                 self.drop()
             elif not (self._ready >= set(self.order.participants) or step - self.order.step >= WAITING):
                 return verdict
-            self.reason = _leaves(self._leaving(layout)) or self.reason
+            self.reason = self._leaves(layout) or self.reason
             return replace(verdict, change=epoch + 1)
-        self.reason = remedy()  # may make ranks leave
-        self.reason = _leaves(self._leaving(layout)) or self.reason
+        slow = remedy()  # may make ranks leave
+        self.reason = self._leaves(layout) or slow
         if not self.reason and self._selection.grows(layout, parallel, nodes):
             self.reason = "a rank joins"
         if not self.reason:
@@ -67,14 +67,18 @@ class Preparing:
             return replace(verdict, prepare=self.order)
         return replace(verdict, change=epoch + 1)
 
-    def _leaving(self, layout: Layout) -> list[int]:
-        """Ranks of the layout that leave, and whose place another can take."""
-        return sorted((self._selection.leaving - self._selection.needed) & set(layout.ranks))
+    def _leaving(self, ranks: Collection[int]) -> list[int]:
+        """Those of `ranks` that leave, and whose place another can take."""
+        return sorted((self._selection.leaving - self._selection.needed) & set(ranks))
+
+    def _leaves(self, layout: Layout) -> str:
+        """Who of the layout does, in words."""
+        leaving = self._leaving(layout.ranks)
+        return f"rank {', '.join(map(str, leaving))} leaves" if leaving else ""
 
     def _hurries(self, ranks: Collection[int]) -> bool:
         """Whether any has notice: it may not have time for another step."""
-        selection = self._selection
-        return self._config.elastic.move == "auto" and bool((selection.leaving - selection.needed) & set(ranks))
+        return self._config.elastic.move == "auto" and bool(self._leaving(ranks))
 
     def _begin(
         self, epoch: int, step: int, layout: Layout, parallel: ParallelConfig, nodes: Mapping[int, int]
@@ -113,7 +117,3 @@ class Preparing:
     def drop(self) -> None:
         """Nothing is under way any more."""
         self.order = None
-
-
-def _leaves(ranks: Sequence[int]) -> str:
-    return f"rank {', '.join(map(str, ranks))} leaves" if ranks else ""

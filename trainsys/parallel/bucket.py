@@ -164,7 +164,7 @@ class Bucket:
 
         if self.fast and self._running is not None:
             add_to(self._running)
-        elif self.fast or not self._sum.absorb(leaf, add_to):  # nothing is held where `add` is another
+        elif self.fast or not self._sum.absorb(leaf, add_to):  # a stream's own `add` holds nothing here
             self.add(leaf, torch.cat(pieces).to(self._dtype))
 
     def add(self, leaf: Node, value: Tensor) -> None:

@@ -18,7 +18,7 @@ from trainsys.planner.sizes import StageSizes, block_elements, team_tokens
 from trainsys.planner.stages import Stages
 from trainsys.schedule.problem import BARRIERS
 
-WAITING = 6  # steps whose gradients wait at most to be replayed on a layout that is made beside them
+WAITING = 6  # steps, at most, that wait to be replayed on a layout that is made beside them
 
 
 @dataclass(frozen=True)
