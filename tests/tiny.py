@@ -17,7 +17,7 @@ MARK = "TRAINSYS_TEST_MARK"
 STEPS = 12
 TINY = (
     "model.vocab_size=256", "model.dim=32", "model.num_layers=4", "model.num_heads=4", "model.max_seq_len=32",
-    "batch.seq_len=32", "batch.global_size=12", "batch.microbatch_size=1", "data.tokenizer=bytes",
+    "batch.seq_len=32", "batch.global_size=8", "batch.microbatch_size=1", "data.tokenizer=bytes",
     "data.max_bytes=100000", "cluster.shared_cores=true", "cluster.device.tflops=0.05", "elastic.chunk=512",
     "elastic.heartbeat_limit_s=5", "optim.warmup_steps=4", f"train.steps={STEPS}", "parallel.dp=2", "parallel.pp=2",
     "parallel.zero=1",

@@ -84,7 +84,7 @@ CASES: list[tuple[tuple[str, ...], list[str], list[str]]] = [
     # model, batch and layout
     (ALL, ["model.num_heads=5"], ["dim=32", "num_heads=5", "num_heads=1, 2, 4 or 8"]),
     (ALL, ["batch.seq_len=64"], ["batch.seq_len=64", "model.max_seq_len=32"]),
-    (ALL, ["batch.microbatch_size=5"], ["batch.global_size=12", "microbatch_size=5", "10 or 15"]),
+    (ALL, ["batch.microbatch_size=5"], ["batch.global_size=8", "microbatch_size=5", "5 or 10"]),
     (RUN, ["parallel.dp=3"], ["dp*tp*pp=6", "4 ranks", "parallel.dp=2"]),
     (MESH, ["parallel.dp=0"], ["parallel.dp=0"]),
     (MESH, ["parallel.zero=4"], ["parallel.zero=4", "0, 1, 2, 3"]),
@@ -103,8 +103,9 @@ CASES: list[tuple[tuple[str, ...], list[str], list[str]]] = [
      ["vocab_size=258", "tp=4", "256 or 260"]),
     (MESH, ["model.num_layers=3", "parallel.dp=1", "parallel.pp=4"], ["num_layers=3", "pp=4", "between 1 and 3"]),
     (MESH, ["parallel.stage_layers=[1,2]"], ["stage_layers=(1, 2)", "num_layers=4"]),
-    (MESH, ["parallel.dp=8", "parallel.pp=1", "cluster.nodes=4"],
-     ["batch.global_size=12", "batch.microbatch_size·parallel.dp=1·8"]),
+    (MESH, ["parallel.dp=6", "parallel.pp=1", "cluster.nodes=3"],
+     ["batch.global_size=8", "batch.microbatch_size·parallel.dp=1·6"]),
+    (MESH, ["parallel.dp=16", "parallel.pp=1", "cluster.nodes=8"], ["8 microbatches", "parallel.dp=16"]),
     (("train", "drill", "plan"), ["cluster.device.memory_gib=0.0001"], ["GiB", "cluster.device.memory_gib=0.0001"]),
     (RUN, ["elastic.min_ranks=5"], ["elastic.min_ranks=5", "4 ranks"]),
     # faults

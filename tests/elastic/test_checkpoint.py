@@ -184,7 +184,7 @@ def test_nothing_but_damage_is_refused(half: Path, capsys: pytest.CaptureFixture
     [
         ("model.dim=64", "model.dim=32, this run has 64"),
         ("model.tied=true", "model.tied=False, this run has True"),
-        ("batch.global_size=24", "batch.global_size=12, this run has 24"),
+        ("batch.global_size=24", "batch.global_size=8, this run has 24"),
         ("batch.microbatch_size=2", "batch.microbatch_size=1, this run has 2"),
         ("elastic.chunk=256", "elastic.chunk=512, this run has 256"),
         ("train.seed=1", "train.seed=0, this run has 1"),

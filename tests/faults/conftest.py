@@ -12,7 +12,7 @@ from trainsys.elastic.agent import LocalCluster
 from trainsys.elastic.recorder import Recorder
 
 # what bits depend on; see tests/parallel/test_bits.py and tests/parallel/test_vocabulary.py
-TELLING = ("model.", "train.", "parallel.tp=", "parallel.cp=", "parallel.vocabulary=")
+TELLING = ("model.", "train.", "batch.", "parallel.tp=", "parallel.cp=", "parallel.vocabulary=")
 
 
 @pytest.fixture(scope="session")

@@ -30,13 +30,13 @@ LAYOUTS = {
     "dp2·pp2 zero3 recompute": "parallel.dp=2 parallel.pp=2 parallel.zero=3 parallel.recompute=full model.tied=true",
     "pp4": "parallel.dp=1 parallel.pp=4 parallel.zero=0",
     "dp2·tp2 zero1": "parallel.dp=2 parallel.tp=2 parallel.pp=1 parallel.zero=1",
-    "dp3·pp2 zero1": "parallel.dp=3 parallel.pp=2 parallel.zero=1 cluster.ranks_per_node=3",
+    "dp3·pp2 zero1": "parallel.dp=3 parallel.pp=2 parallel.zero=1 cluster.ranks_per_node=3 batch.global_size=9",
     "gpt2, tied, dropout, bfloat16": "model.family=gpt2 model.tied=true model.dropout=0.1 train.dtype=bfloat16",
     "dp2·pp2·vp2 zero2": "parallel.pp=2 parallel.dp=2 parallel.vp=2 parallel.schedule=interleaved parallel.zero=2",
     "dp4·ep2 zero1": "parallel.dp=4 parallel.pp=1 parallel.ep=2 parallel.zero=1 model.family=mixtral "
     "model.num_experts=4",
-    "dp2·cp2 zero1": "parallel.dp=2 parallel.cp=2 parallel.pp=1 parallel.zero=1",
-    "cp4": "parallel.dp=1 parallel.pp=1 parallel.cp=4 parallel.zero=0",
+    "dp2·cp2 zero1": "parallel.dp=2 parallel.cp=2 parallel.pp=1 parallel.zero=1 batch.microbatch_size=2",
+    "cp4": "parallel.dp=1 parallel.pp=1 parallel.cp=4 parallel.zero=0 batch.microbatch_size=2",
     "dp2·pp2 zero1 placed": "parallel.dp=2 parallel.pp=2 parallel.zero=1 parallel.devices=[3,0,2,1]",
     "pp4, vocabulary on all": "parallel.dp=1 parallel.pp=4 parallel.zero=0 parallel.vocabulary=two_barriers "
     "model.vocab_parts=4",
@@ -91,13 +91,14 @@ def train(folder: Path, layout: str, faults: str = "", *overrides: str) -> Patie
 
 def check(recorder: Recorder, reference: Recorder, config: RunConfig) -> None:
     """Nothing lost, nothing repeated, the same bits, and a history that says so."""
+    steps = config.train.steps
     ours, theirs = by_step(recorder.decisions), by_step(reference.decisions)
-    assert [d.step for d in recorder.decisions] == list(range(STEPS))
-    assert samples_lost_repeated(recorder.samples, STEPS * config.batch.global_size) == (0, 0)
+    assert [d.step for d in recorder.decisions] == list(range(steps))
+    assert samples_lost_repeated(recorder.samples, steps * config.batch.global_size) == (0, 0)
     assert recorder.samples == reference.samples
-    assert [ours[s].loss.hex() for s in range(STEPS)] == [theirs[s].loss.hex() for s in range(STEPS)]
-    assert [ours[s].grad_norm.hex() for s in range(STEPS)] == [theirs[s].grad_norm.hex() for s in range(STEPS)]
-    assert len({d.loss for d in recorder.decisions}) == STEPS  # it did train
+    assert [ours[s].loss.hex() for s in range(steps)] == [theirs[s].loss.hex() for s in range(steps)]
+    assert [ours[s].grad_norm.hex() for s in range(steps)] == [theirs[s].grad_norm.hex() for s in range(steps)]
+    assert len({d.loss for d in recorder.decisions}) == steps  # it did train
     assert [error for _, _, error in recorder.saves] == [""]  # and saved at the end
     results = check_run(recorder.run_dir, reference.run_dir)
     assert {name: found.violations for name, found in results.items() if found.violations} == {}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.test_kills import Patient, check
+from tests.faults.test_kills import Patient, check, train
 from tests.tiny import ROOT, tiny
 from trainsys.config import load
 from trainsys.elastic.launchers import launch
@@ -18,6 +18,7 @@ from trainsys.elastic.recorder import Recorder
 from trainsys.parallel.step import Decision
 from trainsys.space.layout import Layout
 
+STEPS = 40  # time to join in
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -48,14 +49,14 @@ class Moving(Patient):
             self.cluster.remove_node(self.cluster.worker_nodes.copy().pop(), allow_graceful=False)
             self.cluster.add_node(num_cpus=1)
         if decision.step >= 4 and not self.joins:
-            time.sleep(4.0)  # ranks import torch anew here
+            time.sleep(1.5)  # ranks import torch anew here
 
 
-def test_a_node_is_removed_and_another_joins(
-    cluster: Any, tmp_path: Path, undisturbed: Callable[[str], Recorder]
-) -> None:
+def test_a_node_is_removed_and_another_joins(cluster: Any, tmp_path: Path) -> None:
+    steps = (f"train.steps={STEPS}", "batch.global_size=9")
     layout = (
-        "parallel.dp=3", "parallel.pp=1", "cluster.nodes=3", "cluster.ranks_per_node=1", "cluster.shared_cores=false",
+        *steps, "parallel.dp=3", "parallel.pp=1", "cluster.nodes=3", "cluster.ranks_per_node=1",
+        "cluster.shared_cores=false",
     )  # fmt: skip
     wide = load(tiny(tmp_path / "wide", *layout, "launcher=ray", "cluster.ranks_per_node=2"))
     with pytest.raises(ValueError, match="need 6 places, but the Ray cluster has 3 free in 3 nodes"):
@@ -64,7 +65,7 @@ def test_a_node_is_removed_and_another_joins(
     with Moving(config, config.run_dir) as ours:
         ours.cluster = cluster
         launch(config, ours)
-    check(ours, undisturbed("dp2·pp2 zero1"), config)
+    check(ours, train(tmp_path / "undisturbed", "dp2·pp2 zero1", "", *steps), config)
     assert [f.kind for f in ours.faults] == ["exit"]
     assert [rank for _, rank in ours.joins] == [3]
     assert [c.after.replicas for c in ours.changes if c.after] == [(3,), (2,), (3,)]
