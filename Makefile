@@ -13,6 +13,8 @@ BENCHMARKS := $(sort $(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
 
 # one thread per rank; ranks share the cores
 export OMP_NUM_THREADS := 1
+# every rank is a process, which should not compile the package anew
+export PYTHONDONTWRITEBYTECODE :=
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
