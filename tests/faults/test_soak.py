@@ -109,6 +109,14 @@ def test_a_second_soak_begins_with_an_empty_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["seed-data"]
 
 
+@pytest.mark.parametrize(("name", "said"), [("report.md", "no drill made"), ("metrics.jsonl", "a training run")])
+def test_what_is_no_drill_s_is_never_removed(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=said):
+        clear_outputs(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
 def test_a_zombie_that_never_woke_up_is_told(tmp_path: Path) -> None:
     """And of one that did it is known when its cluster has been closed."""
     events = [FaultEvent("wake", 3, rank) for rank in (1, 2)]

@@ -61,8 +61,18 @@ def test_the_seed_list_makes_a_thousand_faults(tmp_path: Path) -> None:
     assert sum(event.kind != "join" for events in planned for event in events) >= 1000
 
 
-def test_a_malformed_trace_ends_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "spot.csv").write_text("time_s,event,node\n5,lost,a\n")
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("5,lost,a\n", ":2: expected the event add or remove, found 'lost'"),
+        ("0,add,a\n0,add,b\n9,remove,a\n", " adds 2 nodes at time 0, but the run begins with 4 ranks; set "
+         "cluster.nodes and cluster.ranks_per_node, or add as many"),
+    ],
+)  # fmt: skip
+def test_a_trace_that_cannot_be_ends_with_two(
+    lines: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "spot.csv").write_text(f"time_s,event,node\n{lines}")
     assert main(["drill", *tiny(tmp_path / "run", f"faults.trace={tmp_path}/spot.csv")]) == 2
-    said = f"trainsys: {tmp_path}/spot.csv:2: expected the event add or remove, found 'lost'\n"
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == f"trainsys: {tmp_path}/spot.csv{said}\n"
+    assert not (tmp_path / "run").exists()

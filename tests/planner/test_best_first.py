@@ -16,7 +16,7 @@ from trainsys.planner.moves import moved_bytes
 from trainsys.planner.pipeline import _simulated, least_ragged_ends, most_in_flight, run_pipeline
 from trainsys.planner.predict import predict
 from trainsys.planner.stages import Stages, notation
-from trainsys.planner.successor import HORIZON_STEPS, MARGIN, expected_stay_s, successor
+from trainsys.planner.successor import HORIZON_STEPS, IDLE, MARGIN, expected_stay_s, successor
 from trainsys.schedule.schedule import stage_major
 
 
@@ -116,7 +116,8 @@ def exhaustive(config: RunConfig, teams: int, alive: list[int]) -> str | None:
         step_s = predict(config, parallel, measured).step_s
         steps = stay_s / step_s if stay_s else HORIZON_STEPS
         move_s = link.transfer_s(moved_bytes(config, before, alive, after, parallel.zero)) / steps if link else 0.0
-        return step_s * (1 if after.runs in settled else 1 + MARGIN) + move_s
+        idle = after.cp * sum(after.replicas) < teams
+        return step_s * (1 + MARGIN * (after.runs not in settled) + IDLE * idle) + move_s
 
     for cp in (d for d in range(min(home_config.cp, teams), 0, -1) if home_config.cp % d == 0):
         options = candidates(config, current, home, cp, teams, alive)

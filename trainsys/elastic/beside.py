@@ -98,8 +98,7 @@ class Beside:
     def finish(self, step: int) -> FlatState:
         """The new state, after `step` optimizer steps. Raises CommError if it could not be made."""
         self._queue.put(None)
-        with self.comm.stamps.waiting():
-            error = "it was called off" if self.void else self._ended.get()
+        error = "it was called off" if self.void else self._ended.get()
         if error:
             raise CommError(f"preparing epoch {self.order.epoch}: {error}")
         assert self.steps == step, (self.steps, step)

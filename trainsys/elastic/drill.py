@@ -14,7 +14,15 @@ from trainsys.elastic.agent import run_local
 from trainsys.elastic.check.registry import check_run, verdicts
 from trainsys.elastic.claim import claimed, is_drill, mark_drill
 from trainsys.elastic.drill_plan import planned_faults
-from trainsys.elastic.drill_result import by_step, compare, idle_victims, not_struck, samples_lost_repeated, unplanned
+from trainsys.elastic.drill_result import (
+    by_step,
+    compare,
+    idle_victims,
+    not_struck,
+    redone_for_leaving,
+    samples_lost_repeated,
+    unplanned,
+)
 from trainsys.elastic.faults import FaultEvent
 from trainsys.elastic.faults.driver import left_strokes, strokes_of
 from trainsys.elastic.faults.notes import read_notes
@@ -86,7 +94,7 @@ def run_drill(config: RunConfig, console: Screen | None = None, reference: Recor
         )
     config = replace(config, checkpoint=replace(config.checkpoint, dir=""))
     events = planned_faults(config)
-    strokes_of(config.faults)  # a trace that is malformed is refused before anything starts
+    _check_trace(config)
     with claimed(config):
         clear_outputs(Path(config.run_dir))
         return _both(config, events, console, reference)
@@ -113,10 +121,31 @@ def _clock(config: RunConfig) -> str:
     return f"every {faults.mtbf_s:g} s on average" if faults.mtbf_s else by_trace
 
 
+def _check_trace(config: RunConfig) -> None:
+    """A trace that is malformed, or begins with other ranks, is refused before anything starts. Raises ValueError."""
+    cluster = config.cluster
+    if config.faults.trace:
+        strokes, ranks = strokes_of(config.faults), cluster.nodes * cluster.ranks_per_node + config.elastic.spares
+        there = sum(stroke.event == "add" and stroke.time_s == 0 for stroke in strokes)
+        if there not in (0, ranks):
+            raise ValueError(
+                f"{config.faults.trace} adds {there} node{'s'[: there != 1]} at time 0, but the run begins with "
+                f"{ranks} rank{'s'[: ranks != 1]}; set cluster.nodes and cluster.ranks_per_node, or add as many"
+            )
+
+
 def clear_outputs(run_dir: Path) -> None:
-    """Remove what an earlier drill left; never a training run."""
-    if not is_drill(run_dir) and ((run_dir / "checkpoints").exists() or (run_dir / "metrics.jsonl").exists()):
-        raise ValueError(f"run_dir={run_dir} holds a training run that a drill would overwrite; set another run_dir")
+    """Remove what an earlier drill left; never a training run, nor anything else. Raises ValueError."""
+    if not is_drill(run_dir):
+        if (run_dir / "checkpoints").exists() or (run_dir / "metrics.jsonl").exists():
+            raise ValueError(
+                f"run_dir={run_dir} holds a training run, which a drill would replace; set another run_dir"
+            )
+        for name in _OUTPUTS:
+            if (run_dir / name).exists():
+                raise ValueError(
+                    f"run_dir={run_dir} holds {name}, which no drill made and one would replace; set another run_dir"
+                )
     storms = [path for path in run_dir.glob("seed-*") if is_drill(path)]  # of a soak, that failed
     for path in [*(run_dir / name for name in _OUTPUTS), *storms]:
         if path.is_dir():
@@ -149,11 +178,13 @@ def _result(
         "faults": [fault.as_dict() for fault in disturbed.faults],
         "takeovers": [takeover.as_dict() for takeover in disturbed.takeovers],
         "joins": [{"step": step, "rank": rank} for step, rank in disturbed.joins],
+        "standing_by": list(disturbed.standing_by),
         "drains": [{"step": step, "rank": rank} for step, rank in disturbed.drains],
         "strikes": list({n["event"]: n for n in read_notes(folder) if n.get("event")}.values()),
         "zombies": read_zombies(folder),
         "saves_failed": [step for step, _, error in disturbed.saves if error],
         "steps_redone": sum(change.redo for change in disturbed.changes),
+        "steps_redone_for_leaving": redone_for_leaving(disturbed),
         "not_struck": [e for e in missing if e not in idle],
         "idle": idle,
         "unplanned": unplanned(events, disturbed, undisturbed),

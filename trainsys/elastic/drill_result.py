@@ -49,6 +49,16 @@ def samples_lost_repeated(samples: Sequence[Sequence[int]], total: int) -> tuple
     return lost, repeated
 
 
+def redone_for_leaving(disturbed: Recorder) -> int:
+    """Steps redone because ranks left as they were told to, and for no other reason."""
+    told, count = {rank for _, rank in disturbed.drains}, 0
+    for change in disturbed.changes:
+        if change.before is not None and change.after is not None:
+            gone = set(change.before.ranks) - set(change.after.ranks)
+            count += change.redo and bool(gone) and gone <= told
+    return count
+
+
 def not_struck(events: Sequence[FaultEvent], disturbed: Recorder) -> list[str]:
     """Planned faults that left no trace, in their own notation.
 

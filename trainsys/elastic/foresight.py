@@ -70,7 +70,7 @@ class Foresight:
         self._config, self._rate = config, rate
         self._known: dict[Question, ParallelConfig | str] = {}
         self._room: dict[ParallelConfig, bool] = {}
-        self._takes_s = inf  # of the processor, as the last answer did
+        self._takes_s = inf  # of the processor, as the slowest answer did
         self._asked = set[Question]()  # and not answered yet
         self._link: Connection | None = None
         if beside:
@@ -128,7 +128,7 @@ class Foresight:
                 if isinstance(asked, ParallelConfig):
                     self._room = {asked: found}  # of what stands
                     continue
-                self._takes_s = seconds
+                self._takes_s = seconds if self._takes_s == inf else max(self._takes_s, seconds)
                 while len(self._known) >= _KEPT:
                     self._known.pop(next(iter(self._known)))
                 self._known[asked] = found

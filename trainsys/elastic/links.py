@@ -100,9 +100,9 @@ class Links:
 
     def silent(self, links: Sequence[Link | Absent], limit_s: float) -> list[Link | Absent]:
         """Those of `links` not heard for `limit_s`. Time in which this process itself did not run is forgiven: call it
-        in every turn of the loop."""
+        every two ticks at least."""
         now = time.monotonic()
-        away_s, self._checked = now - self._checked - self._tick_s, now
+        away_s, self._checked = now - self._checked - 2 * self._tick_s, now
         if away_s > self._tick_s:
             for link in links:
                 link.heard = min(now, link.heard + away_s)

@@ -71,6 +71,7 @@ from trainsys.space.portions import Held
 from trainsys.space.tensor import Space
 
 MOST_WRONG = 3  # then it is no accident
+_ITS_ERROR = "its error, if it left one, is above"
 
 
 class Manager:
@@ -106,8 +107,8 @@ class Manager:
         self.members = {rank: Member(rank, node, pid, Absent(book.heard)) for rank, node, pid in book.members}
         self._recruits = Recruits(config, book, outbox.spawn)
         self._gone = set(book.gone)
-        self._links = Links(tick_s=min(0.02, config.elastic.heartbeat_limit_s / 10))
-        self._patience = Patience()
+        self._tick_s, self._looked = min(0.02, config.elastic.heartbeat_limit_s / 10), 0.0
+        self._links, self._patience = Links(self._tick_s), Patience()
         self._quiet: dict[int, Quiesced] = {}
         self._staged: dict[int, Staged] = {}
         self._proposals: dict[int, Proposal] = {}
@@ -145,6 +146,8 @@ class Manager:
             arrived = self._links.receive()
             if arrived is not None:
                 self._take(*arrived)
+                if isinstance(arrived[1], Proposal) and time.monotonic() < self._looked + self._tick_s:
+                    continue  # they come one per rank, and looking around costs as much as there are ranks
             self._check_clock()
             self._enter()
         if self.book.failure:
@@ -169,7 +172,7 @@ class Manager:
             case Proposal(epoch=epoch) if epoch == self.epoch and self.phase is Phase.RUNNING:
                 assert self.layout is not None
                 self._proposals[rank] = message
-                if self._proposals.keys() >= set(self.layout.ranks):
+                if len(self._proposals) >= len(ranks := self.layout.ranks) and self._proposals.keys() >= set(ranks):
                     self._commit_step()
             case Quiesced(epoch=epoch) if epoch == self.epoch and self.phase is Phase.QUIESCING:
                 self._quiet[rank] = message
@@ -199,7 +202,7 @@ class Manager:
                 self.history.ignored(rank, message)  # of an epoch that is over
 
     def _check_clock(self) -> None:
-        now = time.monotonic()
+        now = self._looked = time.monotonic()
         self.stop_requested |= self.outbox.stop_wanted
         links = {member.link: rank for rank, member in self.members.items()}
         for link in self._links.silent(tuple(links), self.config.elastic.heartbeat_limit_s):
@@ -213,7 +216,7 @@ class Manager:
             self.outbox.took(node)
         for rank in self.outbox.ended():
             if rank in self._recruits.started:
-                self._never_joined(rank, "ended before it joined; its error is above")
+                self._never_joined(rank, f"ended before it joined; {_ITS_ERROR}")
             elif rank in self.members and isinstance(self.members[rank].link, Absent):
                 self._lost(rank, "exit")
         for rank in self._recruits.overdue(now):
@@ -300,7 +303,7 @@ class Manager:
         member.link.cut()  # should it wake up, nobody listens, and it learns so
         self.outbox.lost(rank, cause, self.step)
         if self.layout is None and rank < self.world_size:
-            self.abort(f"rank {rank} ended before the first layout stood; its error, if it left one, is above")
+            self.abort(f"rank {rank} ended before the first layout stood; {_ITS_ERROR}")
         self._recruits.replace(member.node)
         if self.phase is Phase.STARTING:
             return  # a spare

@@ -108,6 +108,11 @@ class Recorder:
         """The first step that is not committed."""
         return self._step
 
+    @property
+    def standing_by(self) -> tuple[int, ...]:
+        """Ranks that have joined and have no work."""
+        return tuple(self._standing_by)
+
     # -- the manager tells ---------------------------------------------------------------------------------------
 
     def joined(self, rank: int, node: int) -> None:

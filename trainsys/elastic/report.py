@@ -67,11 +67,16 @@ def summary(drill: Drill) -> list[str]:
         f"{_count(lost, 'rank was', 'ranks were')} lost and {_count(joined, 'rank', 'ranks')} joined{drained} while "
         f"{_count(r['steps'], 'step', 'steps')} were trained."
     ]
+    if r["standing_by"]:
+        ranks = ", ".join(map(str, r["standing_by"]))
+        lines.append(
+            f"At the end rank {ranks} stood by: the planner had no use for {'it' if ranks.isdigit() else 'them'}."
+        )
     if r["takeovers"]:
         lines.append(f"The manager was lost {_times(len(r['takeovers']))}, and another took over.")
     if r["drains"]:
         lines.append(
-            f"{_count(r['steps_redone'], 'step', 'steps')} redone, for {lost} lost and {len(r['drains'])} leaving."
+            f"{_count(r['steps_redone'], 'step', 'steps')} redone, {r['steps_redone_for_leaving']} of them for leaving."
         )
     if r["steps_lost"] or r["samples_lost"] or r["samples_repeated"]:
         lines.append(

@@ -52,16 +52,13 @@ def newest_saved(recorder: Recorder, found: Found) -> str:
     return next((path for _, path, error in reversed(recorder.saves) if not error), found.path)
 
 
-def ending(recorder: Recorder, found: Found) -> str:
-    """One line on how far training came and what is kept of it."""
+def ending(recorder: Recorder, found: Found, again: str = "") -> str:
+    """One line on how far training came and what is kept of it. `again`: how to go on, if not by ``trainsys train``."""
     config, kept = recorder.config, newest_saved(recorder, found)
     where = f"checkpoint in {kept}" if kept else "without a checkpoint"
     if recorder.next_step < config.train.steps:
-        again = shlex.quote(str(Path(config.run_dir) / "config.yaml"))
-        return (
-            f"stopped after step {recorder.next_step} of {config.train.steps}; {where}; "
-            f"go on with: trainsys train {again}"
-        )
+        again = again or f"trainsys train {shlex.quote(str(Path(config.run_dir) / 'config.yaml'))}"
+        return f"stopped after step {recorder.next_step} of {config.train.steps}; {where}; go on with: {again}"
     if config.train.emulate:
         done = recorder.next_step
         return f"emulated {done} step{'s'[: done != 1]}; there is nothing to save; record in {config.run_dir}"

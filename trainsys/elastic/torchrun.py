@@ -15,6 +15,8 @@ from __future__ import annotations
 import base64
 import os
 import pickle
+import signal
+import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -138,6 +140,9 @@ class Keeper:
                 if self._agent is not None and self._agent.exitcode is not None and code is None:
                     code = 1
                     self._desk.tell_outcome(code)
+                    if self._agent.exitcode < 0:  # else it has said why
+                        name = signal.Signals(-self._agent.exitcode).name
+                        print(f"trainsys: the agent ended ({name}); start again to resume", file=sys.stderr, flush=True)
                 time.sleep(_TICK_S)
         self._close(code)
         return code

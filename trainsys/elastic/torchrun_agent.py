@@ -158,7 +158,7 @@ def agent_main(
         try:
             supervisor.run()
             code = 0
-            console.print(ending(recorder, found), markup=False)
+            console.print(ending(recorder, found, "the same torchrun"), markup=False)
             comparison = write_timelines(config, recorder)
             if comparison is not None:
                 recorder.compared(comparison)

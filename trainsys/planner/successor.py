@@ -18,6 +18,7 @@ from trainsys.planner.stages import Stages, notation
 
 HORIZON_STEPS = 100  # steps over which a move must pay for itself, where no rate of failures says how long it lasts
 MARGIN = 0.1  # a predicted gain below this is within the model's error: not worth new stage boundaries
+IDLE = 0.02  # nor this much ranks without work, whose copies of the state would be safer
 
 
 def successor(
@@ -31,8 +32,8 @@ def successor(
     the layers split evenly or by their replicas, which must be better by `MARGIN`. The cheapest wins until the next
     failure or repair that ``cluster.node_mtbf_hours`` lets expect, or without one over `HORIZON_STEPS` steps: their
     predicted time, plus the bytes that the busiest rank must receive over the slowest link. Recomputes activations only
-    when nothing fits otherwise. Some teams may stay idle. Ranks wait for the answer: of many teams or microbatches
-    (`planner.wide`) steps are predicted from a part of them.
+    when nothing fits otherwise. Teams stay idle where that is better by `IDLE`. Ranks wait for the answer: of many
+    teams or microbatches (`planner.wide`) steps are predicted from a part of them.
 
     Args:
         teams: whole teams there are, holding a stage or fresh.
@@ -52,7 +53,7 @@ def successor(
     home = Stages.of(config.model, config.parallel)
     settled = (before.runs, home.runs) if reachable(home, before, teams) else (before.runs,)
 
-    cost = _Cost(config, before, alive, settled, measured, link, expected_stay_s(config, ranks))
+    cost = _Cost(config, before, alive, teams, settled, measured, link, expected_stay_s(config, ranks))
     tried: list[ParallelConfig] = []
     for cp in (d for d in range(min(home.cp, teams), 0, -1) if home.cp % d == 0):
         options = candidates(config, current, home, cp, teams, alive)
@@ -69,6 +70,7 @@ class _Cost:
     """Seconds of one step of a layout, with its share of the move; more exact, and dearer to know, from top to bottom.
 
     Attributes:
+        teams: those that there are.
         settled: layers of layouts that need no `MARGIN`.
         link: the slowest.
         stay_s: until the next change; None: `HORIZON_STEPS` steps.
@@ -77,6 +79,7 @@ class _Cost:
     config: RunConfig
     before: Stages
     alive: Sequence[int]
+    teams: int
     settled: tuple[tuple[int, ...], ...]
     measured: Rate
     link: Link | None
@@ -111,7 +114,8 @@ class _Cost:
     def _whole(self, stages: Stages, step_s: float, moved: float) -> float:
         steps = self.stay_s / step_s if self.stay_s else HORIZON_STEPS
         move_s = self.link.transfer_s(moved) / steps if self.link else 0.0
-        return step_s * (1 if stages.runs in self.settled else 1 + MARGIN) + move_s
+        idle = stages.num_teams < self.teams
+        return step_s * (1 + MARGIN * (stages.runs not in self.settled) + IDLE * idle) + move_s
 
 
 def expected_stay_s(config: RunConfig, ranks: int) -> float | None:

@@ -112,7 +112,7 @@ class Driver:
         began = monotonic()
         while not self._over.is_set():
             now = monotonic()
-            if stroke is not None and now - began >= stroke.time_s:
+            while stroke is not None and now - began >= stroke.time_s:
                 self._carry_out(stroke)
                 stroke = next(self._strokes, None)
             while self._due and self._due[0] <= self._step():
