@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests.faults.test_kills import check, train
 from trainsys.config import load
 from trainsys.elastic.agent import run_local
+from trainsys.elastic.drill_result import redone_for_leaving
 from trainsys.elastic.faults import FaultEvent, parse_faults
 from trainsys.elastic.recorder import Recorder
 
@@ -44,3 +47,17 @@ def test_a_drain_is_written_as_a_kill_is() -> None:
     assert str(event) == "drain@3:1:backward"
     with pytest.raises(ValueError, match="strikes rank 1 a second time"):
         parse_faults("drain@3:1,kill@5:1", 4, 12)
+
+
+@pytest.mark.parametrize(
+    ("gone", "redo", "count"), [((3,), True, 1), ((3,), False, 0), ((2, 3), True, 0), ((2,), True, 0), ((), True, 0)]
+)
+def test_only_what_leaving_alone_cost_is_its(gone: tuple[int, ...], redo: bool, count: int) -> None:
+    """Rank 3 left as told; a step redone for a rank that was lost, or for no loss at all, is none of its."""
+    before = SimpleNamespace(ranks=(0, 1, 2, 3))
+    after = SimpleNamespace(ranks=tuple(rank for rank in before.ranks if rank not in gone))
+    first = SimpleNamespace(before=None, after=before, redo=False)
+    recorder = SimpleNamespace(
+        drains=[(5, 3)], changes=[first, SimpleNamespace(before=before, after=after, redo=redo)]
+    )  # fmt: skip
+    assert redone_for_leaving(cast(Any, recorder)) == count

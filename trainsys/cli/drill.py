@@ -52,13 +52,11 @@ def run(argv: list[str]) -> int:
     forkserver()  # imports torch on another core while this process does
     from trainsys.elastic.drill import planned_faults, run_drill
     from trainsys.elastic.drill_end import drill_to_the_end, tell_end
-    from trainsys.elastic.faults.driver import strokes_of
     from trainsys.elastic.report import files, summary, write_report
 
     if args.hours is not None and not 0 < args.hours < 1e6:
         raise ValueError(f"--hours={args.hours:g} must be positive and finite")
     planned_faults(config)
-    strokes_of(config.faults)
     console = screen(stderr=args.json)
     check_data(config, console)
     if args.hours is not None:

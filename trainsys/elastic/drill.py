@@ -94,7 +94,6 @@ def run_drill(config: RunConfig, console: Screen | None = None, reference: Recor
         )
     config = replace(config, checkpoint=replace(config.checkpoint, dir=""))
     events = planned_faults(config)
-    _check_trace(config)
     with claimed(config):
         clear_outputs(Path(config.run_dir))
         return _both(config, events, console, reference)
@@ -119,19 +118,6 @@ def _clock(config: RunConfig) -> str:
     faults = config.faults
     by_trace = f"by {faults.trace}" if faults.trace else "none"
     return f"every {faults.mtbf_s:g} s on average" if faults.mtbf_s else by_trace
-
-
-def _check_trace(config: RunConfig) -> None:
-    """A trace that is malformed, or begins with other ranks, is refused before anything starts. Raises ValueError."""
-    cluster = config.cluster
-    if config.faults.trace:
-        strokes, ranks = strokes_of(config.faults), cluster.nodes * cluster.ranks_per_node + config.elastic.spares
-        there = sum(stroke.event == "add" and stroke.time_s == 0 for stroke in strokes)
-        if there not in (0, ranks):
-            raise ValueError(
-                f"{config.faults.trace} adds {there} node{'s'[: there != 1]} at time 0, but the run begins with "
-                f"{ranks} rank{'s'[: ranks != 1]}; set cluster.nodes and cluster.ranks_per_node, or add as many"
-            )
 
 
 def clear_outputs(run_dir: Path) -> None:

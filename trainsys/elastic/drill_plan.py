@@ -8,6 +8,7 @@ from trainsys.config import RunConfig
 from trainsys.elastic.faults import NEMESES, STEP_PHASES, FaultEvent, parse_faults, random_kills
 from trainsys.elastic.faults.event import IN_A_CHANGE
 from trainsys.elastic.faults.random_storm import random_storm
+from trainsys.elastic.faults.trace import read_trace
 
 
 def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
@@ -56,6 +57,19 @@ def _check_source(config: RunConfig) -> None:
         )
     if nemeses_of(config) != ("kill",):
         raise ValueError(f"{names[0]} only kills; faults.nemeses={faults.nemeses} is for faults.kills, leave it out")
+    if faults.trace:
+        _check_trace(config)
+
+
+def _check_trace(config: RunConfig) -> None:
+    """It is well-formed, and begins with the ranks that the run does. Raises ValueError."""
+    trace, ranks = config.faults.trace, _world(config) + config.elastic.spares
+    there = sum(stroke.event == "add" and stroke.time_s == 0 for stroke in read_trace(trace))
+    if there not in (0, ranks):
+        raise ValueError(
+            f"{trace} adds {there} node{'s'[: there != 1]} at time 0, but the run begins with {ranks} "
+            f"rank{'s'[: ranks != 1]}; set cluster.nodes and cluster.ranks_per_node, or add as many"
+        )
 
 
 def nemeses_of(config: RunConfig) -> Sequence[str]:

@@ -98,6 +98,10 @@ class Links:
         except queue.Empty:
             return None
 
+    def checked_lately(self) -> bool:
+        """Whether `silent` was asked less than a tick ago."""
+        return time.monotonic() < self._checked + self._tick_s
+
     def silent(self, links: Sequence[Link | Absent], limit_s: float) -> list[Link | Absent]:
         """Those of `links` not heard for `limit_s`. Time in which this process itself did not run is forgiven: call it
         every two ticks at least."""

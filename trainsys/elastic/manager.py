@@ -107,8 +107,8 @@ class Manager:
         self.members = {rank: Member(rank, node, pid, Absent(book.heard)) for rank, node, pid in book.members}
         self._recruits = Recruits(config, book, outbox.spawn)
         self._gone = set(book.gone)
-        self._tick_s, self._looked = min(0.02, config.elastic.heartbeat_limit_s / 10), 0.0
-        self._links, self._patience = Links(self._tick_s), Patience()
+        self._links = Links(tick_s=min(0.02, config.elastic.heartbeat_limit_s / 10))
+        self._patience = Patience()
         self._quiet: dict[int, Quiesced] = {}
         self._staged: dict[int, Staged] = {}
         self._proposals: dict[int, Proposal] = {}
@@ -146,8 +146,8 @@ class Manager:
             arrived = self._links.receive()
             if arrived is not None:
                 self._take(*arrived)
-                if isinstance(arrived[1], Proposal) and time.monotonic() < self._looked + self._tick_s:
-                    continue  # they come one per rank, and looking around costs as much as there are ranks
+                if isinstance(arrived[1], Proposal) and self._proposals and self._links.checked_lately():
+                    continue  # more will come, one per rank, and looking around costs as much as there are ranks
             self._check_clock()
             self._enter()
         if self.book.failure:
@@ -202,7 +202,7 @@ class Manager:
                 self.history.ignored(rank, message)  # of an epoch that is over
 
     def _check_clock(self) -> None:
-        now = self._looked = time.monotonic()
+        now = time.monotonic()
         self.stop_requested |= self.outbox.stop_wanted
         links = {member.link: rank for rank, member in self.members.items()}
         for link in self._links.silent(tuple(links), self.config.elastic.heartbeat_limit_s):

@@ -68,10 +68,7 @@ def summary(drill: Drill) -> list[str]:
         f"{_count(r['steps'], 'step', 'steps')} were trained."
     ]
     if r["standing_by"]:
-        ranks = ", ".join(map(str, r["standing_by"]))
-        lines.append(
-            f"At the end rank {ranks} stood by: the planner had no use for {'it' if ranks.isdigit() else 'them'}."
-        )
+        lines.append(f"At the end without work, standing by: rank {', '.join(map(str, r['standing_by']))}.")
     if r["takeovers"]:
         lines.append(f"The manager was lost {_times(len(r['takeovers']))}, and another took over.")
     if r["drains"]:
