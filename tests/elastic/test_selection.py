@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable
 from contextlib import closing
+from dataclasses import replace
+from itertools import combinations
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -10,11 +14,13 @@ import pytest
 from tests.tiny import eventually, tiny
 from trainsys.config import ParallelConfig, RunConfig, load
 from trainsys.elastic.fingerprints import code_print, config_print
-from trainsys.elastic.foresight import Foresight, Situation
+from trainsys.elastic.foresight import Foresight
 from trainsys.elastic.member import mismatch
 from trainsys.elastic.messages import Hello
 from trainsys.elastic.selection import Selection
-from trainsys.planner.choose import answer, choose, question
+from trainsys.elastic.situation import Situation
+from trainsys.models.geometry import split_layers
+from trainsys.planner.choose import Question, answer, choose, question
 from trainsys.planner.device import rate
 from trainsys.space.layout import Layout
 
@@ -55,8 +61,43 @@ def test_losses_are_foreseen(spares: int, tmp_path: Path) -> None:
             for lost in ({0}, {3}, {0, 1}, {1, 3}):  # a rank; a node or another pair
                 left = Situation(layout, parallel, nodes, frozenset(), 4).staying(lost, spares)
                 asked = question(config.cluster, layout, parallel, left)
-                assert eventually(lambda asked=asked: foresight._read() or asked in foresight._known, 20), (nodes, lost)
+                assert eventually(lambda asked=asked: foresight.read() or asked in foresight._known, 20), (nodes, lost)
                 assert foresight.answer(asked) == answer(config, asked, speed)
+
+
+def test_a_loss_right_after_another_is_foreseen(tmp_path: Path) -> None:
+    config, parallel, layout = standing(tmp_path)
+    speed = rate(config.cluster, 4)
+    with closing(Foresight(config, speed, beside=True)) as foresight:
+        Selection(config, 4, speed, foresight).foresee(layout, parallel, NODES)
+        for first in NODES:
+            nodes = {rank: node for rank, node in NODES.items() if rank != first}
+            parallel_then, layout_then = choose(config, layout, parallel, nodes, speed)
+            for second in nodes:
+                left = {rank: node for rank, node in nodes.items() if rank != second}
+                asked = question(config.cluster, layout_then, parallel_then, left)
+                assert eventually(lambda asked=asked: foresight.read() or asked in foresight._known, 20)
+
+
+@pytest.mark.parametrize("shape", ["dp=4 pp=2 tp=2", "dp=2 pp=4 tp=1", "dp=3 pp=2 tp=1"])
+@pytest.mark.parametrize("node", [lambda r: r // 4, lambda r: r % 3, lambda r: min(r // 2, 2)])
+def test_losses_that_look_alike_ask_the_same(shape: str, node: Callable[[int], int], tmp_path: Path) -> None:
+    config = load(tiny(tmp_path, *(f"parallel.{degree}" for degree in shape.split()), "cluster.nodes=4"))
+    layers = split_layers(config.model.num_layers, config.parallel.pp)
+    nodes = {rank: node(rank) for rank in range(prod(int(degree[3:]) for degree in shape.split()))}
+    parallel, layout = choose(
+        config, None, replace(config.parallel, stage_layers=tuple(layers)), nodes, rate(config.cluster, len(nodes))
+    )
+    stands = Situation(layout, parallel, nodes, frozenset(), len(nodes))
+    every = [{rank} for rank in nodes] + [{r for r in nodes if nodes[r] == n} for n in set(nodes.values())]
+
+    def asked(losses: Iterable[Collection[int]]) -> set[Question]:
+        left = [stands.staying(lost, spares=0) for lost in losses]
+        return {question(config.cluster, layout, parallel, living) for living in left if living}
+
+    assert asked(stands.losses(pairs=False)) == asked(every)
+    assert asked(stands.losses(pairs=True)) == asked([*every, *map(set, combinations(nodes, 2))])
+    assert len(stands.losses(pairs=False)) <= len(every)
 
 
 def test_other_code_or_another_config_is_refused(tmp_path: Path) -> None:

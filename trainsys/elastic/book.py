@@ -29,6 +29,7 @@ class Book:
         members: (rank, node, pid) of who is connected.
         started: ranks on their way.
         gone: ranks that were lost or let go, and may not come back.
+        wrong: transitions in a row in which what arrived was not what left.
         lookout: what a `Lookout` remembers.
         over: everybody is told to leave.
         failure: why training could not go on; empty after a clean end.
@@ -56,6 +57,7 @@ class Book:
     respawns: tuple[tuple[float, int], ...] = ()
     saved_step: int = 0
     save_due: bool = False
+    wrong: int = 0
     stop_requested: bool = False
     lookout: Any = None
     over: bool = False

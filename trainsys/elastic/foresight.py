@@ -1,9 +1,10 @@
 """Successors worked out before they are needed, in a process beside the manager, so that deciding takes milliseconds.
 
-After every change of layout, and when ranks have joined, it is asked what to do if any one rank, or any one node, is
-lost, and of a small layout then any two: one may die while another is recovered from. Of a regular layout that is one
-question per stage, or pair of stages. The newest questions come first. The process has a low priority, but not the
-lowest: ranks that compute on all cores would leave it a hundredth of one, and the next fault may be near.
+When a layout is chosen or stands, and when ranks have joined, it is asked what to do if any one rank, or any one node,
+is lost, and of a small layout then any two: one may die while another is recovered from, or right after it. Of a
+regular layout that is one question per stage, or pair of stages. The newest questions come first. The process has a low
+priority, but not the lowest: ranks that compute on all cores would leave it a hundredth of one, and the next fault may
+be near.
 """
 
 from __future__ import annotations
@@ -11,52 +12,25 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from math import inf
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Thread
 
 from trainsys.config import ParallelConfig, RunConfig
 from trainsys.elastic.bonds import die_with_parent, leave_stopping_to_others, name_process
-from trainsys.planner.choose import Question, answer, question
+from trainsys.elastic.situation import Situation
+from trainsys.planner.choose import Question, answer, choose, question
 from trainsys.planner.device import Rate
 from trainsys.planner.predict import worst_stage
 from trainsys.planner.stages import Stages
-from trainsys.space.layout import Layout
 
 _NICE = 5
 _AT_ONCE_S = 0.02  # an answer that takes no longer is not worth waiting for such a process
 _KEPT = 4096  # answers
-_SMALL = 16  # ranks: of more, pairs are too many
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What stands.
-
-    Attributes:
-        nodes: member -> node, of all members.
-        leaving: members whose place will be taken away.
-        world_size: ranks that work when all is well; with ``elastic.spares`` others stand by.
-    """
-
-    layout: Layout
-    parallel: ParallelConfig
-    nodes: Mapping[int, int]
-    leaving: frozenset[int]
-    world_size: int
-
-    def staying(self, lost: Collection[int], spares: int) -> dict[int, int]:
-        """Those who do not leave and are not lost. With spares, who works goes on working; of the others as many as are
-        missing."""
-        nodes = {rank: node for rank, node in self.nodes.items() if rank not in self.leaving and rank not in lost}
-        if not spares:
-            return nodes
-        wanted, works = max(self.world_size, len(nodes) - spares), set(self.layout.ranks)
-        order = sorted(nodes, key=lambda rank: (rank not in works, rank))
-        return {rank: nodes[rank] for rank in sorted(order[:wanted])}
 
 
 class Foresight:
@@ -91,12 +65,12 @@ class Foresight:
 
     def has_room(self, parallel: ParallelConfig) -> bool:
         """Whether the next layout can be made beside the steps; no, until it is known."""
-        self._read()
+        self.read()
         return self._room.get(parallel, False) if self._link is not None else _has_room(self._config, parallel)
 
     def knows(self, asked: Question) -> bool:
         """Whether `answer` will come at once; if not, it is being worked out."""
-        self._read()
+        self.read()
         if self._link is None or self._takes_s < _AT_ONCE_S:
             return True
         if asked not in self._known and asked not in self._asked:  # once: nobody reads while an answer is worked out
@@ -106,7 +80,7 @@ class Foresight:
 
     def answer(self, asked: Question) -> ParallelConfig:
         """As `planner.choose.answer`, at once if it was foreseen. Raises ValueError."""
-        self._read()
+        self.read()
         found = self._known.get(asked)
         if found is None:
             return answer(self._config, asked, self._rate)
@@ -121,17 +95,16 @@ class Foresight:
         except OSError:
             self._link = None  # it has died: from now on answers come when they are asked for
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Take what has been answered; often, for the process waits for it to be taken."""
         try:
             while self._link is not None and self._link.poll():
                 asked, found, seconds = self._link.recv()
                 if isinstance(asked, ParallelConfig):
-                    self._room = {asked: found}  # of what stands
+                    self._room = {asked: found}  # of the last that was considered
                     continue
                 self._takes_s = seconds if self._takes_s == inf else max(self._takes_s, seconds)
-                while len(self._known) >= _KEPT:
-                    self._known.pop(next(iter(self._known)))
-                self._known[asked] = found
+                _keep(self._known, asked, found)
                 self._asked.discard(asked)
         except (EOFError, OSError):
             self._link = None
@@ -148,37 +121,70 @@ def _work_ahead(config: RunConfig, rate: Rate, link: Connection, theirs: Connect
     leave_stopping_to_others()
     die_with_parent()
     os.nice(_NICE)
-    waiting: deque[Question] = deque()
-    done = set[Question]()
+    inbox = SimpleQueue[Situation | Question]()
+    Thread(target=_receive, args=(link, inbox), daemon=True).start()
+    waiting: deque[_Next] = deque()
+    known: dict[Question, ParallelConfig | str] = {}
     try:
         while True:
-            while not waiting or link.poll():
-                about = link.recv()
+            while not waiting or not inbox.empty():
+                about = inbox.get()
                 if isinstance(about, Question):
-                    done.discard(about)  # its answer was forgotten
-                    waiting.appendleft(about)
+                    known.pop(about, None)  # its answer was forgotten
+                    waiting.appendleft(_Next(about))
                 else:
                     link.send((about.parallel, _has_room(config, about.parallel), 0.0))
                     waiting.extendleft(reversed(_losses(config, about)))
             first = waiting.popleft()
-            if first not in done:
-                done.add(first)
+            if first.asked not in known:
                 began = time.process_time()
-                link.send((first, _outcome(config, first, rate), time.process_time() - began))
+                _keep(known, first.asked, _outcome(config, first.asked, rate))
+                link.send((first.asked, known[first.asked], time.process_time() - began))
+            if first.then is not None and isinstance(found := known[first.asked], ParallelConfig):
+                waiting.extend(_losses(config, _changed(config, first.then, found, rate), first=False))
+    except OSError:
+        os._exit(0)
+
+
+def _receive(link: Connection, inbox: SimpleQueue[Situation | Question]) -> None:
+    """Take what is asked at once: while the answer of a large cluster is worked out, the manager must not wait."""
+    try:
+        while True:
+            inbox.put(link.recv())
     except (EOFError, OSError):
         os._exit(0)
 
 
-def _losses(config: RunConfig, stands: Situation) -> Sequence[Question]:
-    """What is asked if any one rank, any one node, or in a small layout any two ranks are lost."""
-    nodes, ranks = stands.nodes, stands.layout.ranks
-    lost = [{rank} for rank in ranks]
-    lost += [{r for r, n in nodes.items() if n == node} for node in sorted(set(nodes.values()))]
-    if len(ranks) <= _SMALL:
-        lost += [set(pair) for pair in combinations(ranks, 2)]
-    left = [stands.staying(those, config.elastic.spares) for those in lost]
-    asked = (question(config.cluster, stands.layout, stands.parallel, living) for living in left if living)
-    return tuple(dict.fromkeys(asked))
+def _keep(known: dict[Question, ParallelConfig | str], asked: Question, found: ParallelConfig | str) -> None:
+    while len(known) >= _KEPT:
+        known.pop(next(iter(known)))  # the oldest
+    known[asked] = found
+
+
+@dataclass(frozen=True)
+class _Next:
+    """A question, and what stands when it has to be answered, if then more is to be asked."""
+
+    asked: Question
+    then: Situation | None = None
+
+
+def _losses(config: RunConfig, stands: Situation, first: bool = True) -> Sequence[_Next]:
+    """What is asked if some are lost, and after the `first` rank of a small layout another."""
+    asked: dict[Question, _Next] = {}
+    for lost in stands.losses(pairs=first and stands.small):
+        if living := stands.staying(lost, config.elastic.spares):
+            one = question(config.cluster, stands.layout, stands.parallel, living)
+            goes_on = first and stands.small and len(lost) == 1
+            asked.setdefault(one, _Next(one, stands.without(lost) if goes_on else None))
+    return tuple(asked.values())
+
+
+def _changed(config: RunConfig, left: Situation, found: ParallelConfig, rate: Rate) -> Situation:
+    """When the answer stands."""
+    living = left.staying((), config.elastic.spares)
+    parallel, layout = choose(config, left.layout, left.parallel, living, rate, lambda _: found)
+    return replace(left, layout=layout, parallel=parallel)
 
 
 def _outcome(config: RunConfig, asked: Question, rate: Rate) -> ParallelConfig | str:

@@ -67,7 +67,6 @@ from trainsys.models.stand_in import stand_in
 from trainsys.parallel.step import decide
 from trainsys.space.coverage import LostError
 from trainsys.space.layout import Layout
-from trainsys.space.portions import Held
 from trainsys.space.tensor import Space
 
 MOST_WRONG = 3  # then it is no accident
@@ -116,16 +115,13 @@ class Manager:
         assert book.rate is not None
         self.selection = Selection(self.config, world_size, book.rate, foresight)
         self.selection.leaving |= book.leaving
-        self._standing = Standing(self.space, self.config)
-        if book.held:
-            self._standing.held, self._standing.portions = book.held, book.portions
-            self._standing.broken = book.broken
+        self._standing = Standing(self.space, self.config, book)
         self.history = ManagerHistory(config, self.space, book, outbox.line)
         self._lookout = Lookout(self.config, self.selection, self.history, outbox, book.lookout)
         self._preparing = Preparing(self.config, self.selection, self._standing)
         self._strikes = Strikes(config, faults)
         self._prints = code_print(), config_print(config)
-        self._wrong = 0  # transitions in a row in which what arrived was not what left
+        self._wrong = book.wrong  # transitions in a row in which what arrived was not what left
         self._change: Change | None = None
         self._participants: tuple[int, ...] = ()
         self._told = book.participants  # those of the layout that stands
@@ -204,6 +200,7 @@ class Manager:
     def _check_clock(self) -> None:
         now = time.monotonic()
         self.stop_requested |= self.outbox.stop_wanted
+        self.selection.foresight.read()
         links = {member.link: rank for rank, member in self.members.items()}
         for link in self._links.silent(tuple(links), self.config.elastic.heartbeat_limit_s):
             self.outbox.kill(links[link])  # fenced: it may wake up later
@@ -386,6 +383,7 @@ class Manager:
         self.phase = Phase.CHANGING
         self.history.opened(order)
         self._tell(self._participants, order)
+        self.selection.foresee(self.target, self._planned, nodes)
 
     def _commit_epoch(self) -> None:
         """All staged: compare the evidence, then switch."""
@@ -483,18 +481,12 @@ class Manager:
 
     def _enter(self) -> None:
         """Everything decided since the last time, for whoever takes over."""
-        broken = self._standing.broken
-        if self.target is not None:
-            broken = Held(self.epoch, self.target, 0, 0)
-        recruits, standing = self._recruits, self._standing
         self.book = replace(
             self.book, epoch=self.epoch, step=self.step, stands=self._stands, layout=self.layout,
             parallel=self.parallel if self.layout else None, participants=self._told, verdict=self._verdict,
-            held=standing.held, portions=standing.portions, broken=broken,
-            members=tuple((m.rank, m.node, m.pid) for m in self.members.values()), started=tuple(recruits.started),
-            gone=frozenset(self._gone), next_rank=recruits.next_rank, leaving=frozenset(self.selection.leaving),
-            joins=tuple(recruits.joins), respawns=tuple(recruits.respawns), saved_step=self._saving.saved_step,
-            save_due=self._saving.pending, stop_requested=self.stop_requested, over=self.phase is Phase.DONE,
-            failure=self._failure, lookout=self._lookout.memory,
+            members=tuple((m.rank, m.node, m.pid) for m in self.members.values()), gone=frozenset(self._gone),
+            leaving=frozenset(self.selection.leaving), wrong=self._wrong, stop_requested=self.stop_requested,
+            over=self.phase is Phase.DONE, failure=self._failure, lookout=self._lookout.memory,
+            **self._recruits.entry(), **self._saving.entry(), **self._standing.entry(self.epoch, self.target),
         )  # fmt: skip
         self.outbox.post(self.book)

@@ -89,6 +89,7 @@ class Preparing:
             alive = self._standing.holders(nodes)
         except (ValueError, LostError):
             return False  # what is wrong is said where a layout is chosen in a pause
+        self._selection.foresee(target, chosen, nodes)
         everyone = tuple(sorted({*alive, *target.ranks}))
         self.order = Prepare(epoch, layout, target, chosen, step, dict(nodes), alive, everyone)
         self._ready, self._failed, self._selection.fresh = set(), False, set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from trainsys.config import RunConfig
 from trainsys.elastic.book import Book
@@ -27,6 +28,11 @@ class Recruits:
         self._config, self._spawn = config, spawn
         self.started = dict.fromkeys(book.started, time.monotonic())
         self.joins, self.respawns, self.next_rank = list(book.joins), list(book.respawns), book.next_rank
+
+    def entry(self) -> dict[str, Any]:
+        """Fields of a `Book`: whoever takes over goes on from here."""
+        started, joins, respawns = tuple(self.started), tuple(self.joins), tuple(self.respawns)
+        return {"started": started, "joins": joins, "respawns": respawns, "next_rank": self.next_rank}
 
     def arrived(self, rank: int) -> None:
         """It is here."""

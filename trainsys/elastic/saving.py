@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trainsys.config import RunConfig
 from trainsys.elastic.book import Book
 from trainsys.elastic.messages import Saved
@@ -19,6 +21,10 @@ class Saving:
         self._never = config.train.emulate  # there is nothing to keep
         self._due, self.saved_step = book.save_due, book.saved_step
         self._writing = -1  # the step that ranks were told to save
+
+    def entry(self) -> dict[str, Any]:
+        """Fields of a `Book`."""
+        return {"saved_step": self.saved_step, "save_due": self.pending}
 
     @property
     def pending(self) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from trainsys.config import ParallelConfig, RunConfig
-from trainsys.elastic.foresight import Foresight, Situation
+from trainsys.elastic.foresight import Foresight
+from trainsys.elastic.situation import Situation
 from trainsys.planner.choose import choose, question
 from trainsys.planner.device import Rate
 from trainsys.space.layout import Layout

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from typing import Any
 
 from trainsys.config import RunConfig
+from trainsys.elastic.book import Book
 from trainsys.planner.precision import Precision
 from trainsys.space.coverage import check_covered
 from trainsys.space.layout import Layout
@@ -21,11 +23,15 @@ class Standing:
         portions: into how many the state is cut; they keep their meaning while `held` names several layouts.
     """
 
-    def __init__(self, space: Space, config: RunConfig) -> None:
+    def __init__(self, space: Space, config: RunConfig, book: Book) -> None:
         self.space, self.config = space, config
-        self.held: tuple[Held, ...] = ()
-        self.portions = 1
-        self.broken: Held | None = None  # destination of a transition that was called off
+        self.held, self.portions = book.held, book.portions
+        self.broken = book.broken  # destination of a transition that was called off
+
+    def entry(self, epoch: int, target: Layout | None) -> dict[str, Any]:
+        """Fields of a `Book`, by which the transition of `epoch`, if one is under way, is called off."""
+        broken = self.broken if target is None else Held(epoch, target, 0, 0)
+        return {"held": self.held, "portions": self.portions, "broken": broken}
 
     def committed(self, epoch: int, layout: Layout) -> None:
         self.held, self.portions, self.broken = (Held(epoch, layout, 0, 1),), 1, None
