@@ -162,6 +162,23 @@ def test_a_fresh_rank_is_told_when_it_works(tmp_path: Path) -> None:
     assert any(line.startswith("rank 3 works from step 4 on; dp 1→2 at stage 1") for line in page.lines)
 
 
+def test_a_change_for_two_reasons_is_told_once(tmp_path: Path) -> None:
+    page = Page()
+    ragged = ParallelConfig(pp=2, zero=1, stage_replicas=(2, 1))
+    left = build_layout(ragged, (2, 2), (0, 1, 4), 16384, lambda rank: rank // 2)
+    with Recorder(CONFIG, tmp_path, page) as recorder:
+        start(recorder, layout(2, 2))
+        commit(recorder, 0, layout(2, 2))
+        recorder.joined(4, 1)
+        recorder.lost(3, "exit", 1)
+        recorder.lost(2, "exit", 1)
+        recorder.changed(Change(1, 1, "rank 3 lost", layout(2, 2), time.monotonic(), left, None, 2**20))
+        commit(recorder, 1, left, epoch=1)
+    told = [line for line in page.lines if line.startswith("rank ")]
+    assert [line.count("MiB moved") for line in told] == [1, 0, 0], told
+    assert all("in the same change" in line for line in told[1:])
+
+
 def test_faults_of_managers_are_known_in_whatever_order_they_strike(tmp_path: Path) -> None:
     """Their notes are numbered by their place in the schedule."""
     with Recorder(CONFIG, tmp_path) as recorder:

@@ -36,7 +36,7 @@ Configs are YAML files; any value can be overridden on the command line as key=v
   trainsys drill runs/demo/plan.yaml run_dir=runs/demo
 
 Exit codes: 0 done, or stopped by a signal at a step boundary (train --json says which), 1 training could not go on or
-a drill failed, 2 wrong input, 130 interrupted before there was anything to save."""
+a drill failed, 2 wrong input, 130 interrupted: a drill before its end, else before there was anything to save."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -88,7 +88,8 @@ class Recorder:
         self._claimed = set[str]()  # notes of faults of managers, by name
         self._pending: list[_Pending] = []
         self._standing_by: list[int] = []
-        self._arrived: list[str] = []  # told after the losses of the same change
+        self._arrived: list[tuple[list[int], Change]] = []  # told after the losses of the same change
+        self._told = -1  # epoch of the change that was told last
         self._working: set[int] = set()
         self._step = start_step
         self._began = self._last = time.monotonic()
@@ -140,7 +141,7 @@ class Recorder:
         change = self.changes[-1]
         worked = change.before is not None and rank in change.before.ranks
         self.drains.append((step, rank))
-        self.say(tell_leaving(rank, step, change if worked else None))
+        self.say(tell_leaving(rank, step, change, self._again(change)) if worked else tell_leaving(rank, step, None))
         self._standing_by = [r for r in self._standing_by if r != rank]
         self._note("left", rank=rank, step=step)
 
@@ -161,7 +162,7 @@ class Recorder:
         if change.before is not None:
             self.joins += [(change.step, r) for r in fresh]
             if fresh:
-                self._arrived.append(tell_join(fresh, change))
+                self._arrived.append((fresh, change))
         for pending in self._pending:
             pending.change, pending.change_done = _joined(pending.change, change), self._last
             pending.fault.bytes_moved = pending.change.bytes_moved
@@ -285,15 +286,20 @@ class Recorder:
     def _tell(self, pending: _Pending, step: int | None, now: float) -> None:
         if pending.change is not None:
             pending.fault.recover_s = now - pending.fault.time
-            self._progress.say(tell_loss(pending.fault, pending.change, step))
+            self._progress.say(tell_loss(pending.fault, pending.change, step, self._again(pending.change)))
             self._note("recovered", **pending.fault.as_dict())
         else:
             self._progress.say(tell_end(pending.fault))
 
     def _tell_arrivals(self) -> None:
-        for sentence in self._arrived:
-            self._progress.say(sentence)
+        for ranks, change in self._arrived:
+            self._progress.say(tell_join(ranks, change, self._again(change)))
         self._arrived = []
+
+    def _again(self, change: Change) -> bool:
+        """Whether the change has been told already, for another rank."""
+        again, self._told = change.epoch == self._told, change.epoch
+        return again
 
     def _write(self, decision: Decision, step_s: float, epoch: int, layout: Layout, memory_gib: float) -> None:
         tokens = self.config.batch.tokens

@@ -70,17 +70,18 @@ def tell_takeover(takeover: Takeover, step: int) -> str:
     )
 
 
-def tell_loss(fault: FaultRecord, change: Change | None, step: int | None) -> str:
+def tell_loss(fault: FaultRecord, change: Change | None, step: int | None, again: bool = False) -> str:
     """``rank 2 lost at step 41 in backward (SIGKILL); dp 2→1 at stage 1; …; step 41 redone 0.31 s after the kill``.
 
     Args:
         change: the change of membership that answered it; None when the rank held no work.
         step: the first step committed afterwards; None when none was.
+        again: the change has been told already, for another rank.
     """
     parts = [tell_end(fault)]
     if change is None:
         return parts[0] + "; it was a spare, nothing changes"
-    parts += [tell_shape(change.before, change.after), _moved(change)]
+    parts += _about(change, again)
     if step is not None and fault.recover_s is not None:
         since = {"kill": "the kill", "stop": "the stop", "wake": "the stop"}.get(fault.kind, "its detection")
         parts.append(f"step {step} {'redone' if step == fault.step else 'done'} {fault.recover_s:.2f} s after {since}")
@@ -98,20 +99,20 @@ def tell_end(fault: FaultRecord) -> str:
     return f"rank {fault.rank} lost at step {fault.step}{where} ({_CAUSES.get(fault.kind, fault.kind)})"
 
 
-def tell_join(ranks: list[int], change: Change) -> str:
+def tell_join(ranks: list[int], change: Change, again: bool = False) -> str:
     """``rank 4 works from step 51 on; dp 1→2 at stage 1; 1.5 MiB moved in 0.11 s``."""
     names = ", ".join(map(str, ranks))
     who = f"rank {names} works" if len(ranks) == 1 else f"ranks {names} work"
-    return f"{who} from step {change.step} on; {tell_shape(change.before, change.after)}; {_moved(change)}"
+    return "; ".join([f"{who} from step {change.step} on", *_about(change, again)])
 
 
-def tell_leaving(rank: int, step: int, change: Change | None) -> str:
+def tell_leaving(rank: int, step: int, change: Change | None, again: bool = False) -> str:
     """``rank 2 left before step 12 as it was told to; dp 2→1 at stage 1; …; no step redone``."""
     parts = [f"rank {rank} left before step {step} as it was told to"]
     if change is None:
         return parts[0] + "; it was a spare, nothing changes"
-    again = "the step under way is redone" if change.redo else "no step redone"
-    return "; ".join([*parts, tell_shape(change.before, change.after), _moved(change), again])
+    redone = "the step under way is redone" if change.redo else "no step redone"
+    return "; ".join([*parts, *_about(change, again), redone])
 
 
 def tell_shape(before: Layout | None, after: Layout | None) -> str:
@@ -145,5 +146,9 @@ def _with_layers(layout: Layout, other: Layout) -> str:
     return f"{layout} ({'+'.join(map(str, layout.layers(layout.stages[-1].spans[-1][1] - 1)))} layers)"
 
 
-def _moved(change: Change) -> str:
-    return f"{change.bytes_moved / MIB:.1f} MiB moved in {change.transfer_s:.2f} s"
+def _about(change: Change, again: bool) -> list[str]:
+    """What a change made of the layout and what it cost, once."""
+    if again:
+        return ["in the same change"]
+    moved = f"{change.bytes_moved / MIB:.1f} MiB moved in {change.transfer_s:.2f} s"
+    return [tell_shape(change.before, change.after), moved]
