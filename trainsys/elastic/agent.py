@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from multiprocessing.connection import wait
 from pathlib import Path
+from queue import SimpleQueue
 from typing import cast
 
 from trainsys.config import RunConfig
@@ -34,7 +35,7 @@ class LocalCluster:
         self._config, self._endpoint, self._faults = config, endpoint, tuple(faults)
         self._processes: dict[int, mp.process.BaseProcess] = {}
         self._ended = set[int]()
-        self._wanted: list[int] = []
+        self._wanted = SimpleQueue[int]()  # nodes
         self._clocks = open_clocks(config)  # as they are now: a rank that is killed puts nothing back
         self._zombies = Zombies(faults, Path(config.run_dir) / "faults")
 
@@ -64,12 +65,11 @@ class LocalCluster:
 
     def room(self) -> Sequence[int]:
         """This machine does not grow, unless faults by the clock say so."""
-        found, self._wanted = self._wanted, []
-        return found
+        return [self._wanted.get() for _ in range(self._wanted.qsize())]
 
     def want(self, node: int) -> None:
         """Have a fresh rank started; may be called from another thread."""
-        self._wanted = [*self._wanted, node]
+        self._wanted.put(node)
 
     def close(self, grace_s: float) -> None:
         """Wait up to `grace_s` seconds for the processes to leave, then end those still there; clocks are as before."""

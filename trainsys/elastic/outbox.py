@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any
 
 from trainsys.elastic.analyst.verdict import Finding
@@ -42,7 +43,7 @@ class Outbox:
         self._room = threading.Semaphore(1)
         self._lock = threading.Lock()
         self._ended: list[int] = []
-        self._room_in: list[int] = []
+        self._room_in = SimpleQueue[int]()  # nodes
         self.stop_wanted = False
         threading.Thread(target=self._listen, daemon=True, name="agent").start()
         threading.Thread(target=self._beat, args=(beat_s,), daemon=True, name="heartbeat").start()
@@ -78,8 +79,7 @@ class Outbox:
         return tuple(self._ended)
 
     def room(self) -> Sequence[int]:
-        found, self._room_in = self._room_in, []
-        return found
+        return [self._room_in.get() for _ in range(self._room_in.qsize())]
 
     def took(self, node: int) -> None:
         """A place that `room` offered is used."""
@@ -133,7 +133,7 @@ class Outbox:
                     case [what, rank] if what == ENDED:
                         self._ended.append(rank)
                     case [what, node] if what == ROOM:
-                        self._room_in = [*self._room_in, node]
+                        self._room_in.put(node)
                     case [what] if what == STOP:
                         self.stop_wanted = True
         except (EOFError, OSError):

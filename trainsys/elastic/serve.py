@@ -20,7 +20,6 @@ from trainsys.elastic.control import ControlClient
 from trainsys.elastic.endpoint import Rendezvous
 from trainsys.elastic.faults import FaultEvent
 from trainsys.elastic.heap import keep_heap
-from trainsys.elastic.worker import Worker
 from trainsys.models.geometry import resolve
 from trainsys.models.registry import build
 
@@ -48,6 +47,8 @@ def serve(
     Args:
         stop_on: signals that ask the whole job to stop at a step boundary, where the launcher signals every rank.
     """
+    from trainsys.elastic.worker import Worker  # 0.8 s for an agent, which only names these functions
+
     noticed: list[int] = []
     signal.signal(NOTICE, lambda signum, frame: noticed.append(signum))  # before there is anybody to tell
     share_cores()

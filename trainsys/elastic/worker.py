@@ -49,6 +49,7 @@ from trainsys.elastic.messages import (
     Staged,
     Verdict,
 )
+from trainsys.elastic.own_device import device_of, peak_bytes
 from trainsys.elastic.progressive import Passage, PortionError
 from trainsys.elastic.rank_history import RankHistory
 from trainsys.elastic.saver import Saver
@@ -408,19 +409,3 @@ class Worker:
                 inputs, targets = (torch.from_numpy(a).to(self.device) for a in self.sampler.batch(position, size))
             microbatches[mb] = (inputs, targets, tuple(range(position, position + size)))
         return Batch(step, microbatches)
-
-
-def device_of(config: RunConfig, rank: int) -> torch.device:
-    """This rank's device: a GPU of its node under nccl, the CPU under gloo."""
-    if config.cluster.device.backend == "nccl":
-        return torch.device("cuda", rank % max(1, torch.cuda.device_count()))
-    return torch.device("cpu")
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Peak memory of this rank: allocated by torch on a GPU, resident set of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from trainsys.config import RunConfig
+from trainsys.elastic.own_device import device_of
 from trainsys.planner.clocks import Clock, govern, settled, slowdowns
 from trainsys.planner.timeline import timeline
 from trainsys.schedule import simulate
@@ -62,8 +63,6 @@ def check_clocks(config: RunConfig) -> None:
 
 def open_clocks(config: RunConfig) -> list[Setter]:
     """Those of this machine that ranks will set. Raises ValueError where they may not be set."""
-    from trainsys.elastic.worker import device_of
-
     name = config.elastic.clocks
     ranks = range(config.cluster.nodes * config.cluster.ranks_per_node) if name != "none" else range(0)
     return [open_clock(name, device) for device in sorted({device_of(config, rank).index or 0 for rank in ranks})]
