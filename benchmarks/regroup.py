@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks._regroup_deaths import PARTS, WAYS, deaths, detection, quantile, second_deaths
-from trainsys.cli.arguments import Parser, positive
+from trainsys.cli.arguments import Parser, at_least, positive
 
 BARS_MS = {"p50": 30.0, "p95": 100.0}  # of an edit
 
@@ -82,8 +82,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds of the groups that nobody aborts")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    if args.ranks < 4 or args.deaths < 1 or args.peers < 1:
-        raise ValueError(f"--ranks {args.ranks} --deaths {args.deaths} --peers {args.peers}: at least 4, 1 and 1")
+    at_least("--ranks", args.ranks, 4)
+    at_least("--deaths", args.deaths)
+    at_least("--peers", args.peers)
     positive("--timeout", args.timeout)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # c10d tells at length of connections that end
     found = measure(args.ranks, args.deaths, args.peers, args.timeout)

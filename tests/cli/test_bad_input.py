@@ -117,7 +117,7 @@ CASES: list[tuple[tuple[str, ...], list[str], list[str]]] = [
     (("drill",), ["faults.schedule=kill@3:1:send", "parallel.dp=4", "parallel.pp=1"], ["parallel.pp=1"]),
     (("drill",), ["faults.kills=4"], ["faults.kills=4"]),
     (("drill",), ["faults.kills=1", "faults.schedule=kill@3:1"], ["faults.kills", "faults.schedule"]),
-    (("drill",), ["faults.schedule=,"], ["faults.schedule=, names no fault"]),
+    (("drill",), ["faults.schedule=,"], ["faults.schedule=, has an empty item"]),
     (("drill",), ["faults.schedule=kill@3:manager:forward"], ["no phase of the manager's", "collect, tell"]),
     (("drill",), ["--hours=-1"], ["--hours=-1 must be positive"]),
     (RUN, ["train.emulate=true", "train.emulate_slow=9:2.0@0-1"], ["train.emulate_slow=9:2@0-1", "ranks are 0 to 3"]),

@@ -16,7 +16,10 @@ from trainsys.elastic.recorder import Recorder
 
 def attempt_of(*events: tuple[float, str]) -> Attempt:
     """A manager's lines; wall clock and monotonic clock are the same."""
-    lines: list[dict[str, Any]] = [{"event": name, "t_s": t, "unix_s": t, "reason": ""} for t, name in events]
+    lines: list[dict[str, Any]] = [
+        {"event": name, "t_s": t, "unix_s": t, "reason": "", "cause": "hang", "rank": 3, "silent_s": 2.0}
+        for t, name in events
+    ]
     return Attempt([Line("manager", i, line) for i, line in enumerate(lines)])
 
 
@@ -31,3 +34,14 @@ def test_a_checkpoint_beside_the_steps_takes_no_time_from_them(beside: bool, sec
     found = segments(attempt, tmp_path)
     spent = {name: sum(s.end - s.start for s in found if s.activity == name) for name in ("useful", "checkpoint")}
     assert spent == {"useful": 8.0 - seconds, "checkpoint": 1.0 + seconds}  # the last one is written in a pause
+
+
+@pytest.mark.parametrize("who", ["rank", "manager"])
+def test_a_silence_that_nobody_injected_is_detection(who: str, tmp_path: Path) -> None:
+    lost = [(6, "lost")] if who == "rank" else []
+    attempt = attempt_of((0, "started"), (1, "switched"), (3, "committed"), *lost, (7, "called_off"), (8, "switched"))
+    if who == "manager":
+        (tmp_path / "history.jsonl").write_text(json.dumps({"event": "manager_lost", "unix_s": 6.0, "detect_s": 2.0}))
+    found = segments(attempt, tmp_path)
+    spent = {name: sum(s.end - s.start for s in found if s.activity == name) for name in ("redone", "detection")}
+    assert spent == {"redone": 2.0, "detection": 2.0}

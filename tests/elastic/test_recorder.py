@@ -179,6 +179,20 @@ def test_a_change_for_two_reasons_is_told_once(tmp_path: Path) -> None:
     assert all("in the same change" in line for line in told[1:])
 
 
+def test_who_dies_in_its_first_step_came_before_it_went(tmp_path: Path) -> None:
+    page = Page()
+    with Recorder(CONFIG, tmp_path, page) as recorder:
+        start(recorder, layout(2, 1))
+        recorder.joined(3, 1)
+        recorder.changed(Change(1, 4, "a rank joins", layout(2, 1), time.monotonic(), layout(2, 2)))
+        recorder.lost(3, "exit", 4)
+        recorder.changed(Change(2, 4, "rank 3 lost", layout(2, 2), time.monotonic(), layout(2, 1)))
+        commit(recorder, 4, layout(2, 1), epoch=2)
+    told = [line for line in page.lines if line.startswith("rank 3")]
+    assert told[0].startswith("rank 3 works from step 4 on; dp 1→2")
+    assert told[1].startswith("rank 3 lost at step 4 (its process ended); dp 2→1")
+
+
 def test_faults_of_managers_are_known_in_whatever_order_they_strike(tmp_path: Path) -> None:
     """Their notes are numbered by their place in the schedule."""
     with Recorder(CONFIG, tmp_path) as recorder:

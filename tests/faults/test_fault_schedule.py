@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from trainsys.config import ClusterConfig, ElasticConfig, FaultsConfig, RunConfig, TrainConfig
 from trainsys.elastic import drill_end
 from trainsys.elastic.drill_plan import nemeses_of, planned_faults
-from trainsys.elastic.faults import NEMESES, Injector, parse_faults
+from trainsys.elastic.faults import NEMESES, FaultEvent, Injector, parse_faults
 from trainsys.elastic.faults.driver import Driver, left_strokes
 from trainsys.elastic.faults.event import IN_A_CHANGE
 from trainsys.elastic.faults.notes import read_notes
@@ -68,7 +69,8 @@ def test_every_kind_prints_as_it_is_written(text: str) -> None:
         ("slow@3:1:x2:0", "lasts 0 steps"),
         ("full@3,full@3", "full@3 is there twice"),
         ("cut@3:0+1,cut@3:1+0", r"cut@3:1\+0:forward is there twice"),
-        (" , ", "names no fault"),
+        (" , ", "has an empty item"),
+        ("kill@5:1,,kill@6:2", "has an empty item"),
     ],
 )
 def test_what_cannot_be_is_refused(text: str, said: str) -> None:
@@ -130,6 +132,27 @@ def test_a_rank_waits_for_the_fresh_one_and_not_for_a_spare(tmp_path: Path) -> N
     assert (folder / "5.pid").exists()
     assert waited == [2]
     timer.join()
+
+
+@pytest.mark.parametrize(("rank", "works_from", "struck"), [(4, 6, 6), (4, 8, 8), (4, 3, 6), (1, 8, None)])
+def test_a_fresh_rank_is_struck_in_its_first_step_if_it_came_late(
+    rank: int, works_from: int, struck: int | None, tmp_path: Path
+) -> None:
+    schedule = "join@2,kill@6:4,kill@6:1"
+    config = replace(RunConfig(run_dir=str(tmp_path)), faults=FaultsConfig(schedule=schedule))
+    told = list[int]()
+
+    def strike(event: FaultEvent, step: int) -> None:
+        told.append(step)
+        raise KeyboardInterrupt  # in place of the signal
+
+    (tmp_path / "4.pid").write_text("1")
+    victim: Any = SimpleNamespace(config=config, rank=rank)
+    injector = Injector(parse_faults(schedule, 4, 20), rank, tmp_path, strike, victim, world_size=4)
+    with suppress(KeyboardInterrupt):
+        for injector.step in range(works_from, 12):
+            injector.at("forward")
+    assert told == ([] if struck is None else [struck])
 
 
 def test_a_storm_needs_room() -> None:

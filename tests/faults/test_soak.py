@@ -15,7 +15,8 @@ import pytest
 from trainsys.config import FaultsConfig, RunConfig, TrainConfig
 from trainsys.elastic import soak as module
 from trainsys.elastic.claim import mark_drill
-from trainsys.elastic.drill import Drill, _goodput, clear_outputs
+from trainsys.elastic.drill import Drill, _goodput
+from trainsys.elastic.drill_folder import clear_outputs
 from trainsys.elastic.faults import FaultEvent
 from trainsys.elastic.faults.notes import write_note
 from trainsys.elastic.faults.zombies import BY_ITSELF, Zombies, read_zombies

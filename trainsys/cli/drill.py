@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainsys.cli.arguments import Parser, screen
@@ -46,17 +47,22 @@ def run(argv: list[str]) -> int:
     )
     args = parser.parse_intermixed_args(argv)
     from trainsys.cli.prepare import check_data, prepared
+    from trainsys.config import load
+    from trainsys.elastic.drill_plan import check_source
     from trainsys.elastic.forks import forkserver
 
+    check_source(load(args.config))  # before anybody is told to start a Ray cluster for what it cannot do
     config = prepared(args.config)
     forkserver()  # imports torch on another core while this process does
     from trainsys.elastic.drill import planned_faults, run_drill
     from trainsys.elastic.drill_end import drill_to_the_end, tell_end
+    from trainsys.elastic.drill_folder import check_folder
     from trainsys.elastic.report import files, summary, write_report
 
     if args.hours is not None and not 0 < args.hours < 1e6:
         raise ValueError(f"--hours={args.hours:g} must be positive and finite")
     planned_faults(config)
+    check_folder(Path(config.run_dir))
     console = screen(stderr=args.json)
     check_data(config, console)
     if args.hours is not None:

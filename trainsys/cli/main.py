@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _dispatch(args[0], args[1:])
     except ValueError as error:
         return _fail(error, 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        return _fail(f"interrupted {interrupt}", 130)
     except BrokenPipeError:  # the reader of our output has gone, as in `trainsys plan … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

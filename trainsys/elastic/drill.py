@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from trainsys.config import RunConfig
 from trainsys.elastic.agent import run_local
 from trainsys.elastic.check.registry import check_run, verdicts
-from trainsys.elastic.claim import claimed, is_drill, mark_drill
+from trainsys.elastic.drill_folder import cleared, interrupted
 from trainsys.elastic.drill_plan import planned_faults
 from trainsys.elastic.drill_result import (
     by_step,
@@ -29,15 +28,10 @@ from trainsys.elastic.faults.notes import read_notes
 from trainsys.elastic.faults.zombies import BY_ITSELF, read_zombies
 from trainsys.elastic.goodput import goodput
 from trainsys.elastic.launchers import launch
+from trainsys.elastic.phase import ElasticError
 from trainsys.elastic.progress import Screen
 from trainsys.elastic.recorder import Recorder
 from trainsys.planner.predict import predict
-
-_OUTPUTS = (
-    "checkpoints", "faults", "history", "tensorboard", "undisturbed", "metrics.jsonl", "history.jsonl", "report.json",
-    "report.md", "loss.png", "timeline.png", "trace.json", "epochs.png", "soak.json",
-)  # fmt: skip
-
 
 __all__ = [
     "Drill", "by_step", "compare", "drill", "planned_faults", "run_drill", "samples_lost_repeated",
@@ -94,8 +88,7 @@ def run_drill(config: RunConfig, console: Screen | None = None, reference: Recor
         )
     config = replace(config, checkpoint=replace(config.checkpoint, dir=""))
     events = planned_faults(config)
-    with claimed(config):
-        clear_outputs(Path(config.run_dir))
+    with cleared(config):
         return _both(config, events, console, reference)
 
 
@@ -120,35 +113,17 @@ def _clock(config: RunConfig) -> str:
     return f"every {faults.mtbf_s:g} s on average" if faults.mtbf_s else by_trace
 
 
-def clear_outputs(run_dir: Path) -> None:
-    """Remove what an earlier drill left; never a training run, nor anything else. Raises ValueError."""
-    if not is_drill(run_dir):
-        if (run_dir / "checkpoints").exists() or (run_dir / "metrics.jsonl").exists():
-            raise ValueError(
-                f"run_dir={run_dir} holds a training run, which a drill would replace; set another run_dir"
-            )
-        for name in _OUTPUTS:
-            if (run_dir / name).exists():
-                raise ValueError(
-                    f"run_dir={run_dir} holds {name}, which no drill made and one would replace; set another run_dir"
-                )
-    storms = [path for path in run_dir.glob("seed-*") if is_drill(path)]  # of a soak, that failed
-    for path in [*(run_dir / name for name in _OUTPUTS), *storms]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    mark_drill(run_dir)
-
-
 def _run(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None, strokes: bool = False) -> Recorder:
     with Recorder(config, config.run_dir, console) as recorder:
-        if strokes and (config.faults.mtbf_s or config.faults.trace):
-            run_local(config, recorder, events, strokes=strokes_of(config.faults))
-        else:
-            launch(config, recorder, events)
+        try:
+            if strokes and (config.faults.mtbf_s or config.faults.trace):
+                run_local(config, recorder, events, strokes=strokes_of(config.faults))
+            else:
+                launch(config, recorder, events)
+        except ElasticError as error:
+            raise ElasticError(f"{error} (a training would; another drill begins anew)") from None
     if recorder.next_step < config.train.steps:
-        raise KeyboardInterrupt
+        raise interrupted(recorder)
     return recorder
 
 

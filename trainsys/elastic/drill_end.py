@@ -9,8 +9,7 @@ from typing import Any
 
 from trainsys.config import RunConfig
 from trainsys.elastic.check.registry import check_run, verdicts
-from trainsys.elastic.claim import claimed
-from trainsys.elastic.drill import clear_outputs
+from trainsys.elastic.drill_folder import cleared, interrupted
 from trainsys.elastic.drill_plan import planned_faults
 from trainsys.elastic.drill_result import not_struck
 from trainsys.elastic.launchers import launch
@@ -37,8 +36,7 @@ def drill_to_the_end(config: RunConfig, console: Screen | None = None) -> dict[s
         raise ValueError(f"faults.expect={config.faults.expect} needs elastic.history=true to be judged by")
     config = replace(config, checkpoint=replace(config.checkpoint, dir=""))
     events, folder = planned_faults(config), Path(config.run_dir)
-    with claimed(config):
-        clear_outputs(folder)
+    with cleared(config):
         reason = ""
         with Recorder(config, folder, console) as recorder:
             try:
@@ -46,7 +44,7 @@ def drill_to_the_end(config: RunConfig, console: Screen | None = None) -> dict[s
             except ElasticError as error:
                 reason = str(error)
         if not reason and recorder.next_step < config.train.steps:
-            raise KeyboardInterrupt  # a signal ended it
+            raise interrupted(recorder)
         found = check_run(folder)
         result = {
             "expect": config.faults.expect,

@@ -18,13 +18,16 @@ def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
         ValueError: one line, for a schedule that cannot be or a phase that never comes.
     """
     faults = config.faults
-    _check_source(config)
+    check_source(config)
     if not faults.schedule:
         return _random(config)
     events = parse_faults(faults.schedule, _world(config) + config.elastic.spares, config.train.steps)
     for event in events:
         if NEMESES[event.kind].local and config.launcher != "local":
             raise ValueError(f"faults.schedule: {event} needs all ranks on this machine; set launcher=local")
+        before = [e.kind for e in events if e.step <= event.step]
+        if event.kind == "flip" and not _may_mirror(config, before):
+            raise ValueError(f"faults.schedule: {event} never strikes: {_no_mirrors(config)}")
         if event.phase == "send" and config.parallel.pp == 1:
             raise ValueError(
                 f"faults.schedule: {event} never strikes, nothing is sent with parallel.pp=1; name another phase"
@@ -37,7 +40,7 @@ def planned_faults(config: RunConfig) -> tuple[FaultEvent, ...]:
     return events
 
 
-def _check_source(config: RunConfig) -> None:
+def check_source(config: RunConfig) -> None:
     """One source of faults, which can do what is asked of it. Raises ValueError."""
     faults = config.faults
     asked = {
@@ -88,6 +91,8 @@ def nemeses_of(config: RunConfig) -> Sequence[str]:
             raise ValueError(f"faults.nemeses: {name!r} is no kind of fault; there are all, {', '.join(NEMESES)}")
         if NEMESES[name].local and not here:
             raise ValueError(f"faults.nemeses: {name} needs all ranks on this machine; set launcher=local")
+        if name == "flip" and not _may_mirror(config, asked):
+            raise ValueError(f"faults.nemeses: flip never strikes: {_no_mirrors(config)}")
     return tuple(asked)
 
 
@@ -117,8 +122,21 @@ def _world(config: RunConfig) -> int:
 
 
 def _mirrors(config: RunConfig) -> bool:
-    """Whether some state has one holder, which another rank keeps a copy of."""
-    return config.parallel.zero > 0 or config.parallel.dp == 1
+    """Whether some state has so few holders that another rank keeps a copy of it."""
+    parallel, tolerate = config.parallel, config.elastic.tolerate
+    teams = min(parallel.stage_replicas or (parallel.dp,)) * parallel.cp
+    return tolerate > 0 and (parallel.zero > 0 or teams <= tolerate)
+
+
+def _may_mirror(config: RunConfig, kinds: Sequence[str]) -> bool:
+    """Whether some do, or will when faults of these kinds have left fewer ranks."""
+    return _mirrors(config) or (config.elastic.tolerate > 0 and any(NEMESES[k].fatal for k in kinds if k in NEMESES))
+
+
+def _no_mirrors(config: RunConfig) -> str:
+    tolerate = config.elastic.tolerate
+    knob = "parallel.zero=1" if tolerate else "elastic.tolerate=1"
+    return f"no rank mirrors another with parallel.zero={config.parallel.zero}, elastic.tolerate={tolerate}; set {knob}"
 
 
 def _causes_change(event: FaultEvent) -> bool:

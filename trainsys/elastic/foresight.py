@@ -11,53 +11,60 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
+from typing import Any
 
 from trainsys.config import ParallelConfig, RunConfig
+from trainsys.elastic.agenda import Agenda, Answers
 from trainsys.elastic.bonds import die_with_parent, leave_stopping_to_others, name_process
+from trainsys.elastic.links import limit_sending
 from trainsys.elastic.situation import Situation
-from trainsys.planner.choose import Question, answer, choose, question
+from trainsys.planner.choose import Question, answer
 from trainsys.planner.device import Rate
 from trainsys.planner.predict import worst_stage
 from trainsys.planner.stages import Stages
 
 _NICE = 5
 _AT_ONCE_S = 0.02  # an answer that takes no longer is not worth waiting for such a process
-_KEPT = 4096  # answers
+_BEAT_S, _SILENT_S = 1.0, 5.0  # it says so often that it lives; is silent for so long if it does not
+_READ_S = 0.1  # between two looks at what it said, at most; what is longer was no silence of its own
 
 
 class Foresight:
     """What is known of the next layouts. Start it while the process has one thread: it forks.
 
     Args:
-        beside: work out answers in a process of its own; without it, only when asked.
+        beside: work out answers in a process of its own; without it, or once it has ended or is frozen, when asked.
     """
 
     def __init__(self, config: RunConfig, rate: Rate, beside: bool = False) -> None:
         self._config, self._rate = config, rate
-        self._known: dict[Question, ParallelConfig | str] = {}
+        self._known = Answers()
         self._room: dict[ParallelConfig, bool] = {}
         self._takes_s = inf  # of the processor, as the slowest answer did
         self._asked = set[Question]()  # and not answered yet
         self._link: Connection | None = None
+        self._read_at, self._silent_s = time.monotonic(), 0.0
         if beside:
             context = get_context("fork")
             self._link, theirs = context.Pipe()
-            context.Process(target=_work_ahead, args=(config, rate, theirs, self._link), daemon=True).start()
+            self._process = context.Process(target=_work_ahead, args=(config, rate, theirs, self._link), daemon=True)
+            self._process.start()
             theirs.close()
+            limit_sending(self._link)
 
     def close(self) -> None:
         """End the process."""
         if self._link is not None:
             self._link.close()
             self._link = None
+            self._process.kill()
+            self._process.join(1)
 
     def consider(self, stands: Situation) -> None:
         """See what may follow."""
@@ -93,21 +100,30 @@ class Foresight:
             if self._link is not None:
                 self._link.send(about)
         except OSError:
-            self._link = None  # it has died: from now on answers come when they are asked for
+            self.close()  # it has died, or does not read: from now on answers come when they are asked for
 
     def read(self) -> None:
         """Take what has been answered; often, for the process waits for it to be taken."""
         try:
             while self._link is not None and self._link.poll():
-                asked, found, seconds = self._link.recv()
-                if isinstance(asked, ParallelConfig):
-                    self._room = {asked: found}  # of the last that was considered
-                    continue
-                self._takes_s = seconds if self._takes_s == inf else max(self._takes_s, seconds)
-                _keep(self._known, asked, found)
-                self._asked.discard(asked)
+                said, self._silent_s = self._link.recv(), 0.0
+                if said is not None:
+                    self._take(*said)
         except (EOFError, OSError):
-            self._link = None
+            self.close()
+        now = time.monotonic()
+        self._silent_s += min(now - self._read_at, _READ_S)  # time in which this process itself did not run is forgiven
+        self._read_at = now
+        if self._silent_s > _SILENT_S:
+            self.close()
+
+    def _take(self, asked: Question | ParallelConfig, found: Any, seconds: float) -> None:
+        if isinstance(asked, ParallelConfig):
+            self._room = {asked: found}  # of the last that was considered
+            return
+        self._takes_s = seconds if self._takes_s == inf else max(self._takes_s, seconds)
+        self._known.keep(asked, found)
+        self._asked.discard(asked)
 
 
 def _work_ahead(config: RunConfig, rate: Rate, link: Connection, theirs: Connection) -> None:
@@ -121,29 +137,21 @@ def _work_ahead(config: RunConfig, rate: Rate, link: Connection, theirs: Connect
     leave_stopping_to_others()
     die_with_parent()
     os.nice(_NICE)
-    inbox = SimpleQueue[Situation | Question]()
+    inbox, sends = SimpleQueue[Situation | Question](), Lock()
     Thread(target=_receive, args=(link, inbox), daemon=True).start()
-    waiting: deque[_Next] = deque()
-    known: dict[Question, ParallelConfig | str] = {}
-    try:
-        while True:
-            while not waiting or not inbox.empty():
-                about = inbox.get()
-                if isinstance(about, Question):
-                    known.pop(about, None)  # its answer was forgotten
-                    waiting.appendleft(_Next(about))
-                else:
-                    link.send((about.parallel, _has_room(config, about.parallel), 0.0))
-                    waiting.extendleft(reversed(_losses(config, about)))
-            first = waiting.popleft()
-            if first.asked not in known:
-                began = time.process_time()
-                _keep(known, first.asked, _outcome(config, first.asked, rate))
-                link.send((first.asked, known[first.asked], time.process_time() - began))
-            if first.then is not None and isinstance(found := known[first.asked], ParallelConfig):
-                waiting.extend(_losses(config, _changed(config, first.then, found, rate), first=False))
-    except OSError:
-        os._exit(0)
+    Thread(target=_beat, args=(link, sends), daemon=True).start()
+    agenda = Agenda(config, rate)
+    while True:
+        while not agenda or not inbox.empty():
+            about = inbox.get()
+            if isinstance(about, Question):
+                agenda.ask(about)
+            else:
+                _say(link, sends, (about.parallel, _has_room(config, about.parallel), 0.0))
+                agenda.consider(about)
+        answered = agenda.next()
+        if answered is not None:
+            _say(link, sends, answered)
 
 
 def _receive(link: Connection, inbox: SimpleQueue[Situation | Question]) -> None:
@@ -155,43 +163,18 @@ def _receive(link: Connection, inbox: SimpleQueue[Situation | Question]) -> None
         os._exit(0)
 
 
-def _keep(known: dict[Question, ParallelConfig | str], asked: Question, found: ParallelConfig | str) -> None:
-    while len(known) >= _KEPT:
-        known.pop(next(iter(known)))  # the oldest
-    known[asked] = found
+def _beat(link: Connection, sends: Lock) -> None:
+    while True:
+        _say(link, sends, None)
+        time.sleep(_BEAT_S)
 
 
-@dataclass(frozen=True)
-class _Next:
-    """A question, and what stands when it has to be answered, if then more is to be asked."""
-
-    asked: Question
-    then: Situation | None = None
-
-
-def _losses(config: RunConfig, stands: Situation, first: bool = True) -> Sequence[_Next]:
-    """What is asked if some are lost, and after the `first` rank of a small layout another."""
-    asked: dict[Question, _Next] = {}
-    for lost in stands.losses(pairs=first and stands.small):
-        if living := stands.staying(lost, config.elastic.spares):
-            one = question(config.cluster, stands.layout, stands.parallel, living)
-            goes_on = first and stands.small and len(lost) == 1
-            asked.setdefault(one, _Next(one, stands.without(lost) if goes_on else None))
-    return tuple(asked.values())
-
-
-def _changed(config: RunConfig, left: Situation, found: ParallelConfig, rate: Rate) -> Situation:
-    """When the answer stands."""
-    living = left.staying((), config.elastic.spares)
-    parallel, layout = choose(config, left.layout, left.parallel, living, rate, lambda _: found)
-    return replace(left, layout=layout, parallel=parallel)
-
-
-def _outcome(config: RunConfig, asked: Question, rate: Rate) -> ParallelConfig | str:
+def _say(link: Connection, sends: Lock, what: Any) -> None:
     try:
-        return answer(config, asked, rate)
-    except ValueError as error:
-        return str(error)
+        with sends:
+            link.send(what)
+    except OSError:
+        os._exit(0)
 
 
 def _has_room(config: RunConfig, parallel: ParallelConfig) -> bool:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainsys.elastic.check.record import Attempt, read
 from trainsys.elastic.faults import MANAGER
@@ -49,7 +50,7 @@ def goodput(run_dir: Path | str) -> dict[str, float]:
 def segments(attempt: Attempt, run_dir: Path) -> list[Segment]:
     """One attempt, end to end."""
     found = list(_by_the_manager(attempt))
-    for start, end in _detections(attempt, run_dir):
+    for start, end in (*_detections(attempt, run_dir), *_silences(attempt, run_dir)):
         found = _over(found, Segment(start, end, "detection"), ("redone", "change"))
     for start, end in _saves(attempt, run_dir):
         found = _over(found, Segment(start, end, "checkpoint"), ("useful",))
@@ -89,19 +90,34 @@ def _detections(attempt: Attempt, run_dir: Path) -> Iterator[tuple[float, float]
             yield from ((line["t_s"], t) for t in [t for t in called_off if t > line["t_s"]][:1])
 
 
+def _silences(attempt: Attempt, run_dir: Path) -> Iterator[tuple[float, float]]:
+    """From the last sign of life of a rank or manager that was lost for its silence, whatever caused that."""
+    for line in attempt.told("lost"):
+        if line["cause"] == "hang":
+            yield line["t_s"] - line["silent_s"], line["t_s"]
+    for end, told in _told_at(attempt, run_dir, "manager_lost"):
+        yield end - told["detect_s"], end
+
+
 def _saves(attempt: Attempt, run_dir: Path) -> Iterator[tuple[float, float]]:
     """From the verdict that asked for a checkpoint to its end, written or not.
 
     One that was written beside the steps took no time from them; after the last one, in a pause, there are none.
     """
     committed = [line["t_s"] for line in (*attempt.told("committed"), *attempt.told("switched"))]
+    for end, line in _told_at(attempt, run_dir, "saved"):
+        if not line.get("beside"):
+            yield from ((start, end) for start in [max((t for t in committed if t <= end), default=end)])
+
+
+def _told_at(attempt: Attempt, run_dir: Path, event: str) -> Iterator[tuple[float, dict[str, Any]]]:
+    """(time of the manager's clock, line) of the agent's lines about `event`."""
     offset = attempt.start["unix_s"] - attempt.start["t_s"]
     path = run_dir / "history.jsonl"
     for text in path.read_text().splitlines() if path.exists() else ():
         line = json.loads(text)
-        if line["event"] == "saved" and not line.get("beside"):
-            end = line["unix_s"] - offset
-            yield from ((start, end) for start in [max((t for t in committed if t <= end), default=end)])
+        if line["event"] == event:
+            yield line["unix_s"] - offset, line
 
 
 def _over(base: list[Segment], top: Segment, only: tuple[str, ...]) -> list[Segment]:

@@ -18,13 +18,18 @@ from trainsys.elastic.messages import Beat
 _SEND_LIMIT_S = 1
 
 
+def limit_sending(connection: Connection) -> None:
+    """Who does not read may not stop the manager: what it sends fails after a second."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_LIMIT_S, 0))
+
+
 class Link:
     """One connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        with socket.socket(fileno=os.dup(connection.fileno())) as sock:  # who does not read may not stop the manager
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_LIMIT_S, 0))
+        limit_sending(connection)
         self.rank = -1  # once it said Hello
         self.heard = time.monotonic()  # when something last arrived
         self.beat: Beat | None = None  # the last one

@@ -128,6 +128,9 @@ class Recorder:
         now = time.monotonic()
         fault = self._fault(rank, cause, step, now)
         self.faults.append(fault)
+        if not self._pending:
+            self._tell_arrivals()  # of an earlier change
+        self._arrived = [(ranks, change) for ranks, change in self._arrived if rank not in ranks]
         pending = _Pending(fault, rank in self._working)
         if pending.working:
             self._pending.append(pending)

@@ -48,11 +48,12 @@ class Situation:
     def losses(self, pairs: bool) -> list[Sequence[int]]:
         """Any one rank, any one node, and if asked for any two ranks.
 
-        One each of those whose loss looks alike: of a regular layout with thousands of ranks, a few per stage.
+        Of a large layout one each of those whose loss looks alike: of a regular one with thousands of ranks, a few per
+        stage. (With spares the one that moves in may be in another node, which is not looked at.)
         """
         alike: dict[object, Sequence[int]] = {}
         for lost in self._any_lost(pairs):
-            alike.setdefault(self._looks(lost), lost)
+            alike.setdefault(tuple(lost) if self.small else self._looks(lost), lost)
         return list(alike.values())
 
     def without(self, lost: Collection[int]) -> Situation:

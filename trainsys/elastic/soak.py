@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from trainsys.config import FaultsConfig, RunConfig
-from trainsys.elastic.claim import claimed
-from trainsys.elastic.drill import clear_outputs, run_drill
+from trainsys.elastic.drill import run_drill
+from trainsys.elastic.drill_folder import cleared
 from trainsys.elastic.faults.zombies import BY_ITSELF
 from trainsys.elastic.launchers import launch
 from trainsys.elastic.phase import ElasticError
@@ -85,8 +85,7 @@ def soak(config: RunConfig, hours: float, console: Screen | None = None) -> dict
     if not (faults.kills or faults.mtbf_s) or faults.expect != "survive":
         raise ValueError("--hours repeats random faults; set faults.kills or faults.mtbf_s, and faults.expect=survive")
     folder, tally = Path(config.run_dir), Tally(hours)
-    with claimed(config), Page(console, tally) as page:
-        clear_outputs(folder)
+    with cleared(config), Page(console, tally) as page:
         try:
             page.print("the same steps undisturbed, once")
             reference = _undisturbed(config, folder / "undisturbed", page)

@@ -24,7 +24,7 @@ class FaultRecord:
     """One lost rank. Seconds count from the fault itself where the victim left a note, else from its detection.
 
     Attributes:
-        kind: ``kill`` or ``stop`` as injected, else how it was noticed: ``exit`` or ``hang``.
+        kind: ``kill``, ``stop`` or ``wake`` as injected, else how it was noticed: ``exit``, ``hang`` or ``stall``.
         phase: what the rank was about to do; empty when it left no note.
         time: of the fault, CLOCK_MONOTONIC.
         recover_s: until the step in flight was committed by the remaining ranks; None while that is under way.

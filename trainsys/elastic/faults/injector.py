@@ -44,6 +44,9 @@ class Injector:
         self._rank, self._folder, self._struck, self._victim = rank, folder, struck, victim
         spares = victim.config.elastic.spares if victim is not None else 0
         self._first_fresh, self._waited = world_size + spares if world_size else None, waited
+        fresh = self._first_fresh is not None and rank >= self._first_fresh
+        self._came_late = fresh and victim is not None and bool(victim.config.faults.schedule)
+        self._first: int | None = None  # step that this rank works in
         self.step = 0
         self.microbatches = 1  # of this rank in a step
         self.portions = 1  # of a transition
@@ -60,7 +63,8 @@ class Injector:
     def at(self, phase: str) -> None:
         """Entering `phase`: strike here if the schedule says so.
 
-        In forward and backward at the second microbatch, in a transfer by portions at the middle one.
+        In forward and backward at the second microbatch, in a transfer by portions at the middle one. When a fresh rank
+        begins to work depends on the clock: of a schedule it gets in its first step what was to be before.
         """
         if phase == "forward" and self._joins:
             self._await_fresh()
@@ -68,13 +72,18 @@ class Injector:
             self._slow = None
         if not self._events:
             return
+        if phase == "forward" and self._first is None:
+            self._first = self.step
         count = self._entered[self.step, phase] = self._entered.get((self.step, phase), 0) + 1
         inside = min(2, self.microbatches) if phase in ("forward", "backward") else 1
         inside = self.portions // 2 + 1 if phase == "transfer" else inside
         for event in list(self._events):
-            due = event.awaits(self.step) if event.phase in CHANGE_PHASES else self.step == event.step
+            due = event.awaits(self.step) if event.phase in CHANGE_PHASES else self.step == self._step_of(event)
             if due and event.phase == phase and count >= inside:
                 self._strike(event)
+
+    def _step_of(self, event: FaultEvent) -> int:
+        return max(event.step, self._first or 0) if self._came_late else event.step
 
     @contextmanager
     def saving(self, step: int) -> Iterator[None]:

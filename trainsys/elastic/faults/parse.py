@@ -24,7 +24,9 @@ def parse_faults(text: str, world_size: int, steps: int) -> tuple[FaultEvent, ..
         ValueError: naming the item, for a form, rank, phase or step that cannot be.
     """
     events: list[FaultEvent] = []
-    for item in filter(None, (part.strip() for part in text.split(","))):
+    for item in (part.strip() for part in text.split(",")) if text.strip() else ():
+        if not item:
+            raise ValueError(f"faults.schedule={text} has an empty item; write such as kill@3:1,join@5")
         event = parse_fault(item)
         if event.step >= steps:
             raise ValueError(f"faults.schedule: {item!r} names step {event.step}, but the run has train.steps={steps}")
@@ -38,8 +40,6 @@ def parse_faults(text: str, world_size: int, steps: int) -> tuple[FaultEvent, ..
         if event.peer == event.rank >= 0:
             raise ValueError(f"faults.schedule: {item!r} names rank {event.rank} twice; name two ranks")
         events.append(event)
-    if text.strip() and not events:
-        raise ValueError(f"faults.schedule={text} names no fault; write such as kill@3:1, or leave it empty")
     _check_twice(events)
     events.sort(key=lambda e: e.step)
     _check_ranks(events, world_size)
