@@ -253,7 +253,8 @@ def at_once(rank: int, world_size: int, store: Any, count: int) -> dict[str, Any
                 strangers.append(socket.create_connection(listener.getsockname()[:2]))
                 strangers.append(listener.accept()[0])
 
-        threading.Thread(target=connect).start()
+        connecting = threading.Thread(target=connect)
+        connecting.start()
         for epoch in range(count):
             client, before = StoreClient(shared), len(strangers)
             ways: list[Callable[[], Any]] = [
@@ -278,6 +279,7 @@ def at_once(rank: int, world_size: int, store: Any, count: int) -> dict[str, Any
             result["after"].append(total(other.group(everyone), 1.0))
             meet(store, f"once{epoch}", rank, world_size)
         over.set()
+        connecting.join()
     strangers[0].sendall(b"still")
     result["echo"] = strangers[1].recv(5)
     for stranger in strangers:

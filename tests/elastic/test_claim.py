@@ -16,9 +16,10 @@ from trainsys.elastic.claim import claimed
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with command("train", *tiny(tmp_path, "train.steps=4000")) as running:
         assert eventually(lambda: steps_done(tmp_path) >= 1, 60)
-        for verb in ("train", "drill"):
-            assert main([verb, *tiny(tmp_path)]) == 2
-            assert f"run_dir={tmp_path} is in use by process {running.process.pid}" in capsys.readouterr().err
+        assert main(["train", *tiny(tmp_path)]) == 2
+        assert f"run_dir={tmp_path} is in use by process {running.process.pid}" in capsys.readouterr().err
+        assert main(["drill", *tiny(tmp_path)]) == 2
+        assert f"run_dir={tmp_path} holds a training run, which a drill would replace" in capsys.readouterr().err
     assert steps_done(tmp_path) >= 1
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from contextlib import suppress
 from pathlib import Path
 
+from trainsys.comm import sockets
 from trainsys.comm.communicator import Communicator
 
 
@@ -25,11 +25,9 @@ def shut(comm: Communicator, peer: int, pid: int, how: int) -> int:
     ends = _other_ends()
     done = 0
     for group in comm.groups:
-        for fd, inode in group.sockets if peer in group.ranks else ():
-            if ends.get(inode) in theirs:
-                with suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
-                    sock.shutdown(how)
-                    done += 1
+        for entry in group.sockets if peer in group.ranks else ():
+            if ends.get(entry[1]) in theirs:
+                done += sockets.shut(entry, how)
     if not done:
         raise LookupError(f"there is no connection to rank {peer}")
     return done
