@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
-from trainsys.testing.gang import HERE, Order, Ranks, Word, counts, read
+from trainsys.testing.gang import HERE, Order, Ranks, Word, read
 
 
 def again(rank: int, link: Connection, port: int, timeout_s: float, floats: int) -> None:
@@ -51,7 +51,7 @@ def _run(rank: int, link: Connection, port: int, timeout_s: float, floats: int, 
         mine = _groups(order.groups, rank, world, timeout)
         built, one = time.perf_counter(), torch.ones(1)
         dist.all_reduce(one, group=mine[members])
-        link.send(Word("stands", order.epoch, time.perf_counter(), built, {}, len(mine), *counts(), one.item()))
+        link.send(Word("stands", order.epoch, time.perf_counter(), built, {}, len(mine), one.item()))
         try:
             while inbox.empty():
                 dist.all_reduce(data, group=mine[members])

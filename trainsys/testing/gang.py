@@ -50,7 +50,6 @@ class Word:
         built: when the groups stood, in s.
         clean: quiet groups, by name, and their operation counts.
         held: groups that it has.
-        files, threads: open ones, once all that was let go is gone; counted where it stands.
         total: of the all-reduce of ones.
         failed: the generation was not entered.
     """
@@ -61,8 +60,6 @@ class Word:
     built: float = 0.0
     clean: Mapping[str, int] = field(default_factory=dict)
     held: int = 0
-    files: int = 0
-    threads: int = 0
     total: float = 0.0
     failed: bool = False
 
@@ -95,22 +92,13 @@ def edits(rank: int, link: Connection, port: int, timeout_s: float, floats: int)
             everyone.all_reduce(one)
             now = time.perf_counter()
             settle()
-            link.send(Word("stands", order.epoch, now, built, {}, len(comm.groups), *counts(), one.item()))
+            link.send(Word("stands", order.epoch, now, built, {}, len(comm.groups), one.item()))
             while True:
                 everyone.all_reduce(data)
         except CommError:
             link.send(
                 Word("free", order.epoch, time.perf_counter(), 0.0, comm.clean(), len(comm.groups), failed=failed)
             )
-
-
-def counts() -> tuple[int, int]:
-    """Open files and threads of this process, the least within 0.1 s: threads that an abort has freed end soon."""
-    found = []
-    for _ in range(5):
-        time.sleep(0.02)
-        found.append((len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))))
-    return min(files for files, _ in found), min(threads for _, threads in found)
 
 
 def read(link: Connection, inbox: SimpleQueue[Order], abort: Callable[[int], None]) -> None:
@@ -181,6 +169,11 @@ class Gang:
         member.link.close()
         member.process.join()
         return now
+
+    def open_files_and_threads(self, rank: int) -> tuple[int, int]:
+        """Of a member's process."""
+        folder = f"/proc/{self._members[rank].process.pid}"
+        return len(os.listdir(f"{folder}/fd")), len(os.listdir(f"{folder}/task"))
 
     def fault(self, ranks: Collection[int] | None = None) -> None:
         """Tell the ranks (all) to leave the generation."""
