@@ -121,7 +121,7 @@ def _run(config: RunConfig, events: Sequence[FaultEvent], console: Screen | None
             else:
                 launch(config, recorder, events)
         except ElasticError as error:
-            raise ElasticError(f"{error} (a training would; another drill begins anew)") from None
+            raise ElasticError(f"{error} (a drill always begins anew)") from None
     if recorder.next_step < config.train.steps:
         raise interrupted(recorder)
     return recorder

@@ -83,10 +83,9 @@ def edits(rank: int, link: Connection, port: int, timeout_s: float, floats: int)
     data, one = torch.zeros(floats), torch.ones(1)
     link.send(HERE)
     while True:
-        order, failed = inbox.get(), True
+        order = inbox.get()
         try:
             comm.reconfigure(order.epoch, order.groups, order.keep)
-            failed = False
             built, one[0] = time.perf_counter(), 1.0
             everyone = comm.group(order.groups[0])
             everyone.all_reduce(one)
@@ -96,8 +95,9 @@ def edits(rank: int, link: Connection, port: int, timeout_s: float, floats: int)
             while True:
                 everyone.all_reduce(data)
         except CommError:
+            entered = any(group.name.startswith(f"e{order.epoch}/") for group in comm.groups)  # the abort came after
             link.send(
-                Word("free", order.epoch, time.perf_counter(), 0.0, comm.clean(), len(comm.groups), failed=failed)
+                Word("free", order.epoch, time.perf_counter(), 0.0, comm.clean(), len(comm.groups), failed=not entered)
             )
 
 
