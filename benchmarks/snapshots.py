@@ -4,9 +4,9 @@ Four ranks (dp4, ZeRO-1, two nodes of two) take turns with a few steps of each v
 machine does hits all alike. Layers sleep for as long as the step shall take, since four ranks that compute on fewer
 cores could not overlap anything; gradients are random and of full size, and reduction, snapshot, optimizer and gather
 of the weights are the real ones. Overheads are medians of the differences to the same round's steps without copies:
-steps that begin before the verdict are compared with such. The bar is for the cheapest way with one copy.
+steps that begin before the verdict are compared with such. The bar is for the way that is the default, with one copy.
 
-    trainsys bench snapshots [--step-ms 100] [--rounds 6] [--dim 128] [--json]
+    trainsys bench snapshots [--step-ms 100] [--rounds 4] [--dim 128] [--json]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 
 from trainsys.cli.arguments import Parser
 from trainsys.comm.communicator import Communicator
-from trainsys.config import BatchConfig, ModelConfig, OptimConfig, ParallelConfig, RunConfig
+from trainsys.config import BatchConfig, ElasticConfig, ModelConfig, OptimConfig, ParallelConfig, RunConfig
 from trainsys.elastic.heap import keep_heap
 from trainsys.models.geometry import num_params, resolve, tensors
 from trainsys.parallel.engine import Engine, routes_of, stages_of, wanted_groups
@@ -39,12 +39,13 @@ from trainsys.space.build import build_layout
 from trainsys.space.tensor import Space
 from trainsys.testing import RankPool
 
-RANKS, BLOCK = 4, 5
+RANKS, BLOCK = 4, 10
 BAR = 0.03  # of a step
 VARIANTS = [  # way, copies of each piece beyond the first, whether the next step begins before the verdict
     ("replay", 0, False), ("replay", 1, False), ("replay", 2, False), ("full", 1, False), ("full", 2, False),
     ("delta", 1, False), ("replay", 0, True), ("replay", 1, True), ("replay", 2, True), ("full", 1, True),
 ]  # fmt: skip
+DEFAULT = (ElasticConfig().snapshot, 1, OptimConfig().post_validation)
 
 
 class Noisy(SleepingRunner):
@@ -85,12 +86,13 @@ class Lane:
         self._kept = threading.Event()
 
     def block(self) -> float:
-        """Seconds of a step, from several in a row: all ranks ready to all ranks done, and all copies arrived."""
+        """Seconds of a step, from several in a row: all ranks ready to all ranks done, and all copies up to date."""
         self.group.all_reduce(torch.zeros(1))
         start = time.perf_counter()
         for _ in range(BLOCK):
             self._step()
         assert self._kept.wait(60)
+        self.engine.state.settle()
         self.group.all_reduce(torch.zeros(1))
         return (time.perf_counter() - start) / BLOCK
 
@@ -159,7 +161,7 @@ def measure(pool: RankPool, step_s: float, rounds: int, dim: int) -> list[dict[s
 def main(argv: Sequence[str]) -> int:
     parser = Parser("bench snapshots", __doc__.splitlines()[0], "  trainsys bench snapshots --json")
     parser.add_argument("--step-ms", type=float, default=100.0)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
@@ -173,8 +175,8 @@ def main(argv: Sequence[str]) -> int:
         rows = measure(pool, args.step_ms / 1e3, args.rounds, args.dim)
     finally:
         pool.close()
-    best = min((row for row in rows if row["tolerate"] == 1), key=lambda row: row["overhead"])
-    held = best["overhead"] <= BAR
+    (usual,) = (row for row in rows if (row["way"], row["tolerate"], row["ahead"]) == DEFAULT)
+    held = usual["overhead"] <= BAR
     if args.json:
         print(json.dumps({"bar": BAR, "held": held, "rows": rows}))
         return 0 if held else 1
@@ -189,7 +191,7 @@ def main(argv: Sequence[str]) -> int:
                 percent=100 * row["overhead"],
             )
         )
-    print(f"bar: {best['way']} {_begins(best)} {best['overhead']:+.2%}: {'held' if held else 'missed'}")
+    print(f"bar: {usual['way']}, the default, {usual['overhead']:+.2%}: {'held' if held else 'missed'}")
     return 0 if held else 1
 
 

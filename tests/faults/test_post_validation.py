@@ -146,8 +146,8 @@ def test_what_is_foreseen_is_what_comes() -> None:
         flat.copy_(torch.rand(n))
     grad, update = torch.randn(n), Update(7, 1e-2, 1.0)
     before = {name: flat.clone() for name, flat in state.slots.items()}
-    result = foreseen(OptimConfig(), state, grad, update)
+    result = foreseen(OptimConfig(), state.slots, grad, update)
     assert all(torch.equal(flat, before[name]) for name, flat in state.slots.items())
-    adamw(OptimConfig(), state, grad, update)
+    adamw(OptimConfig(), state.slots, grad, update)
     assert torch.equal(result, state.slots["master"])
     assert not torch.equal(result, before["master"])

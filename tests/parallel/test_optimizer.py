@@ -42,7 +42,7 @@ def test_against_torch(dtype: torch.dtype) -> None:
         torch.nn.utils.clip_grad_norm_([theirs], CONFIG.clip)
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
-        adamw(CONFIG, ours, grad, Update(step, lr, scale))
+        adamw(CONFIG, ours.slots, grad, Update(step, lr, scale))
     torch.testing.assert_close(ours.slots["master"], theirs.detach(), rtol=1e-6, atol=1e-6)
     moved = (theirs.detach() - start).abs().max().item()
     assert moved > 1e-2, "the comparison above would also hold without a step"
@@ -58,8 +58,8 @@ def test_bits_do_not_depend_on_the_place(shift: int) -> None:
     here, there = state(start), state(torch.cat([torch.ones(shift), start]))
     for step in range(3):
         grad = grads(n, step)
-        adamw(CONFIG, here, grad.clone(), Update(step, 1e-3, 0.37))
-        adamw(CONFIG, there, torch.cat([torch.full((shift,), 0.3), grad]), Update(step, 1e-3, 0.37))
+        adamw(CONFIG, here.slots, grad.clone(), Update(step, 1e-3, 0.37))
+        adamw(CONFIG, there.slots, torch.cat([torch.full((shift,), 0.3), grad]), Update(step, 1e-3, 0.37))
     for slot, values in here.slots.items():
         assert torch.equal(values, there.slots[slot][shift:]), slot
 

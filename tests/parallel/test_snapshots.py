@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from queue import SimpleQueue
@@ -13,9 +14,16 @@ import torch
 
 from tests.parallel.runs import assert_same_bits, expectation, run_all, run_config
 from trainsys.comm.group import CommError
+from trainsys.models.geometry import resolve, tensors
+from trainsys.parallel.optimizer import adamw
 from trainsys.parallel.snapshots.copies import Pending
 from trainsys.parallel.snapshots.delta import decode, encode
 from trainsys.parallel.snapshots.keeper import Keeper
+from trainsys.parallel.state import FlatState, initial_state
+from trainsys.parallel.step import Decision
+from trainsys.space.build import build_layout
+from trainsys.space.layout import Piece
+from trainsys.space.tensor import Space
 from trainsys.testing import RankPool
 
 GRIDS: list[dict[str, Any]] = [{"dp": 4, "zero": 2}, {"dp": 2, "pp": 2}, {"pp": 2, "stage_replicas": (3, 1), "zero": 1}]
@@ -72,3 +80,50 @@ def test_who_waits_beside_is_told_whatever_happens(error: Exception | None) -> N
     Keeper.when_kept(cast(Any, SimpleNamespace(mesh=mesh)), pending, told.put)
     assert told.get(timeout=5) is error
     assert pending.seconds >= 1.05
+
+
+def test_mirrors_have_their_turn_beside_the_next_step() -> None:
+    """A verdict changes what a rank holds at once; its mirrors then, or as soon as somebody looks."""
+    config = run_config("float32", dp=4, zero=1)
+    space = Space(tensors(resolve(config.model)))
+    layout = build_layout(
+        config.parallel, [config.model.num_layers], range(4), config.elastic.chunk, lambda r: r, tolerate=1
+    )
+    state = initial_state(space, layout, 0, resolve(config.model), 0, torch.float32, torch.device("cpu"))
+    keeper = Keeper(config, space, layout, 0, None, state)
+    held, grad = keeper.copies.held, torch.randn(state.numel)
+    assert 0 < held < state.numel
+    wanted, before = state.copied(), state.copied()
+    for step in range(3):
+        decision = Decision(step, 0.0, 1.0, 1e-3, 1.0)
+        adamw(config.optim, wanted.slots, grad.clone(), decision.update)
+        keeper.apply(Pending(grad.clone()), decision)
+        for slot, flat in state.first(state.numel - 1 if step == 1 else held).items():  # the one reads, the other not
+            assert torch.equal(flat[:held], wanted.slots[slot][:held]), (step, slot)
+        now = state._slots["master"][held:]
+        assert torch.equal(now, wanted.slots["master"][held:] if step == 1 else before.slots["master"][held:]), step
+        state.change_beside()
+        for slot, flat in state.slots.items():
+            assert torch.equal(flat, wanted.slots[slot]), (step, slot)
+            before.slots[slot].copy_(flat)
+
+
+def test_what_is_due_is_done_once_and_its_error_is_told() -> None:
+    calls = list[int]()
+
+    def work() -> None:
+        time.sleep(0.05)
+        calls.append(1)
+        raise RuntimeError("no room")
+
+    state = FlatState([Piece(0, 0, 0, 8)], torch.float32, torch.device("cpu"))
+    state.change_later(4, work)
+    for thread in (threads := [threading.Thread(target=state.change_beside) for _ in range(4)]):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not calls and len(state.first(4)["master"]) == 4
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no room"):
+            state.settle()
+    assert calls == [1]

@@ -164,7 +164,7 @@ class Beside:
             Transit(own, into, group, self._budget, _GRAD).run(steps, self._share.local)
             self.received += self._bytes_of(self._share, 1)
             if self.new.numel:
-                adamw(self._optim, self.new, self._grad, replay.update)
+                adamw(self._optim, self.new.slots, self._grad, replay.update)
         self.steps += 1
 
     def _group(self) -> Group | None:

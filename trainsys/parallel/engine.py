@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import cast
 
 import torch
@@ -229,6 +230,7 @@ class Engine:
             CommError: the step is void and can be computed again, here or on another layout.
         """
         before = self.pending[-1] if self.pending else None
+        self.state.change_beside()
         for bucket in self.buckets:
             bucket.begin()
         self.stream.begin()
@@ -245,13 +247,14 @@ class Engine:
         if self.weights:
             self.weights.finish()
         self.reduced.sum_partials_over_tp(flats)
-        squares = self.reduced.squares(flats)
         if self.layout.zero == 0 and self.config.parallel.reduction != "fast":
             for bucket, flat in zip(self.buckets, flats, strict=True):
                 bucket.gather(flat)
         self.at("snapshot")
         grad, still = self.reduced.gathered(flats), bool(self.pending)
-        self.pending.append(self.keeper.begin(grad, squares.values(), batch.step, before, still))
+        squares = cache(lambda: self.reduced.squares(flats))
+        self.pending.append(self.keeper.begin(grad, squares, batch.step, before, still))
+        own = squares()  # messages travel meanwhile
         if not self.config.optim.post_validation:
             self.keeper.wait(self.pending[-1])
         losses = {
@@ -259,7 +262,7 @@ class Engine:
         }
         samples = {mb: batch.microbatches[mb][2] for mb in losses}
         return Report(
-            batch.step, {(mb, self.cp_index): n for mb, n in losses.items()}, samples, squares, self.keeper.chosen
+            batch.step, {(mb, self.cp_index): n for mb, n in losses.items()}, samples, own, self.keeper.chosen
         )
 
     def when_kept(self, tell: Callable[[Exception | None], None]) -> None:
@@ -302,7 +305,7 @@ class Engine:
     # -- after the commit ----------------------------------------------------------------------------------------
 
     def apply(self, decision: Decision) -> None:
-        """The optimizer step on state and mirrors; purely local."""
+        """The optimizer step on the state, and on mirrors beside what follows; purely local."""
         self.keeper.apply(self.pending.popleft(), decision)
 
     def discard(self) -> None:
@@ -315,7 +318,8 @@ class Engine:
         if last.after is not None:
             self.materialize(last.after["master"])
         else:
-            self.materialize(foreseen(self.config.optim, self.state, last.grad, update, self.keeper.copies.held))
+            held = self.keeper.copies.held
+            self.materialize(foreseen(self.config.optim, self.state.first(held), last.grad[:held], update))
 
     def materialize(self, masters: Tensor | None = None) -> None:
         """Write the compute-precision parameters from the masters, gathered from their owners under ZeRO-1 and 2.
@@ -323,9 +327,9 @@ class Engine:
         ZeRO-3 writes the owned ones alone; `compute` gathers each block when it is needed.
 
         Args:
-            masters: others than those of the state, laid out like them.
+            masters: others than the held ones, laid out like them.
         """
-        masters = self.state.slots["master"] if masters is None else masters
+        masters = self.state.first(self.keeper.copies.held)["master"] if masters is None else masters
         if self.weights:
             self.weights.load(self.state, masters)
             return

@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from trainsys.parallel.own_stream import on_own_stream
+
 
 class Copier:
     """One thread per direction, so that copies run in the order of their actions, out and back at the same time.
@@ -24,23 +26,10 @@ class Copier:
         self._out, self._back = (ThreadPoolExecutor(1, f"copies-{way}") for way in ("out", "back"))
 
     def out(self, work: Callable[[], None]) -> Future[None]:
-        return self._out.submit(_on_own_stream, work)
+        return self._out.submit(on_own_stream, work)
 
     def back(self, work: Callable[[], None], gone: Future[None]) -> Future[None]:
-        return self._back.submit(_on_own_stream, work, gone)
-
-
-def _on_own_stream(work: Callable[[], None], after: Future[None] | None = None) -> None:
-    if after is not None:
-        after.result()
-    if not torch.cuda.is_available():
-        work()
-        return
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.default_stream())
-    with torch.cuda.stream(stream):
-        work()
-    stream.synchronize()
+        return self._back.submit(on_own_stream, work, gone)
 
 
 class Kept:

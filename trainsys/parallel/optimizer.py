@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from trainsys.config import OptimConfig
-from trainsys.parallel.state import FlatState
 
+_SLOTS = ("master", "exp_avg", "exp_avg_sq")
 _IN_CACHE = 1 << 16  # elements on a CPU: what an operation leaves is still there for the next one
 _AT_A_TIME = 1 << 20  # elsewhere
 
@@ -42,13 +42,14 @@ def clip_scale(config: OptimConfig, grad_norm: float) -> float:
     return min(1.0, config.clip / (grad_norm + 1e-6)) if config.clip > 0 else 1.0
 
 
-def adamw(config: OptimConfig, state: FlatState, grad: Tensor, update: Update) -> None:
+def adamw(config: OptimConfig, state: Mapping[str, Tensor], grad: Tensor, update: Update) -> None:
     """One step of AdamW (Loshchilov & Hutter 2019, Algorithm 2), in place.
 
     Args:
-        grad: 1-d, laid out like the state; overwritten.
+        state: slot -> 1-d.
+        grad: laid out like them; overwritten.
     """
-    master, m, v = (state.slots[slot] for slot in ("master", "exp_avg", "exp_avg_sq"))
+    master, m, v = (state[slot] for slot in _SLOTS)
     _adamw(config, master, m, v, grad, update)
 
 
@@ -61,17 +62,17 @@ def advance(
     Args:
         grad: overwritten.
     """
-    slots = [after[slot] for slot in ("master", "exp_avg", "exp_avg_sq")]
+    slots = [after[slot] for slot in _SLOTS]
     for slot, flat in after.items():
         flat[:numel].copy_(state[slot][:numel])
     master, m, v, own = (flat[:numel] for flat in (*slots, grad))
     _adamw(config, master, m, v, own, update)
 
 
-def foreseen(config: OptimConfig, state: FlatState, grad: Tensor, update: Update, numel: int | None = None) -> Tensor:
-    """The first `numel` masters (None: all) as `adamw` would leave them, to the bit; changes nothing."""
-    slots = [state.slots[slot][:numel] for slot in ("master", "exp_avg", "exp_avg_sq")]
-    result, grad = torch.empty_like(slots[0]), grad[:numel]
+def foreseen(config: OptimConfig, state: Mapping[str, Tensor], grad: Tensor, update: Update) -> Tensor:
+    """The masters as `adamw` would leave them, to the bit; changes nothing."""
+    slots = [state[slot] for slot in _SLOTS]
+    result = torch.empty_like(slots[0])
     for own in _parts(result):
         master, m, v, g = (flat[own].clone() for flat in (*slots, grad))
         _adamw(config, master, m, v, g, update)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainsys.config import ModelConfig
 from trainsys.models.init import init_box
+from trainsys.parallel.own_stream import Once
 from trainsys.parallel.pages import want_huge_pages
 from trainsys.parallel.release import empty_pages
 from trainsys.space.box import Box
@@ -29,9 +30,12 @@ class FlatState:
         fill: zeros; False where every element is written before it is read.
         paged: in memory that is resident only where it has been written (CPU).
 
+    The elements from some place on may be due for a change, which another thread may be at. Whoever reads those has it
+    made, or waits for it.
+
     Attributes:
-        slots: slot name -> 1-d tensor [elements stored].
         offsets: piece -> where it begins.
+        numel: elements stored.
     """
 
     def __init__(
@@ -44,19 +48,47 @@ class FlatState:
             self.offsets[piece] = at
             at += piece.numel
         self.numel = at
+        self._due: tuple[int, Once] | None = None
         if paged:
-            self.slots = {slot: empty_pages(at, dtype) for slot in SLOTS}
+            self._slots = {slot: empty_pages(at, dtype) for slot in SLOTS}
         else:
-            self.slots = {slot: want_huge_pages(torch.empty(at, dtype=dtype, device=device)) for slot in SLOTS}
-        for flat in self.slots.values() if fill else ():
+            self._slots = {slot: want_huge_pages(torch.empty(at, dtype=dtype, device=device)) for slot in SLOTS}
+        for flat in self._slots.values() if fill else ():
             flat.zero_()
+
+    @property
+    def slots(self) -> dict[str, Tensor]:
+        """Slot name -> 1-d tensor [elements stored]."""
+        self.settle()
+        return self._slots
+
+    def settle(self) -> None:
+        """Until nothing is due any more; raises what went wrong with it."""
+        if (due := self._due) is not None:
+            due[1].result()
+            self._due = None
+
+    def first(self, numel: int) -> dict[str, Tensor]:
+        """The first `numel` elements of each slot, whatever is due after them."""
+        settled = self._due is None or numel <= self._due[0]
+        return {slot: flat[:numel] for slot, flat in (self._slots if settled else self.slots).items()}
+
+    def change_later(self, start: int, work: Callable[[], None]) -> None:
+        """`work` changes the elements from `start` on, at some time."""
+        assert self._due is None, "one change after the other"
+        self._due = start, Once(work)
+
+    def change_beside(self) -> None:
+        """What is due is done from now on, in another thread."""
+        if self._due is not None:
+            self._due[1].begin()
 
     def copied(self) -> FlatState:
         """The same, in memory of its own."""
         flat = self.slots[SLOTS[0]]
         copy = FlatState((), flat.dtype, flat.device)
         copy.pieces, copy.offsets, copy.numel = self.pieces, self.offsets, self.numel
-        copy.slots = {slot: want_huge_pages(torch.empty_like(own)).copy_(own) for slot, own in self.slots.items()}
+        copy._slots = {slot: want_huge_pages(torch.empty_like(own)).copy_(own) for slot, own in self.slots.items()}
         return copy
 
     def view(self, slot: str, piece: Piece) -> Tensor:

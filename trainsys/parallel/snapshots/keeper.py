@@ -2,7 +2,7 @@
 
 begin()  before a step counts: what the peers need is under way
 wait()   everything has arrived, here and from here; or, with `when_kept`, somebody is told when it has
-apply()  after it counts: purely local
+apply()  after it counts: purely local; a mirror's optimizer runs beside the next forward
 
 A way that foresees (`full`, `delta`) needs the step's update before the verdict. The learning rate is known; the
 gradient's scale is once the ranks have added up its norm: it is 1 unless the norm comes near ``optim.clip``. Where it
@@ -12,7 +12,8 @@ does, that step is replayed, which is right whatever the verdict says.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from trainsys.comm.waiting import run_elsewhere
 from trainsys.config import RunConfig
 from trainsys.parallel.optimizer import Update, adamw, learning_rate
 from trainsys.parallel.snapshots import TECHNIQUES
-from trainsys.parallel.snapshots.copies import Copies, Pending
+from trainsys.parallel.snapshots.copies import Copies, Pending, Slots
 from trainsys.parallel.snapshots.trial import Trial
 from trainsys.parallel.state import FlatState
 from trainsys.parallel.step import Decision
@@ -55,12 +56,14 @@ class Keeper:
         self.chosen = ""
         self._spare: list[dict[str, Tensor]] = []
 
-    def begin(self, grad: Tensor, squares: Iterable[float], step: int, before: Pending | None, open: bool) -> Pending:
+    def begin(
+        self, grad: Tensor, squares: Callable[[], Mapping[Any, float]], step: int, before: Pending | None, open: bool
+    ) -> Pending:
         """Begin the snapshot of a step.
 
         Args:
             grad: [stored]; its held part is there.
-            squares: of the gradient, of the pieces that count here.
+            squares: makes those of the gradient, by the pieces that count here; asked where they are needed.
             before: the step before, if it was not applied when this one began; it may have been meanwhile.
             open: whether it still is not.
 
@@ -79,7 +82,7 @@ class Keeper:
                 costs = ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in seconds.items())
                 self.chosen = f"{way} ({costs})"
         update = Update(step, learning_rate(self.config.optim, step, self.config.train.steps), 1.0)
-        base = dict(self.state.slots)
+        base: Slots = {}
         if self.ways[way].foresees:
             certain = self._certain(squares)
             if not certain or (before is not None and before.after is None):
@@ -87,18 +90,20 @@ class Keeper:
             elif before is not None and open:
                 assert before.after is not None
                 base = before.after
+            else:
+                base = dict(self.state.slots)
         start = time.perf_counter()
         spare = self._spare.pop() if self._spare and self.ways[way].foresees else None
         pending = self.ways[way].begin(grad, base, spare, update)
         pending.tried, pending.seconds = tried if way == tried else "", time.perf_counter() - start
         return pending
 
-    def _certain(self, squares: Iterable[float]) -> bool:
+    def _certain(self, squares: Callable[[], Mapping[Any, float]]) -> bool:
         """Whether no rank will scale the gradient. All ranks add up to the same bits, each of which one rank makes."""
         clip = self.config.optim.clip
         if clip <= 0:
             return True
-        total = torch.tensor([sum(squares)], dtype=torch.float64)
+        total = torch.tensor([sum(squares().values())], dtype=torch.float64)
         if self.mesh is not None:
             self.mesh.all_reduce(total)
         return bool(total.sqrt() + 1e-6 < clip * _NEAR)
@@ -140,10 +145,18 @@ class Keeper:
         if decision.skipped:
             pass
         elif pending.after is None:
-            adamw(self.config.optim, self.state, pending.grad, decision.update)
+            self._replay(pending.grad, decision.update)
         else:
             assert decision.grad_scale == 1.0, decision
             self._spare.append(dict(self.state.slots))
             self.state.slots.update(pending.after)
         if pending.tried and self.trial is not None:
             self.trial.seconds[pending.tried].append(pending.seconds + time.perf_counter() - start)
+
+    def _replay(self, grad: Tensor, update: Update) -> None:
+        """The optimizer on what is held; mirrors, which the next forward does not need, have their turn beside it."""
+        held, optim = self.copies.held, self.config.optim
+        mirrored = {slot: flat[held:] for slot, flat in self.state.slots.items()}  # after the step before
+        adamw(optim, self.state.first(held), grad[:held], update)
+        if held < self.copies.stored:
+            self.state.change_later(held, lambda: adamw(optim, mirrored, grad[held:], update))

@@ -12,7 +12,7 @@ TRIES = 3  # of each way; the best counts, which leaves out the first with its f
 
 
 class Trial:
-    """Seconds that each of `names` took here, in the snapshot itself and when its step was applied."""
+    """Seconds that each of `names` held the steps up here, in the snapshot itself and when its step was applied."""
 
     def __init__(self, names: list[str]) -> None:
         self.names, self.seconds = names, dict[str, list[float]]({name: [] for name in names})
