@@ -3,16 +3,18 @@
 Four ranks (dp4, ZeRO-1, two nodes of two) take turns with a few steps of each variant, so that whatever else the
 machine does hits all alike. Layers sleep for as long as the step shall take, since four ranks that compute on fewer
 cores could not overlap anything; gradients are random and of full size, and reduction, snapshot, optimizer and gather
-of the weights are the real ones. Overheads are medians of the differences to the same round's steps without copies:
-steps that begin before the verdict are compared with such. The bar is for the way that is the default, with one copy.
+of the weights are the real ones. Overheads are medians, and in brackets the middle half, of the differences to the
+steps without copies that ran last: steps that begin before the verdict are compared with such. The bar is for the way
+that is the default, with one copy, which has three turns in a round.
 
-    trainsys bench snapshots [--step-ms 100] [--rounds 4] [--dim 128] [--json]
+    trainsys bench snapshots [--step-ms 100] [--rounds 8] [--dim 128] [--json]
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -45,6 +47,7 @@ VARIANTS = [  # way, copies of each piece beyond the first, whether the next ste
     ("replay", 0, False), ("replay", 1, False), ("replay", 2, False), ("full", 1, False), ("full", 2, False),
     ("delta", 1, False), ("replay", 0, True), ("replay", 1, True), ("replay", 2, True), ("full", 1, True),
 ]  # fmt: skip
+TURNS = (0, 1, 2, 0, 1, 3, 4, 0, 1, 5, 6, 7, 8, 9)  # of variants in a round
 DEFAULT = (ElasticConfig().snapshot, 1, OptimConfig().post_validation)
 
 
@@ -87,6 +90,9 @@ class Lane:
 
     def block(self) -> float:
         """Seconds of a step, from several in a row: all ranks ready to all ranks done, and all copies up to date."""
+        self._step()  # what other variants left in the caches goes
+        assert self._kept.wait(60)
+        self.engine.state.settle()
         self.group.all_reduce(torch.zeros(1))
         start = time.perf_counter()
         for _ in range(BLOCK):
@@ -119,13 +125,20 @@ class Lane:
 
 
 def body(rank: int, world_size: int, store: Any, configs: Sequence[RunConfig], step_s: float, rounds: int) -> Any:
-    """One rank: for each variant the seconds of a step in each round, and the bytes that it sends to peers in one."""
+    """One rank's part, of each variant: by turn the seconds of a step, and how many more those are than without copies;
+    and the bytes that it sends to peers in a step."""
     keep_heap()  # as ranks do that train
     lanes = [Lane(rank, store, config, step_s, i) for i, config in enumerate(configs)]
-    seconds: list[list[float]] = [[] for _ in lanes]
+    seconds: list[list[tuple[float, float]]] = [[] for _ in lanes]
+    base = 0.0
     for turn in range(rounds + 1):
-        for lane, own in zip(lanes, seconds, strict=True):
-            own += [lane.block()][not turn :]  # in the first one memory is fresh
+        if turn and not rank and sys.stderr.isatty():
+            print(f"round {turn} of {rounds}", file=sys.stderr)
+        for i in TURNS:
+            took = lanes[i].block()
+            base = base if configs[i].elastic.tolerate else took
+            if turn:  # in the first round memory is fresh
+                seconds[i].append((took, took - base))
     for lane in lanes:
         lane.comm.close()
     return seconds, [lane.sent for lane in lanes]
@@ -148,11 +161,13 @@ def measure(pool: RankPool, step_s: float, rounds: int, dim: int) -> list[dict[s
     seconds, params = found[0][0], num_params(model)
     rows = []
     for i, (way, f, ahead) in enumerate(VARIANTS):
-        base = seconds[VARIANTS.index(("replay", 0, ahead))]
-        more = statistics.median(a - b for a, b in zip(seconds[i], base, strict=True))
+        base = statistics.median(took for took, _ in seconds[VARIANTS.index(("replay", 0, ahead))])
+        shares = [more / base for _, more in seconds[i]]
+        quartiles = statistics.quantiles(shares, method="inclusive") if len(shares) > 1 else shares * 3
         rows.append({
-            "way": way if f else "none", "tolerate": f, "ahead": ahead, "step_s": statistics.median(seconds[i]),
-            "overhead": more / statistics.median(base),
+            "way": way if f else "none", "tolerate": f, "ahead": ahead,
+            "step_s": statistics.median(took for took, _ in seconds[i]),
+            "overhead": quartiles[1], "middle_half": (quartiles[0], quartiles[2]),
             "bytes_per_parameter": sum(sent[i] for _, sent in found) / params, "params": params,
         })  # fmt: skip
     return rows
@@ -161,7 +176,7 @@ def measure(pool: RankPool, step_s: float, rounds: int, dim: int) -> list[dict[s
 def main(argv: Sequence[str]) -> int:
     parser = Parser("bench snapshots", __doc__.splitlines()[0], "  trainsys bench snapshots --json")
     parser.add_argument("--step-ms", type=float, default=100.0)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
@@ -183,12 +198,14 @@ def main(argv: Sequence[str]) -> int:
     print(f"{rows[0]['params']:,} parameters on {RANKS} ranks; bar {BAR:.0%} of a step")
     for row in rows:
         print(
-            "{way:7} tolerate={tolerate} {begins:20} step {ms:7.1f} ms  overhead {percent:+6.2f} %  "
-            "{bytes_per_parameter:5.2f} B per parameter".format(
+            "{way:7} tolerate={tolerate} {begins:20} step {ms:7.1f} ms  overhead {percent:+6.2f} % "
+            "({low:+.1f} to {high:+.1f})  {bytes_per_parameter:5.2f} B per parameter".format(
                 **row,
                 begins=_begins(row),
                 ms=1e3 * row["step_s"],
                 percent=100 * row["overhead"],
+                low=100 * row["middle_half"][0],
+                high=100 * row["middle_half"][1],
             )
         )
     print(f"bar: {usual['way']}, the default, {usual['overhead']:+.2%}: {'held' if held else 'missed'}")
