@@ -14,6 +14,11 @@ _LAYERS = (
 )
 SLOWEST_GBPS = 1e-6  # 1 kB/s is no link of a cluster, and a slip of units more likely
 _SOONEST = 1e-3  # hours: a node that fails every 3.6 s finishes no step
+_SHORTEST, _LONGEST = (
+    0.05,
+    1e6,
+)  # seconds that a limit allows: a busy machine pauses; poll(2) counts in C ints
+_LIMIT = f"must lie in {_SHORTEST:g} to {_LONGEST:g} s"
 
 BOUNDS: dict[str, tuple[float, float, str]] = {
     "model.num_layers": (-_WHOLE, _LAYERS, f"must be at most {_LAYERS}"),  # the least: `models.geometry`
@@ -47,16 +52,16 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "train.emulate_scale": (_TINY, _MOST, "must be positive and finite"),
     "checkpoint.every": (0, _WHOLE, "must be at least 1, or 0 for a checkpoint at the end only"),
     "checkpoint.keep": (1, _WHOLE, "must be at least 1"),
-    "elastic.heartbeat_limit_s": (0.05, _MOST, "must be at least 0.05 s, or healthy ranks count as dead"),
+    "elastic.heartbeat_limit_s": (_SHORTEST, _LONGEST, f"{_LIMIT}; healthy ranks count as dead below"),
     "elastic.min_ranks": (1, _WHOLE, "must be at least 1"),
     "elastic.tolerate": (0, _WHOLE, "must be at least 1, or 0 to keep no copies"),
-    "elastic.spare_delay_s": (-_MOST, _MOST, "must be finite"),
+    "elastic.spare_delay_s": (-_LONGEST, _LONGEST, f"must be at most {_LONGEST:g} s, or -1 for never"),
     "elastic.spares": (0, _WHOLE, "must not be negative"),
-    "elastic.manager_limit_s": (_TINY, _MOST, "must be positive and finite"),
-    "elastic.start_limit_s": (_TINY, _MOST, "must be positive and finite"),
-    "elastic.comm_timeout_s": (_TINY, _MOST, "must be positive and finite"),
-    "elastic.stall_limit_s": (_TINY, _MOST, "must be positive and finite"),
-    "elastic.hang_limit_s": (0, _MOST, "must be positive, or 0 for none"),
+    "elastic.manager_limit_s": (_SHORTEST, _LONGEST, _LIMIT),
+    "elastic.start_limit_s": (_SHORTEST, _LONGEST, _LIMIT),
+    "elastic.comm_timeout_s": (_SHORTEST, _LONGEST, _LIMIT),
+    "elastic.stall_limit_s": (_SHORTEST, _LONGEST, _LIMIT),
+    "elastic.hang_limit_s": (0, _LONGEST, f"{_LIMIT}, or be 0 for none"),
     "elastic.straggler_factor": (1.01, _MOST, "must be at least 1.01"),
     "elastic.straggler_steps": (1, 1000, "must lie in 1 to 1000"),
     "elastic.staging_mib": (2**-10, 2**20, "must lie in 1/1024 to 1048576"),
@@ -65,7 +70,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "elastic.history_every": (0, _WHOLE, "must be at least 1, or 0 for at changes and at the end only"),
     "faults.mtbf_s": (0, _MOST, "must be positive, or 0 for none"),
     "faults.trace_speed": (_TINY, _MOST, "must be positive and finite"),
-    "faults.grace_s": (0, _MOST, "must not be negative"),
+    "faults.grace_s": (0, _LONGEST, f"must lie in 0 to {_LONGEST:g} s"),
     "faults.kills": (0, _WHOLE, "must not be negative"),
     "faults.rejoin_after": (0, _WHOLE, "must be at least 1, or 0 for never"),
 }
@@ -99,6 +104,8 @@ def check_bounds(config: Any) -> None:
         raise ValueError(
             f"cluster.node_mtbf_hours={mtbf_hours:g} is less than {_SOONEST:g} h; set 0 for nodes that never fail"
         )
+    if 0 < config.elastic.hang_limit_s < _SHORTEST:
+        raise ValueError(f"elastic.hang_limit_s={config.elastic.hang_limit_s:g} {_LIMIT}, or be 0 for none")
     betas = config.optim.betas
     for key in ("parallel.stage_layers", "parallel.stage_replicas", "parallel.devices", "batch.seq_lens"):
         if not all(type(value) is int for value in attrgetter(key)(config)):

@@ -98,3 +98,10 @@ def test_whatever_goes_wrong_in_connecting_is_told(error: Exception) -> None:
     comm.address = address
     with pytest.raises(CommError, match=type(error).__name__ if not str(error) else "Too many open files"):
         comm.reconfigure(0, [(0, 1)])
+
+
+def test_a_number_that_no_backend_takes_is_not_tried_again() -> None:
+    """Who gets a `CommError` tries again, for ever."""
+    comm = Communicator(dist.HashStore(), 0, timeout_s=1e300)
+    with pytest.raises(OverflowError):
+        comm.reconfigure(0, [(0, 1)])

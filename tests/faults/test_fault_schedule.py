@@ -63,6 +63,7 @@ def test_every_kind_prints_as_it_is_written(text: str) -> None:
         ("cut@5:1+1", "names rank 1 twice"),
         ("cut@5:1+4", "ranks are 0 to 3 then"),
         ("slow@5:1:x1", "makes nothing slower"),
+        ("slow@5:1:x99999999999999999999", "would not end; write x1000 or less"),
         ("drain@5:manager", "is not drain@STEP:RANK"),
         ("kill@5:manager:forward", "names no phase of the manager's; phases are collect"),
         ("kill@5:", r"is not kill@STEP:RANK\|manager"),

@@ -75,6 +75,11 @@ def later(lines: Lines, since_s: float, by_s: float, but: Iterable[str] = ()) ->
                 row["t_s"] += by_s
 
 
+def test_limits_are_those_of_the_manual() -> None:
+    text = (ROOT / "docs/faults.md").read_text()
+    assert f"files ({bounds.FILES}) and threads ({bounds.THREADS}, each per epoch" in text
+
+
 # -- a right history -------------------------------------------------------------------------------------------------
 
 

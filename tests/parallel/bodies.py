@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from trainsys.models.geometry import resolve, split_layers, tensors
 from trainsys.parallel.engine import DTYPES, Engine, routes_of, wanted_groups
 from trainsys.parallel.stage import Batch
 from trainsys.parallel.state import initial_state, master_dtype
-from trainsys.parallel.step import decide
+from trainsys.parallel.step import Decision, decide
 from trainsys.space.build import build_layout
 from trainsys.space.layout import Layout, Piece
 from trainsys.space.tensor import Space
@@ -87,6 +88,42 @@ def run(comm: Communicator, engine: Engine, steps: int) -> list[tuple[str, str]]
         engine.materialize()
         losses.append((decision.loss.hex(), decision.grad_norm.hex()))
     return losses
+
+
+def mirrors_beside(rank: int, world_size: int, store: Any, config: RunConfig) -> bool:
+    """Whether mirrors change while a step is computed, though nobody reads them.
+
+    By the verdict before it; with `optim.post_validation` by one that comes in the middle.
+    """
+    comm, engine = start(rank, world_size, store, config)
+    mesh, mirrored = comm.group(engine.layout.ranks), engine.state.slots["master"][engine.keeper.copies.held :]
+    before, seen = mirrored.clone(), list[bool]()
+
+    def verdict(step: int) -> Decision:
+        report = engine.compute(Batch(step, {mb: tokens_of(config, step, mb) for mb in engine.microbatches()}))
+        engine.keeper.wait(engine.pending[-1])
+        reports = gather_objects(mesh, report)
+        return broadcast_object(mesh, None if reports is None else decide(config, reports))
+
+    def watch(phase: str) -> None:
+        if phase == "reduce":
+            if config.optim.post_validation:
+                engine.apply(first)
+            deadline = time.monotonic() + 10
+            while torch.equal(mirrored, before) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            seen.append(not torch.equal(mirrored, before))
+
+    first = verdict(0)
+    if config.optim.post_validation:
+        engine.foresee(first.update)
+    else:
+        engine.apply(first)
+        engine.materialize()
+    engine.at = watch
+    verdict(1)
+    comm.close()
+    return seen == [True]
 
 
 def layout_of(config: RunConfig, world_size: int) -> tuple[Space, Layout]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from dataclasses import replace
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -11,11 +12,14 @@ from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor
 
+from tests.parallel import bodies
 from tests.parallel.runs import assert_same_bits, expectation, run_all, run_config
 from trainsys.comm.group import CommError
 from trainsys.models.geometry import resolve, tensors
 from trainsys.parallel.optimizer import adamw
+from trainsys.parallel.own_stream import Once
 from trainsys.parallel.snapshots.copies import Pending
 from trainsys.parallel.snapshots.delta import decode, encode
 from trainsys.parallel.snapshots.keeper import Keeper
@@ -97,7 +101,8 @@ def test_mirrors_have_their_turn_beside_the_next_step() -> None:
     for step in range(3):
         decision = Decision(step, 0.0, 1.0, 1e-3, 1.0)
         adamw(config.optim, wanted.slots, grad.clone(), decision.update)
-        keeper.apply(Pending(grad.clone()), decision)
+        keeper.apply(pending := Pending(grad.clone()), decision)
+        assert pending.grad.numel() == 0
         for slot, flat in state.first(state.numel - 1 if step == 1 else held).items():  # the one reads, the other not
             assert torch.equal(flat[:held], wanted.slots[slot][:held]), (step, slot)
         now = state._slots["master"][held:]
@@ -108,11 +113,72 @@ def test_mirrors_have_their_turn_beside_the_next_step() -> None:
             before.slots[slot].copy_(flat)
 
 
-def test_what_is_due_is_done_once_and_its_error_is_told() -> None:
-    calls = list[int]()
+@pytest.mark.parametrize("ahead", [False, True])
+def test_mirrors_have_their_turn_though_nobody_looks(ranks: RankPool, ahead: bool) -> None:
+    """In the forward after a verdict, or in the step in which it comes."""
+    config = run_config("float32", dp=4, zero=1)
+    config = replace(config, optim=replace(config.optim, post_validation=ahead, clip=0.0))
+    assert ranks.run(bodies.mirrors_beside, 4, config) == [True] * 4
+
+
+def test_what_is_done_is_kept_no_longer() -> None:
+    """A gradient's room is needed by the next step."""
+    state = FlatState([Piece(0, 0, 0, 8)], torch.float32, torch.device("cpu"))
+    grad = torch.ones(8)
+    gone, done = weakref.ref(grad), threading.Event()
+
+    def work(grad: Tensor = grad) -> None:
+        state._slots["master"][4:] += grad[4:]
+
+    state.change_later(4, work)
+    due = state._due
+    del grad, work
+    assert due is not None and gone() is not None
+    threading.Thread(target=lambda: (due[1].result(), done.set())).start()
+    assert done.wait(10) and gone() is None  # nobody has read the state
+    assert state.slots["master"].tolist() == [0] * 4 + [1] * 4
+
+
+def test_two_readers_miss_no_change() -> None:
+    """One has seen the end of a change, and comes to say so when the next one is due already."""
+    state, late = FlatState([Piece(0, 0, 0, 8)], torch.float32, torch.device("cpu")), threading.Event()
 
     def work() -> None:
-        time.sleep(0.05)
+        state._slots["master"][4:] += 1
+
+    class Slow(Once):
+        def result(self) -> None:
+            super().result()
+            if threading.current_thread() is other:
+                assert late.wait(10)
+
+    state._due = 4, Slow(torch.device("cpu"), work)
+    other = threading.Thread(target=state.settle)
+    other.start()
+    state.settle()
+    state.change_later(4, work)
+    late.set()
+    other.join(10)
+    assert state.slots["master"].tolist() == [0] * 4 + [2] * 4
+
+
+def test_without_another_thread_it_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(task: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("trainsys.parallel.own_stream.run_elsewhere", refuse)
+    done = list[int]()
+    once = Once(torch.device("cpu"), lambda: done.append(threading.get_ident()))
+    once.begin()
+    once.result()
+    assert done == [threading.get_ident()]
+
+
+def test_what_is_due_is_done_once_and_its_error_is_told() -> None:
+    calls, go = list[int](), threading.Event()
+
+    def work() -> None:
+        assert go.wait(10)
         calls.append(1)
         raise RuntimeError("no room")
 
@@ -123,6 +189,7 @@ def test_what_is_due_is_done_once_and_its_error_is_told() -> None:
     for thread in threads:
         thread.join()
     assert not calls and len(state.first(4)["master"]) == 4
+    go.set()
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no room"):
             state.settle()

@@ -18,6 +18,7 @@ from trainsys.comm.sockets import Socket, connected_sockets, shut, to_port
 from trainsys.comm.waiting import brief
 
 Ranks = tuple[int, ...]
+_OURS = (ArithmeticError, NameError, TypeError)
 _cloning = threading.Lock()  # who waits for it would wait for the same store otherwise
 
 
@@ -59,6 +60,7 @@ class Attempt:
 
     Attributes:
         over: it has ended: with `error`, or without.
+        bug: the error itself, where it is not of peers and of the network: another attempt would have it too.
         built: the groups, whole where there was no error.
     """
 
@@ -69,6 +71,7 @@ class Attempt:
         connect: Callable[[Store], Iterator[tuple[Ranks, Group]]],
     ) -> None:
         self.client, self.built, self.error, self.over = client, dict[Ranks, Group](), "", False
+        self.bug: Exception | None = None
         self._changed, self._connect, self._abandoned = changed, connect, False
 
     def run(self) -> None:
@@ -81,6 +84,7 @@ class Attempt:
                     break
         except Exception as failure:  # whatever it is: somebody waits for the end
             error = brief(failure)
+            self.bug = failure if isinstance(failure, _OURS) else None
         with self._changed:
             self.error, self.over = error, True
             self._changed.notify_all()

@@ -89,6 +89,8 @@ class Communicator:
                 self._spare = attempt.client
                 return attempt.built
         attempt.abandon()
+        if attempt.bug is not None:
+            raise attempt.bug
         raise CommError(attempt.error or f"generation {epoch} was aborted while connecting")
 
     def _connect(self, epoch: int, store: Store, missing: Sequence[Ranks]) -> Iterator[tuple[Ranks, Group]]:

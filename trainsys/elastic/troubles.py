@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
+_MOST = 1e6  # times, or seconds
 _FORM = re.compile(r"^(?:(\d+)>)?(\d+):(hang|\d+(?:\.\d*)?|\.\d+)(?:@(\d+)(-(\d+)?)?)?$")
 
 
@@ -58,6 +59,8 @@ def parse_troubles(text: str) -> tuple[Trouble, ...]:
                           int(first or 0), until)  # fmt: skip
         if trouble.src is None and trouble.much < 1:
             raise ValueError(f"train.emulate_slow: {item!r} would make a rank faster; set a factor of at least 1")
+        if much != "hang" and trouble.much > _MOST:
+            raise ValueError(f"train.emulate_slow: {item!r} would not end; write {_MOST:g} or less, or hang")
         if trouble.last < trouble.first:
             raise ValueError(f"train.emulate_slow: {item!r} ends before it begins; write FIRST-LAST")
         if trouble.src == trouble.rank:

@@ -105,7 +105,7 @@ class Engine:
         self.emulation = emulation
         self.config, self.space, self.layout, self.rank, self.state, self.at = config, space, layout, rank, state, at
         self.device, self.dtype = device, DTYPES[config.train.dtype]
-        self.copier, self._stamps = Copier(), comm.stamps
+        self.copier, self._stamps = Copier(device), comm.stamps
         self.pending: deque[Pending] = deque()  # steps computed and not yet applied
         self.stage, team, self.shard = layout.where(rank)
         self.replica, self.cp_index = layout.replica_of(rank)
@@ -305,8 +305,10 @@ class Engine:
     # -- after the commit ----------------------------------------------------------------------------------------
 
     def apply(self, decision: Decision) -> None:
-        """The optimizer step on the state, and on mirrors beside what follows; purely local."""
+        """The optimizer step on the state, and on mirrors beside what is computed next; purely local."""
         self.keeper.apply(self.pending.popleft(), decision)
+        if self.config.optim.post_validation:  # it is being computed already
+            self.state.change_beside()
 
     def discard(self) -> None:
         """Forget the step computed last, once its messages are through: the next ones must not meet them."""

@@ -20,16 +20,20 @@ class Copier:
     """One thread per direction, so that copies run in the order of their actions, out and back at the same time.
 
     ``back(work, gone)`` waits for the copy that took away what it brings.
+
+    Args:
+        device: from which they go out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._out, self._back = (ThreadPoolExecutor(1, f"copies-{way}") for way in ("out", "back"))
 
     def out(self, work: Callable[[], None]) -> Future[None]:
-        return self._out.submit(on_own_stream, work)
+        return self._out.submit(on_own_stream, self._device, work)
 
     def back(self, work: Callable[[], None], gone: Future[None]) -> Future[None]:
-        return self._back.submit(on_own_stream, work, gone)
+        return self._back.submit(on_own_stream, self._device, work, gone)
 
 
 class Kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -47,8 +48,9 @@ class FlatState:
         for piece in self.pieces:
             self.offsets[piece] = at
             at += piece.numel
-        self.numel = at
+        self.numel, self.device = at, device
         self._due: tuple[int, Once] | None = None
+        self._lock = threading.Lock()  # for what another thread may have put in its place
         if paged:
             self._slots = {slot: empty_pages(at, dtype) for slot in SLOTS}
         else:
@@ -64,24 +66,30 @@ class FlatState:
 
     def settle(self) -> None:
         """Until nothing is due any more; raises what went wrong with it."""
-        if (due := self._due) is not None:
-            due[1].result()
-            self._due = None
+        if (due := self._due) is None:
+            return
+        due[1].result()
+        with self._lock:
+            if self._due is due:
+                self._due = None
 
     def first(self, numel: int) -> dict[str, Tensor]:
         """The first `numel` elements of each slot, whatever is due after them."""
-        settled = self._due is None or numel <= self._due[0]
-        return {slot: flat[:numel] for slot, flat in (self._slots if settled else self.slots).items()}
+        due = self._due
+        if due is not None and numel > due[0]:
+            self.settle()
+        return {slot: flat[:numel] for slot, flat in self._slots.items()}
 
     def change_later(self, start: int, work: Callable[[], None]) -> None:
         """`work` changes the elements from `start` on, at some time."""
-        assert self._due is None, "one change after the other"
-        self._due = start, Once(work)
+        with self._lock:
+            assert self._due is None, "one change after the other"
+            self._due = start, Once(self.device, work)
 
     def change_beside(self) -> None:
         """What is due is done from now on, in another thread."""
-        if self._due is not None:
-            self._due[1].begin()
+        if (due := self._due) is not None:
+            due[1].begin()
 
     def copied(self) -> FlatState:
         """The same, in memory of its own."""

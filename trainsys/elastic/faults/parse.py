@@ -9,6 +9,7 @@ from dataclasses import replace
 from trainsys.elastic.faults.event import IN_A_CHANGE, MANAGER_PHASES, PHASES, FaultEvent
 from trainsys.elastic.faults.registry import NEMESES
 
+_SLOWEST = 1000  # times
 _WHO = {"": r"", "rank": r":(?P<rank>\d+)", "pair": r":(?P<rank>\d+)\+(?P<peer>\d+)"}
 _STEPS = r"(?::(?P<steps>\d+))?"
 _TAIL = {"": r"", "phase": rf"(?::(?P<phase>[a-z]+){_STEPS})?", "scale": rf":x(?P<factor>\d+){_STEPS}"}
@@ -37,6 +38,8 @@ def parse_faults(text: str, world_size: int, steps: int) -> tuple[FaultEvent, ..
             raise ValueError(f"faults.schedule: {item!r} waits for no change; leave out :{event.steps}")
         if NEMESES[event.kind].tail == "scale" and event.factor < 2:
             raise ValueError(f"faults.schedule: {item!r} makes nothing slower; write x2 or more")
+        if event.factor > _SLOWEST:
+            raise ValueError(f"faults.schedule: {item!r} would not end; write x{_SLOWEST} or less")
         if event.peer == event.rank >= 0:
             raise ValueError(f"faults.schedule: {item!r} names rank {event.rank} twice; name two ranks")
         events.append(event)

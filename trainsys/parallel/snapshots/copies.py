@@ -28,7 +28,7 @@ class Pending:
     """A step that is computed and does not count yet.
 
     Attributes:
-        grad: [stored], of the mirrored part only where mirrors replay; else overwritten.
+        grad: [stored], of the mirrored part only where mirrors replay, else overwritten; [0] when the step is applied.
         after: the state that the step leaves unless its update is left out; None: only the verdict tells.
         works, then: the messages under way, and what is to be done when they have ended.
         sent_bytes: to all peers.

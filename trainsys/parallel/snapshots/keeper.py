@@ -2,7 +2,7 @@
 
 begin()  before a step counts: what the peers need is under way
 wait()   everything has arrived, here and from here; or, with `when_kept`, somebody is told when it has
-apply()  after it counts: purely local; a mirror's optimizer runs beside the next forward
+apply()  after it counts: purely local; a mirror's optimizer runs beside what is computed next
 
 A way that foresees (`full`, `delta`) needs the step's update before the verdict. The learning rate is known; the
 gradient's scale is once the ranks have added up its norm: it is 1 unless the norm comes near ``optim.clip``. Where it
@@ -150,6 +150,7 @@ class Keeper:
             assert decision.grad_scale == 1.0, decision
             self._spare.append(dict(self.state.slots))
             self.state.slots.update(pending.after)
+        pending.grad = pending.grad.new_empty(0)  # who still looks at the step shall not keep it
         if pending.tried and self.trial is not None:
             self.trial.seconds[pending.tried].append(pending.seconds + time.perf_counter() - start)
 
