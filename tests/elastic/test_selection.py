@@ -102,6 +102,25 @@ def test_only_the_last_two_situations_count(tmp_path: Path) -> None:
     assert not agenda  # it is no news
 
 
+def test_while_a_layout_is_made_ready_the_old_one_stands(tmp_path: Path) -> None:
+    """A rank joins; another dies before the layout for it stands: what it asks was not to wait behind the new one's."""
+    config, parallel, layout = standing(tmp_path)
+    speed, more = rate(config.cluster, 4), {**NODES, 4: 0}
+    agenda = Agenda(config, speed)
+    agenda.consider(Situation(layout, parallel, more, frozenset(), 4))
+    wanted = {
+        question(config.cluster, layout, parallel, {rank: node for rank, node in more.items() if rank not in lost})
+        for lost in ([0], [1], [2], [3], [0, 1, 4], [2, 3])
+    }
+    then = choose(config, layout, parallel, more, speed)
+    agenda.consider(Situation(then[1], then[0], more, frozenset(), 4))
+    for _ in range(len(wanted)):
+        answered = agenda.next()
+        assert answered is not None
+        wanted.discard(answered[0])
+    assert not wanted
+
+
 def test_a_loss_right_after_another_is_foreseen(tmp_path: Path) -> None:
     config, parallel, layout = standing(tmp_path)
     speed = rate(config.cluster, 4)

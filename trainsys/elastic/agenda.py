@@ -30,18 +30,21 @@ class _Item:
 
     Attributes:
         of: number of the situation that it belongs to; -1: somebody waits for the answer.
+        likely: one loss is enough for it.
         then: what stands when it has to be answered, if more is to be asked then.
     """
 
     asked: Question
     of: int = -1
+    likely: bool = False
     then: Situation | None = None
 
 
 class Agenda:
     """The questions, those first whose answers are waited for, then those of the newest situation.
 
-    Only the last two situations count: while the next layout is made ready, either may stand.
+    Only the last two situations count: while the next layout is made ready, either may stand. Until it is, the one
+    before does, so what a single loss asks of that comes before all that is asked of the new one.
     """
 
     def __init__(self, config: RunConfig, rate: Rate) -> None:
@@ -66,7 +69,8 @@ class Agenda:
         self._stands, self._of = stands, self._of + 1
         urgent = [item for item in self._waiting if item.of < 0]
         before = [item for item in self._waiting if item.of == self._of - 1]
-        self._waiting = deque([*urgent, *self._losses(stands), *before])
+        soon, later = ([item for item in before if item.likely == likely] for likely in (True, False))
+        self._waiting = deque([*urgent, *soon, *self._losses(stands), *later])
 
     def next(self) -> tuple[Question, ParallelConfig | str, float] | None:
         """Answer the next question. Returns it, the answer and the seconds of the processor that it took; None where
@@ -83,11 +87,12 @@ class Agenda:
     def _losses(self, stands: Situation) -> Sequence[_Item]:
         """What is asked if some are lost, and after the first rank of a small layout another."""
         asked: dict[Question, _Item] = {}
+        single = stands.losses(pairs=False)
         for lost in stands.losses(pairs=stands.small):
             if living := stands.staying(lost, self._config.elastic.spares):
                 one = question(self._config.cluster, stands.layout, stands.parallel, living)
                 then = stands.without(lost) if stands.small and len(lost) == 1 else None
-                asked.setdefault(one, _Item(one, self._of, then))
+                asked.setdefault(one, _Item(one, self._of, lost in single, then))
         return tuple(asked.values())
 
     def _losses_after(self, first: _Item, left: Situation, found: ParallelConfig) -> Sequence[_Item]:
