@@ -14,6 +14,7 @@ from trainsys.sequence.mask import Mask
 from trainsys.sequence.price import Rates
 
 
+@pytest.mark.alone
 def test_methods_on_emulated_wires(capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--topologies", "mesh4", "--heads", "4:2", "--lengths", "192", "--masks", "documents", "--quick", "--json"]
     assert attention.main([*args, "--lab", "emulated", "--methods", "sliced,ulysses"]) == 0
