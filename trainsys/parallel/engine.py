@@ -107,6 +107,7 @@ class Engine:
         self.device, self.dtype = device, DTYPES[config.train.dtype]
         self.copier, self._stamps = Copier(device), comm.stamps
         self.pending: deque[Pending] = deque()  # steps computed and not yet applied
+        self._computing = False  # a step; after one that is void it does not matter
         self.stage, team, self.shard = layout.where(rank)
         self.replica, self.cp_index = layout.replica_of(rank)
         self.routes = routes_of(config, layout)
@@ -230,6 +231,7 @@ class Engine:
             CommError: the step is void and can be computed again, here or on another layout.
         """
         before = self.pending[-1] if self.pending else None
+        self._computing = True
         self.state.change_beside()
         for bucket in self.buckets:
             bucket.begin()
@@ -257,6 +259,7 @@ class Engine:
         own = squares()  # messages travel meanwhile
         if not self.config.optim.post_validation:
             self.keeper.wait(self.pending[-1])
+        self._computing = False
         losses = {
             mb: n for runner in (*self.runners.values(), *passes) for mb, n in runner.losses.items() if self.shard == 0
         }
@@ -307,7 +310,7 @@ class Engine:
     def apply(self, decision: Decision) -> None:
         """The optimizer step on the state, and on mirrors beside what is computed next; purely local."""
         self.keeper.apply(self.pending.popleft(), decision)
-        if self.config.optim.post_validation:  # it is being computed already
+        if self._computing:  # with `optim.post_validation`
             self.state.change_beside()
 
     def discard(self) -> None:
