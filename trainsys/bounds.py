@@ -14,11 +14,10 @@ _LAYERS = (
 )
 SLOWEST_GBPS = 1e-6  # 1 kB/s is no link of a cluster, and a slip of units more likely
 _SOONEST = 1e-3  # hours: a node that fails every 3.6 s finishes no step
-_SHORTEST, _LONGEST = (
-    0.05,
-    1e6,
-)  # seconds that a limit allows: a busy machine pauses; poll(2) counts in C ints
+# seconds that a limit allows: a busy machine pauses for some; poll(2) counts milliseconds in C ints
+_SHORTEST, _LONGEST = 0.05, 1e6
 _LIMIT = f"must lie in {_SHORTEST:g} to {_LONGEST:g} s"
+_LIMIT_OR_NONE = f"{_LIMIT}, or be 0 for none"
 
 BOUNDS: dict[str, tuple[float, float, str]] = {
     "model.num_layers": (-_WHOLE, _LAYERS, f"must be at most {_LAYERS}"),  # the least: `models.geometry`
@@ -61,7 +60,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "elastic.start_limit_s": (_SHORTEST, _LONGEST, _LIMIT),
     "elastic.comm_timeout_s": (_SHORTEST, _LONGEST, _LIMIT),
     "elastic.stall_limit_s": (_SHORTEST, _LONGEST, _LIMIT),
-    "elastic.hang_limit_s": (0, _LONGEST, f"{_LIMIT}, or be 0 for none"),
+    "elastic.hang_limit_s": (0, _LONGEST, _LIMIT_OR_NONE),
     "elastic.straggler_factor": (1.01, _MOST, "must be at least 1.01"),
     "elastic.straggler_steps": (1, 1000, "must lie in 1 to 1000"),
     "elastic.staging_mib": (2**-10, 2**20, "must lie in 1/1024 to 1048576"),
@@ -105,7 +104,7 @@ def check_bounds(config: Any) -> None:
             f"cluster.node_mtbf_hours={mtbf_hours:g} is less than {_SOONEST:g} h; set 0 for nodes that never fail"
         )
     if 0 < config.elastic.hang_limit_s < _SHORTEST:
-        raise ValueError(f"elastic.hang_limit_s={config.elastic.hang_limit_s:g} {_LIMIT}, or be 0 for none")
+        raise ValueError(f"elastic.hang_limit_s={config.elastic.hang_limit_s:g} {_LIMIT_OR_NONE}")
     betas = config.optim.betas
     for key in ("parallel.stage_layers", "parallel.stage_replicas", "parallel.devices", "batch.seq_lens"):
         if not all(type(value) is int for value in attrgetter(key)(config)):
