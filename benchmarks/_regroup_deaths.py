@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import _regroup_c10d
+from trainsys.comm.waiting import IDLE_S
 from trainsys.elastic.kept_groups import clean_groups
 from trainsys.testing.gang import Gang, Groups, Word, edits, last
 
 _TIMEOUT_S = 5.0  # of operations
+_REST_S = _TIMEOUT_S + IDLE_S + 0.5  # until no thread waits for gloo, or for something to do
 PARTS = ("freed", "built", "first", "total", "returned")
 WAYS = {
     "edit": (edits, "edited in place, after an abort"),
@@ -33,13 +35,14 @@ def deaths(size: int, groups: Groups, way: str, count: int, seed: int = 0) -> di
         ms: of each death, in parts: from the kill until the last survivor is `freed`, from the order until the last
         one's groups are `built`, from there to its `first` all-reduce, and from the kill to there in `total`;
         `returned`: from the order that takes the fresh rank in to the last one's first all-reduce.
-        growth: of rank 0's open files and threads over all edits, counted an operation's timeout after the last: gloo
-        tells nobody of a connection that ends in the middle of a message, and a thread left behind waits so long.
+        growth: of rank 0's open files and threads over all edits, counted at rest: gloo tells nobody of a connection
+        that ends in the middle of a message, and a thread left behind waits for the operation's timeout.
     """
     draw, ms = random.Random(seed), {part: list[float]() for part in PARTS}
     with Gang(size, groups, WAYS[way][0], _TIMEOUT_S) as gang:
         gang.order()
         gang.hear("stands")
+        time.sleep(_REST_S)
         before, kept = gang.open_files_and_threads(0), 0
         for _ in range(count):
             time.sleep(draw.uniform(0.01, 0.05))
@@ -54,7 +57,7 @@ def deaths(size: int, groups: Groups, way: str, count: int, seed: int = 0) -> di
             spans = (free - killed, built - ordered, end - built, end - killed, _take_back(gang, way))
             for part, span in zip(PARTS, spans, strict=True):
                 ms[part].append(1e3 * span)
-        time.sleep(_TIMEOUT_S)
+        time.sleep(_REST_S)
         after = gang.open_files_and_threads(0)
     growth = {name: b - a for name, a, b in zip(("files", "threads"), before, after, strict=True)}
     return {"way": way, "deaths": count, "epochs": gang.epoch + 1, "kept": kept / count, "ms": ms, "growth": growth}

@@ -11,15 +11,17 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from torch._C._distributed_c10d import Work
 
 Answers = SimpleQueue[str]  # one per operation, in order: "" or what went wrong
 _Orders = SimpleQueue[Callable[[], None]]
 
+IDLE_S = 2.0
+
 _SOURCE = re.compile(r"^\[[^\]]*\.(cc|cpp|h):\d+\] ")
-_idle: list[_Orders] = []  # threads with nothing to do
+_idle: list[_Orders] = []  # threads with nothing to do, who served last at the end
 
 
 def wait_elsewhere(works: Sequence[Work], answers: Answers, wait: Callable[[Work], str]) -> None:
@@ -42,9 +44,23 @@ def run_elsewhere(task: Callable[[], None]) -> None:
 
 
 def _serve(orders: _Orders) -> None:
-    while True:
-        orders.get()()
+    while _serve_one(orders):
         _idle.append(orders)
+
+
+def _serve_one(orders: _Orders) -> bool:
+    """Run the next task, and hold nothing of it then: a group lives as long as its operations. False: none came."""
+    try:
+        task = orders.get(timeout=IDLE_S)
+    except Empty:
+        try:
+            _idle.remove(orders)
+        except ValueError:  # taken at this moment: its order is on the way
+            task = orders.get()
+        else:
+            return False
+    task()
+    return True
 
 
 def _wait_in_turn(works: Sequence[Work], answers: Answers, wait: Callable[[Work], str]) -> None:
