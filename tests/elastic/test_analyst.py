@@ -20,13 +20,17 @@ STEP_S, F_S, WAY_S = 0.05, 0.002, 0.0002
 
 def steps(
     analyst: Analyst, count: int, slow: Mapping[int, float] = {}, late: Mapping[tuple[int, int], float] = {},
-    first: int = 0, seed: int = 0, everybody: float = 1.0,
+    first: int = 0, seed: int = 0, everybody: float = 1.0, clocks: Mapping[int, float] = {},
 ) -> list[Finding]:  # fmt: skip
-    """Feed steps with the noise of a busy machine, in which slow ranks also make others wait."""
+    """Feed steps with the noise of a busy machine, in which slow ranks also make others wait.
+
+    Args:
+        clocks: rank -> seconds by which its clock is not what it is taken for.
+    """
     dice, found = random.Random(seed), list[Finding]()
     for step in range(first, first + count):
         times = {rank: measured(dice, rank, slow.get(rank, 1.0) * everybody, late) for rank in RANKS}
-        found += analyst.step(step, times, STEP_S, {rank: -float(rank) for rank in RANKS})
+        found += analyst.step(step, times, STEP_S, {rank: clocks.get(rank, 0.0) - rank for rank in RANKS})
     return found
 
 
@@ -95,6 +99,16 @@ def test_a_slow_link_is_a_cell_of_the_matrix() -> None:
     assert (found.kind, found.place, found.since_step) == ("slow link", (2, 5), 12)
     assert str(found).startswith("slow link 2→5: messages of 4 KiB take ")
     assert [f.over for f in steps(analyst, 6, first=17, seed=7)] == [True]
+
+
+def test_a_link_on_which_messages_seemed_to_take_no_time_can_be_slow() -> None:
+    """The clock of one end goes late by more than a message takes: it seems to be there before it is sent."""
+    analyst, late = Analyst(1.2, 3), {2: 0.004}
+    analyst.enter(PLACES)
+    assert steps(analyst, 12, clocks=late) == []
+    (found,) = steps(analyst, 5, late={(2, 5): 0.009}, first=12, seed=6, clocks=late)
+    assert (found.kind, found.place, found.since_step) == ("slow link", (2, 5), 12)
+    assert [f.over for f in steps(analyst, 6, first=17, seed=7, clocks=late)] == [True]
 
 
 def test_a_slow_node_is_its_rows_and_columns() -> None:

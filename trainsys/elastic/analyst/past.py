@@ -40,8 +40,8 @@ class Past:
 
     def compare(self, value_s: float, usual_s: float | None = None) -> float:
         """Its ratio to the usual, or to `usual_s`; 1 while nothing is known."""
-        usual_s = usual_s or self.usual_s
-        self.ratio = value_s / max(usual_s, 1e-9) if usual_s else 1.0
+        usual_s = self.usual_s if usual_s is None else usual_s
+        self.ratio = 1.0 if usual_s is None else value_s / max(usual_s, 1e-9)
         return self.ratio
 
     def take(
@@ -57,7 +57,7 @@ class Past:
         Returns:
             True when it becomes slow, False when it is over, None while nothing changes.
         """
-        usual_s, value_s = usual_s or self.usual_s, value_s / common
+        usual_s, value_s = self.usual_s if usual_s is None else usual_s, value_s / common
         if usual_s is None:
             self._usual.append(value_s)
             return None

@@ -15,6 +15,7 @@ from trainsys.elastic.analyst.past import Past
 from trainsys.elastic.analyst.verdict import SLOW_LINK, SLOW_NODE, SLOW_RANK, Finding
 
 _MESSAGES = 8  # all of them late, until a link is called slow
+_LEAST_S = 1e-5  # of a message: less is the error of two clocks, and may come out as nothing at all
 _WORDS = {"F": "forward", "B": "backward", "I": "backward", "W": "backward of the weights", "R": "recomputation"}
 
 
@@ -114,8 +115,8 @@ class SlowLinks:
             pasts[pair].least_s = self.share * step_s
             if not cell.known and cell.typical_s > (pasts[pair].usual_s or cell.typical_s):
                 continue  # perhaps it was there long before
-            value_s = cell.typical_s - common_s
-            change = pasts[pair].take(step, max(0.0, value_s), steps=-(-_MESSAGES // cell.messages))
+            value_s = max(_LEAST_S, cell.typical_s - common_s)
+            change = pasts[pair].take(step, value_s, steps=-(-_MESSAGES // cell.messages))
             if change is not None:
                 since = pasts[pair].since
                 found.append(
