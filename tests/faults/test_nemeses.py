@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from trainsys.config import RunConfig
+from trainsys.elastic.drill_result import with_reasons
 from trainsys.elastic.faults import FaultEvent, Injector
-from trainsys.elastic.faults.notes import read_notes
+from trainsys.elastic.faults.notes import nothing_there, read_notes
 
 
 def struck(event: FaultEvent, folder: Path, **parts: Any) -> list[str]:
@@ -30,9 +32,22 @@ def test_a_peer_that_is_dead_cannot_be_cut_off(kind: str, tmp_path: Path) -> Non
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     event = FaultEvent(kind, 3, 0, peer=1)
-    assert struck(event, tmp_path, comm=SimpleNamespace(groups=())) == []  # it never announced itself
+    assert struck(event, tmp_path, comm=SimpleNamespace(groups=())) == []
+    assert nothing_there(tmp_path / "faults") == {str(event): "rank 1 has not announced itself"}
     (tmp_path / "faults" / "1.pid").write_text(str(gone.pid))
     assert struck(event, tmp_path, comm=SimpleNamespace(groups=())) == []
+    assert "rank 1 is gone" in nothing_there(tmp_path / "faults")[str(event)]
+
+
+def test_ranks_that_do_not_talk_cannot_be_cut_off(tmp_path: Path) -> None:
+    event = FaultEvent("cut", 3, 0, peer=1)
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults" / "1.pid").write_text(str(os.getpid()))
+    assert struck(event, tmp_path, comm=SimpleNamespace(groups=())) == []
+    nothing = nothing_there(tmp_path / "faults")
+    assert with_reasons(["kill@2:0", str(event)], nothing) == (
+        "kill@2:0, cut@3:0+1:forward (there is no connection to rank 1)"
+    )
 
 
 def test_no_bit_flips_where_there_is_no_state(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def run(argv: list[str]) -> int:
     from trainsys.elastic.drill import planned_faults, run_drill
     from trainsys.elastic.drill_end import drill_to_the_end, tell_end
     from trainsys.elastic.drill_folder import check_folder
+    from trainsys.elastic.drill_result import with_reasons
     from trainsys.elastic.report import files, summary, write_report
 
     if args.hours is not None and not 0 < args.hours < 1e6:
@@ -87,7 +88,8 @@ def run(argv: list[str]) -> int:
     if done.result["unplanned"]:
         print(f"trainsys: lost though nobody killed them: {', '.join(done.result['unplanned'])}", file=sys.stderr)
     if done.result["not_struck"]:
-        print(f"trainsys: never struck: {', '.join(done.result['not_struck'])}", file=sys.stderr)
+        told = with_reasons(done.result["not_struck"], done.result["nothing_there"])
+        print(f"trainsys: never struck: {told}", file=sys.stderr)
     elif not done.passed:
         print("trainsys: the drill failed; see report.md", file=sys.stderr)
     return 0 if done.passed else 1

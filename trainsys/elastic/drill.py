@@ -24,7 +24,7 @@ from trainsys.elastic.drill_result import (
 )
 from trainsys.elastic.faults import FaultEvent
 from trainsys.elastic.faults.driver import left_strokes, strokes_of
-from trainsys.elastic.faults.notes import read_notes
+from trainsys.elastic.faults.notes import nothing_there, read_notes
 from trainsys.elastic.faults.zombies import BY_ITSELF, read_zombies
 from trainsys.elastic.goodput import goodput
 from trainsys.elastic.launchers import launch
@@ -148,6 +148,7 @@ def _result(
         "steps_redone_for_leaving": redone_for_leaving(disturbed),
         "not_struck": [e for e in missing if e not in idle],
         "idle": idle,
+        "nothing_there": nothing_there(folder),
         "unplanned": unplanned(events, disturbed, undisturbed),
         "predicted_step_s": predicted_s,
         "measured_step_s": median(undisturbed.step_s),

@@ -11,7 +11,8 @@ from trainsys.config import RunConfig
 from trainsys.elastic.check.registry import check_run, verdicts
 from trainsys.elastic.drill_folder import cleared, interrupted
 from trainsys.elastic.drill_plan import planned_faults
-from trainsys.elastic.drill_result import not_struck
+from trainsys.elastic.drill_result import not_struck, with_reasons
+from trainsys.elastic.faults.notes import nothing_there
 from trainsys.elastic.launchers import launch
 from trainsys.elastic.phase import ElasticError
 from trainsys.elastic.progress import Screen
@@ -24,9 +25,9 @@ def drill_to_the_end(config: RunConfig, console: Screen | None = None) -> dict[s
     """Train under ``faults.schedule`` until it ends as ``faults.expect`` says; report.json has what is returned.
 
     Returns:
-        ``ended`` (the reason), ``steps`` committed before, ``faults``, ``not_struck``, ``invariants``, and ``passed``:
-        the line names a tensor, the faults struck, and no invariant is violated, I7 among them: nobody who was left
-        held what is called lost.
+        ``ended`` (the reason), ``steps`` committed before, ``faults``, ``not_struck``, ``nothing_there``,
+        ``invariants``, and ``passed``: the line names a tensor, the faults struck, and no invariant is violated, I7
+        among them: nobody who was left held what is called lost.
 
     Raises:
         ValueError: for a schedule that cannot strike, or without a history to judge by.
@@ -52,6 +53,7 @@ def drill_to_the_end(config: RunConfig, console: Screen | None = None) -> dict[s
             "steps": recorder.next_step,
             "faults": [fault.as_dict() for fault in recorder.faults],
             "not_struck": not_struck(events, recorder),
+            "nothing_there": nothing_there(folder / "faults"),
             "invariants": verdicts(found),
         }
         counted = bool(found["I7"].checked["ends for lost state"])
@@ -73,4 +75,7 @@ def tell_end(result: dict[str, Any]) -> list[str]:
     if not result["ended"]:
         return [f"The run went on to its end, though {asked} was expected to end it."]
     verdict = "as expected" if result["passed"] else f"which does not tell of {asked} as it should"
-    return [f"Ended after {result['steps']} steps, {verdict}:", f"  {result['ended']}"]
+    told = [f"Ended after {result['steps']} steps, {verdict}:", f"  {result['ended']}"]
+    if result["not_struck"]:
+        told.append(f"Never struck: {with_reasons(result['not_struck'], result['nothing_there'])}.")
+    return told

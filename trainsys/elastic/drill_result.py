@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from trainsys.config import RunConfig
 from trainsys.elastic.faults import NEMESES, FaultEvent
 from trainsys.elastic.faults.driver import BY_THE_CLOCK
 from trainsys.elastic.faults.event import IN_A_CHANGE
-from trainsys.elastic.faults.notes import read_notes
+from trainsys.elastic.faults.notes import nothing_there, read_notes
 from trainsys.elastic.recorder import Recorder
 from trainsys.parallel.step import Decision
 
@@ -81,12 +81,20 @@ def not_struck(events: Sequence[FaultEvent], disturbed: Recorder) -> list[str]:
     return missing + [str(e) for e in joins[_arrivals(disturbed.run_dir, disturbed.config.train.steps) :]]
 
 
+def with_reasons(events: Sequence[str], nothing: Mapping[str, str]) -> str:
+    """Faults as told to people; of those that found nothing to strike, why."""
+    return ", ".join(f"{event} ({nothing[event]})" if event in nothing else event for event in events)
+
+
 def idle_victims(events: Sequence[FaultEvent], disturbed: Recorder, missing: Sequence[str]) -> list[str]:
-    """Those of `missing` whose victim, or one of the pair, had no work in that step: it never came to the phase. And
-    those that waited for a change, and there was none."""
+    """Those of `missing` whose victim, or one of the pair, had no work in that step: it never came to the phase. Those
+    that waited for a change, and there was none. And those of a pair that talks to each other nowhere in its layout."""
     working = sorted((change.step, change.after.ranks) for change in disturbed.changes if change.after is not None)
-    found = []
+    found, nothing = [], nothing_there(disturbed.run_dir / "faults")
     for event in (e for e in events if str(e) in missing and (e.rank >= 0 or e.of_manager)):
+        if str(event) in nothing:
+            found.append(str(event))
+            continue
         if event.phase in IN_A_CHANGE and event.steps and not any(event.awaits(step) for step, _ in working[1:]):
             found.append(str(event))
             continue

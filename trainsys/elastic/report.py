@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trainsys.config import RunConfig
 from trainsys.elastic.check.registry import sentence
 from trainsys.elastic.drill import Drill, by_step
+from trainsys.elastic.drill_result import with_reasons
 from trainsys.elastic.epochs_picture import draw_epochs
 from trainsys.elastic.goodput import ACTIVITIES
 from trainsys.elastic.measured import tell_comparison, write_timelines
@@ -102,9 +103,9 @@ def summary(drill: Drill) -> list[str]:
     if r["comparison"] is not None:
         lines.append(tell_comparison(Comparison(**r["comparison"])))
     if r["not_struck"]:
-        lines.append(f"Planned but never struck: {', '.join(r['not_struck'])}.")
+        lines.append(f"Planned but never struck: {with_reasons(r['not_struck'], r['nothing_there'])}.")
     if r["idle"]:
-        lines.append(f"Planned for ranks that had no work then: {', '.join(r['idle'])}.")
+        lines.append(f"Planned, but there was nothing to strike then: {with_reasons(r['idle'], r['nothing_there'])}.")
     if r["unplanned"]:
         lines.append(f"Lost though nobody killed them: {', '.join(r['unplanned'])}.")
     return lines

@@ -117,8 +117,8 @@ class Injector:
             assert self._victim is not None or nemesis.fatal
             try:
                 nemesis.strike(event, self._victim)  # type: ignore[arg-type]
-            except LookupError:  # there is nothing to strike: the drill finds no note of it
-                withdraw_note(self._folder, event, self._rank)
+            except LookupError as nothing:
+                withdraw_note(self._folder, event, self._rank, str(nothing))
 
     def _leave_note(self, event: FaultEvent) -> None:
         write_note(self._folder, event, self._rank, self.step, NEMESES[event.kind].fatal)

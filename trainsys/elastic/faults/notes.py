@@ -48,9 +48,17 @@ def write_note(folder: Path, event: FaultEvent, rank: int, step: int, fatal: boo
     whole.replace(folder / f"{name}.json")
 
 
-def withdraw_note(folder: Path, event: FaultEvent, rank: int) -> None:
-    """The fault could not strike. Of one that its rank outlives."""
-    (folder / f"{_name(event, rank, False)}.json").unlink(missing_ok=True)
+def withdraw_note(folder: Path, event: FaultEvent, rank: int, why: str) -> None:
+    """The fault found nothing to strike. Of one that its rank outlives."""
+    note = folder / f"{_name(event, rank, False)}.json"
+    note.with_suffix(".nothing").write_text(json.dumps({"event": str(event), "why": why}))
+    note.unlink(missing_ok=True)
+
+
+def nothing_there(folder: Path) -> dict[str, str]:
+    """Faults of a run that found nothing to strike -> why."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.nothing"))]
+    return {note["event"]: note["why"] for note in found}
 
 
 def _name(event: FaultEvent, rank: int, fatal: bool) -> str:
