@@ -13,7 +13,7 @@ from trainsys.elastic.kept_groups import clean_groups
 from trainsys.testing.gang import Gang, Groups, Word, edits, last
 
 _TIMEOUT_S = 5.0  # of operations
-_REST_S = _TIMEOUT_S + IDLE_S + 0.5  # until no thread waits for gloo, or for something to do
+_REST_S = _TIMEOUT_S + IDLE_S + 0.5  # until threads left behind, and those without work, have ended
 PARTS = ("freed", "built", "first", "total", "returned")
 WAYS = {
     "edit": (edits, "edited in place, after an abort"),
@@ -35,8 +35,9 @@ def deaths(size: int, groups: Groups, way: str, count: int, seed: int = 0) -> di
         ms: of each death, in parts: from the kill until the last survivor is `freed`, from the order until the last
         one's groups are `built`, from there to its `first` all-reduce, and from the kill to there in `total`;
         `returned`: from the order that takes the fresh rank in to the last one's first all-reduce.
-        growth: of rank 0's open files and threads over all edits, counted at rest: gloo tells nobody of a connection
-        that ends in the middle of a message, and a thread left behind waits for the operation's timeout.
+        growth: of rank 0's open files and threads over all edits, counted while it reduces and nothing has changed for
+        a while: gloo tells nobody of a connection that ends in the middle of a message, and a thread left behind
+        waits for the operation's timeout.
     """
     draw, ms = random.Random(seed), {part: list[float]() for part in PARTS}
     with Gang(size, groups, WAYS[way][0], _TIMEOUT_S) as gang:

@@ -4,55 +4,63 @@ import random
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
 
 import pytest
 
 from trainsys.comm import waiting
-from trainsys.comm.waiting import IDLE_S, brief, run_elsewhere
+from trainsys.comm.waiting import brief, run_elsewhere
 
 
-def _waiting() -> int:
-    return sum(thread.name == "gloo-wait" for thread in threading.enumerate())
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of other tests serve none of these."""
+    monkeypatch.setattr(waiting, "_idle", [])
+
+
+def _until(holds: Callable[[], bool]) -> bool:
+    """Whether it does within 10 s."""
+    until = time.monotonic() + 10
+    while not holds() and time.monotonic() < until:
+        time.sleep(0.005)
+    return holds()
 
 
 def test_a_thread_with_nothing_to_do_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "IDLE_S", 0.2)
-    before, go, done = _waiting(), threading.Event(), SimpleQueue[None]()
+    go, done = threading.Event(), SimpleQueue[threading.Thread]()
     for _ in range(8):
-        run_elsewhere(lambda: done.put(None) if go.wait() else None)
-    assert _waiting() >= 8, "eight wait at once"
+        run_elsewhere(lambda: done.put(threading.current_thread()) if go.wait(10) else None)
     go.set()
-    for _ in range(8):
-        done.get(timeout=5)
-    until = time.monotonic() + 10
-    while _waiting() > before and time.monotonic() < until:
-        time.sleep(0.05)
-    assert _waiting() <= before, "who waited once stays for ever"
+    served = [done.get(timeout=10) for _ in range(8)]
+    assert len(set(served)) == 8, "eight wait at once"
+    assert _until(lambda: not any(thread.is_alive() for thread in served)), "who waited once stays for ever"
 
 
-def test_one_thread_serves_one_task_after_the_other() -> None:
-    served = SimpleQueue[int]()
+def test_one_thread_serves_one_task_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "IDLE_S", 60.0)
+    served = SimpleQueue[threading.Thread]()
+    run_elsewhere(lambda: served.put(threading.current_thread()))
+    first = served.get(timeout=10)
     for _ in range(20):
-        run_elsewhere(lambda: served.put(threading.get_ident()))
-        time.sleep(0.01)
-    assert len({served.get(timeout=5) for _ in range(20)}) <= 3
+        assert _until(lambda: len(waiting._idle) > 0)
+        run_elsewhere(lambda: served.put(threading.current_thread()))
+    assert {served.get(timeout=10) for _ in range(20)} == {first}
 
 
-def test_a_thread_with_nothing_to_do_holds_nothing() -> None:
+def test_a_thread_with_nothing_to_do_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     class Task:
         def __call__(self) -> None:
             pass
 
+    monkeypatch.setattr(waiting, "IDLE_S", 60.0)
     task = Task()
     held = weakref.ref(task)
     run_elsewhere(task)
     del task
-    until = time.monotonic() + IDLE_S / 2
-    while held() is not None and time.monotonic() < until:
-        time.sleep(0.01)
-    assert held() is None
+    assert _until(lambda: held() is None)
 
 
 def test_no_task_is_lost_to_a_thread_about_to_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def steps(
     """Feed steps with the noise of a busy machine, in which slow ranks also make others wait.
 
     Args:
-        clocks: rank -> seconds by which its clock is not what it is taken for.
+        clocks: rank -> seconds by which its clock is taken for later than it is.
     """
     dice, found = random.Random(seed), list[Finding]()
     for step in range(first, first + count):
@@ -102,13 +102,13 @@ def test_a_slow_link_is_a_cell_of_the_matrix() -> None:
 
 
 def test_a_link_on_which_messages_seemed_to_take_no_time_can_be_slow() -> None:
-    """The clock of one end goes late by more than a message takes: it seems to be there before it is sent."""
-    analyst, late = Analyst(1.2, 3), {2: 0.004}
+    """The sender's clock is taken for later than it is, by more than a message takes: it seems to be there at once."""
+    analyst, ahead = Analyst(1.2, 3), {2: 0.004}
     analyst.enter(PLACES)
-    assert steps(analyst, 12, clocks=late) == []
-    (found,) = steps(analyst, 5, late={(2, 5): 0.009}, first=12, seed=6, clocks=late)
+    assert steps(analyst, 12, clocks=ahead) == []
+    (found,) = steps(analyst, 5, late={(2, 5): 0.009}, first=12, seed=6, clocks=ahead)
     assert (found.kind, found.place, found.since_step) == ("slow link", (2, 5), 12)
-    assert [f.over for f in steps(analyst, 6, first=17, seed=7, clocks=late)] == [True]
+    assert [f.over for f in steps(analyst, 6, first=17, seed=7, clocks=ahead)] == [True]
 
 
 def test_a_slow_node_is_its_rows_and_columns() -> None:

@@ -1,4 +1,4 @@
-"""What strikes inside a rank, without a run around it: a fault that finds nothing to strike leaves no note."""
+"""What strikes inside a rank, without a run around it: a fault that finds nothing to strike says why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from trainsys.config import RunConfig
-from trainsys.elastic.drill_result import with_reasons
+from trainsys.elastic.drill_result import idle_victims, with_reasons
 from trainsys.elastic.faults import FaultEvent, Injector
 from trainsys.elastic.faults.notes import nothing_there, read_notes
 
@@ -46,8 +46,20 @@ def test_ranks_that_do_not_talk_cannot_be_cut_off(tmp_path: Path) -> None:
     assert struck(event, tmp_path, comm=SimpleNamespace(groups=())) == []
     nothing = nothing_there(tmp_path / "faults")
     assert with_reasons(["kill@2:0", str(event)], nothing) == (
-        "kill@2:0, cut@3:0+1:forward (there is no connection to rank 1)"
+        "kill@2:0, cut@3:0+1:forward (there is no open connection to rank 1)"
     )
+
+
+def test_only_a_pair_that_is_apart_is_an_idle_victim(tmp_path: Path) -> None:
+    """A flip that finds nothing is a fault of the storm or of the run: nobody should have dealt it."""
+    cut, flip, late = FaultEvent("cut", 3, 0, peer=1), FaultEvent("flip", 3, 0), FaultEvent("oneway", 5, 0, peer=2)
+    assert struck(cut, tmp_path, comm=SimpleNamespace(groups=())) == []
+    assert struck(flip, tmp_path, layout=None, state=None) == []
+    assert nothing_there(tmp_path / "faults").keys() == {str(cut), str(flip)}
+    stands: Any = SimpleNamespace(step=0, after=SimpleNamespace(ranks=(0, 1, 2)))
+    run: Any = SimpleNamespace(run_dir=tmp_path, changes=[stands])
+    events = [cut, flip, late]
+    assert idle_victims(events, run, [str(event) for event in events]) == [str(cut)]
 
 
 def test_no_bit_flips_where_there_is_no_state(tmp_path: Path) -> None:

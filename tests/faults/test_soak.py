@@ -25,7 +25,7 @@ from trainsys.elastic.soak import soak, why_failed
 
 CLEAN: dict[str, Any] = {
     "steps": 4, "strikes": [], "steps_lost": 0, "samples_lost": 0, "samples_repeated": 0, "faults": [],
-    "goodput": None, "invariants": {"I1": True}, "not_struck": [], "unplanned": [], "zombies": [],
+    "goodput": None, "invariants": {"I1": True}, "not_struck": [], "nothing_there": {}, "unplanned": [], "zombies": [],
     "bit_equal_loss": True, "bit_equal_grad_norm": True,
 }  # fmt: skip
 
@@ -91,6 +91,7 @@ def test_input_that_cannot_be_ends_a_soak_at_its_first_storm(tmp_path: Path, mon
         ({"bit_equal_loss": False}, "the loss has other bits"),
         ({"bit_equal_grad_norm": False}, "the gradient norm has other bits"),
         ({"not_struck": ["join@3"], "samples_lost": 2}, "join@3 never struck; 2 samples_lost"),
+        ({"not_struck": ["flip@3:0"], "nothing_there": {"flip@3:0": "no state"}}, "flip@3:0 (no state) never struck"),
         ({"invariants": {"I1": False, "I3": None}}, "I1 violated"),
         ({"unplanned": ["rank 1 at step 3"]}, "rank 1 at step 3 lost though nobody killed it"),
         ({"bit_equal_loss": None, "bit_equal_grad_norm": None}, ""),  # emulated

@@ -3,7 +3,8 @@
 When a connection ends, gloo's TCP pairs tell the operations that have not begun, but neither a message half read nor
 one half written (``Pair::signalException`` in transport/tcp/pair.cc): who waits for that one sits out the timeout. So
 the caller waits on a queue, another thread waits for gloo, and an abort answers in gloo's place. The thread left
-behind holds the operation's buffers until its own timeout, then serves again.
+behind holds the operation's buffers until its own timeout, then serves again. A thread without work for `IDLE_S` ends:
+a moment in which many wait leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch._C._distributed_c10d import Work
 Answers = SimpleQueue[str]  # one per operation, in order: "" or what went wrong
 _Orders = SimpleQueue[Callable[[], None]]
 
-IDLE_S = 2.0
+IDLE_S = 2.0  # longer than most steps; starting a thread takes some 0.1 ms
 
 _SOURCE = re.compile(r"^\[[^\]]*\.(cc|cpp|h):\d+\] ")
 _idle: list[_Orders] = []  # threads with nothing to do, who served last at the end
@@ -34,7 +35,10 @@ def wait_elsewhere(works: Sequence[Work], answers: Answers, wait: Callable[[Work
 
 
 def run_elsewhere(task: Callable[[], None]) -> None:
-    """Have a thread with nothing to do run `task`, which tells of its own errors."""
+    """Have a thread with nothing to do run `task`, which tells of its own errors.
+
+    Raises RuntimeError where the system has no thread left.
+    """
     try:
         orders = _idle.pop()
     except IndexError:

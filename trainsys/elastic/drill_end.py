@@ -72,10 +72,11 @@ def _names(config: RunConfig, reason: str) -> bool:
 def tell_end(result: dict[str, Any]) -> list[str]:
     """The last screen."""
     asked = {"lost": "state that is lost", "found": "a copy that differs"}[result["expect"]]
-    if not result["ended"]:
-        return [f"The run went on to its end, though {asked} was expected to end it."]
-    verdict = "as expected" if result["passed"] else f"which does not tell of {asked} as it should"
-    told = [f"Ended after {result['steps']} steps, {verdict}:", f"  {result['ended']}"]
+    if result["ended"]:
+        verdict = "as expected" if result["passed"] else f"which does not tell of {asked} as it should"
+        told = [f"Ended after {result['steps']} steps, {verdict}:", f"  {result['ended']}"]
+    else:
+        told = [f"The run went on to its end, though {asked} was expected to end it."]
     if result["not_struck"]:
         told.append(f"Never struck: {with_reasons(result['not_struck'], result['nothing_there'])}.")
     return told

@@ -87,12 +87,16 @@ def with_reasons(events: Sequence[str], nothing: Mapping[str, str]) -> str:
 
 
 def idle_victims(events: Sequence[FaultEvent], disturbed: Recorder, missing: Sequence[str]) -> list[str]:
-    """Those of `missing` whose victim, or one of the pair, had no work in that step: it never came to the phase. Those
-    that waited for a change, and there was none. And those of a pair that talks to each other nowhere in its layout."""
+    """Those of `missing` that could not strike, for no fault of the run's.
+
+    Their victim, or one of the pair, had no work in that step: it never came to the phase. They waited for a change,
+    and there was none. Or a pair had no open connection: one of the two was not in the layout yet, or a fault before
+    had ended it and nobody had needed it since.
+    """
     working = sorted((change.step, change.after.ranks) for change in disturbed.changes if change.after is not None)
     found, nothing = [], nothing_there(disturbed.run_dir / "faults")
     for event in (e for e in events if str(e) in missing and (e.rank >= 0 or e.of_manager)):
-        if str(event) in nothing:
+        if str(event) in nothing and NEMESES[event.kind].who == "pair":
             found.append(str(event))
             continue
         if event.phase in IN_A_CHANGE and event.steps and not any(event.awaits(step) for step, _ in working[1:]):

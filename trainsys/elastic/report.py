@@ -105,7 +105,8 @@ def summary(drill: Drill) -> list[str]:
     if r["not_struck"]:
         lines.append(f"Planned but never struck: {with_reasons(r['not_struck'], r['nothing_there'])}.")
     if r["idle"]:
-        lines.append(f"Planned, but there was nothing to strike then: {with_reasons(r['idle'], r['nothing_there'])}.")
+        told = with_reasons(r["idle"], r["nothing_there"])
+        lines.append(f"Planned, but the rank had no work then, or there was nothing to strike: {told}.")
     if r["unplanned"]:
         lines.append(f"Lost though nobody killed them: {', '.join(r['unplanned'])}.")
     return lines

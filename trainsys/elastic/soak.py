@@ -14,6 +14,7 @@ from typing import Any
 from trainsys.config import FaultsConfig, RunConfig
 from trainsys.elastic.drill import run_drill
 from trainsys.elastic.drill_folder import cleared
+from trainsys.elastic.drill_result import with_reasons
 from trainsys.elastic.faults.zombies import BY_ITSELF
 from trainsys.elastic.launchers import launch
 from trainsys.elastic.phase import ElasticError
@@ -145,7 +146,7 @@ def _failed(error: Exception, seed: int, folder: Path, tally: Tally, page: Page)
 def why_failed(result: dict[str, Any]) -> str:
     """Everything for which a drill's result is none that passes."""
     why = [f"{name} violated" for name, holds in result["invariants"].items() if holds is False]
-    why += [f"{event} never struck" for event in result["not_struck"]]
+    why += [f"{with_reasons([event], result['nothing_there'])} never struck" for event in result["not_struck"]]
     why += [f"{who} lost though nobody killed it" for who in result["unplanned"]]
     why += [f"{result[key]} {key}" for key in ("steps_lost", "samples_lost", "samples_repeated") if result[key]]
     why += [f"zombie {z['rank']}: {z['ended']}" for z in result["zombies"] if z["ended"] != BY_ITSELF]

@@ -15,7 +15,7 @@ from trainsys.elastic.analyst.past import Past
 from trainsys.elastic.analyst.verdict import SLOW_LINK, SLOW_NODE, SLOW_RANK, Finding
 
 _MESSAGES = 8  # all of them late, until a link is called slow
-_LEAST_S = 1e-5  # of a message: less is the error of two clocks, and may come out as nothing at all
+_LEAST_S = 1e-5  # of a message: less is the error of two clocks, and may come out as 0
 _WORDS = {"F": "forward", "B": "backward", "I": "backward", "W": "backward of the weights", "R": "recomputation"}
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainsys.elastic.faults.event import CHANGE_PHASES, FaultEvent
-from trainsys.elastic.faults.nemesis import Victim
+from trainsys.elastic.faults.nemesis import NothingThere, Victim
 from trainsys.elastic.faults.notes import announce, process_of, withdraw_note, write_note
 from trainsys.elastic.faults.registry import NEMESES
 from trainsys.elastic.faults.slowness import Slowness
@@ -117,7 +117,7 @@ class Injector:
             assert self._victim is not None or nemesis.fatal
             try:
                 nemesis.strike(event, self._victim)  # type: ignore[arg-type]
-            except LookupError as nothing:
+            except NothingThere as nothing:
                 withdraw_note(self._folder, event, self._rank, str(nothing))
 
     def _leave_note(self, event: FaultEvent) -> None:

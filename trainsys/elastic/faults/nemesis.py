@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from trainsys.space.tensor import Space
 
 
+class NothingThere(Exception):
+    """What a fault is to strike does not exist at that moment."""
+
+
 class Victim(Protocol):
     """What a strike may touch of the rank it happens in; a `Worker` is one."""
 
@@ -40,8 +44,8 @@ class Nemesis:
     Attributes:
         form: how it is written.
         says: what it does, in a few words.
-        strike: carries it out inside the victim's process; None: somebody else does, or it lasts longer. LookupError:
-            there is nothing to strike.
+        strike: carries it out inside the victim's process, or raises NothingThere; None: somebody else does, or it
+            lasts longer.
         who: whom it names.
         tail: what may follow the name.
         fatal: the rank is out of the run afterwards.

@@ -26,7 +26,8 @@ def process_of(folder: Path, rank: int) -> int | None:
 
 
 def write_note(folder: Path, event: FaultEvent, rank: int, step: int, fatal: bool) -> None:
-    """``RANK.json`` of a rank that will be lost, which the record looks for; else ``RANK-KIND-STEP.json``.
+    """``RANK.json`` of a rank that will be lost, which the record looks for; else ``RANK-KIND-STEP.json``,
+    or ``RANK+PEER-KIND-STEP.json``.
 
     Args:
         rank: that strikes or is struck; -1: all of them.
@@ -43,15 +44,13 @@ def write_note(folder: Path, event: FaultEvent, rank: int, step: int, fatal: boo
         "event": str(event),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    whole = folder / f".{name}.new"  # who looks meanwhile sees nothing
-    whole.write_text(json.dumps(record))
-    whole.replace(folder / f"{name}.json")
+    _write(folder / f"{name}.json", record)
 
 
 def withdraw_note(folder: Path, event: FaultEvent, rank: int, why: str) -> None:
     """The fault found nothing to strike. Of one that its rank outlives."""
     note = folder / f"{_name(event, rank, False)}.json"
-    note.with_suffix(".nothing").write_text(json.dumps({"event": str(event), "why": why}))
+    _write(note.with_suffix(".nothing"), {"event": str(event), "why": why})
     note.unlink(missing_ok=True)
 
 
@@ -63,7 +62,14 @@ def nothing_there(folder: Path) -> dict[str, str]:
 
 def _name(event: FaultEvent, rank: int, fatal: bool) -> str:
     who = str(rank) if rank >= 0 else "all"
-    return who if fatal else f"{who}-{event.kind}-{event.step}"
+    pair = f"+{event.peer}" if event.peer >= 0 else ""
+    return who if fatal else f"{who}{pair}-{event.kind}-{event.step}"
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    whole = path.with_name(f".{path.stem}.new")  # who looks meanwhile sees nothing
+    whole.write_text(json.dumps(record))
+    whole.replace(path)
 
 
 def read_notes(folder: Path) -> list[dict[str, Any]]:

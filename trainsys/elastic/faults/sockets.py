@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainsys.comm import sockets
 from trainsys.comm.communicator import Communicator
+from trainsys.elastic.faults.nemesis import NothingThere
 
 
 def shut(comm: Communicator, peer: int, pid: int, how: int) -> int:
@@ -19,7 +20,7 @@ def shut(comm: Communicator, peer: int, pid: int, how: int) -> int:
         how: ``socket.SHUT_RDWR`` or ``socket.SHUT_WR``.
 
     Raises:
-        LookupError: there is none.
+        NothingThere: none is open.
     """
     theirs = _inodes(pid)
     ends = _other_ends()
@@ -29,7 +30,7 @@ def shut(comm: Communicator, peer: int, pid: int, how: int) -> int:
             if ends.get(entry[1]) in theirs:
                 done += sockets.shut(entry, how)
     if not done:
-        raise LookupError(f"there is no connection to rank {peer}")
+        raise NothingThere(f"there is no open connection to rank {peer}")
     return done
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 
 from trainsys.elastic.faults.event import FaultEvent
-from trainsys.elastic.faults.nemesis import Nemesis, Victim, notes_of
+from trainsys.elastic.faults.nemesis import Nemesis, NothingThere, Victim, notes_of
 from trainsys.elastic.faults.notes import process_of
 from trainsys.elastic.faults.sockets import shut
 
@@ -24,11 +24,11 @@ def one_way(event: FaultEvent, victim: Victim) -> None:
 def _shut(event: FaultEvent, victim: Victim, how: int) -> None:
     pid = process_of(notes_of(victim), event.peer)
     if pid is None:
-        raise LookupError(f"rank {event.peer} has not announced itself")
+        raise NothingThere(f"rank {event.peer} has not announced itself")
     try:
         shut(victim.comm, event.peer, pid, how)
     except OSError as error:
-        raise LookupError(f"rank {event.peer} is gone: {error}") from None
+        raise NothingThere(f"rank {event.peer} is gone: {error}") from None
 
 
 CUT = Nemesis(

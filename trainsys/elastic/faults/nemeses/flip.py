@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from trainsys.elastic.faults.event import FaultEvent
-from trainsys.elastic.faults.nemesis import Nemesis, Victim
+from trainsys.elastic.faults.nemesis import Nemesis, NothingThere, Victim
 
 _BIT = 20  # of a float32's mantissa: 2**-3 of the value, nothing that overflows later
 
@@ -14,10 +14,10 @@ def strike(event: FaultEvent, victim: Victim) -> None:
     import torch
 
     if victim.layout is None or victim.state is None:
-        raise LookupError(f"rank {victim.rank} has no state")
+        raise NothingThere(f"rank {victim.rank} has no state")
     mirrored = victim.layout.mirrored(victim.space, victim.rank)
     if not mirrored:
-        raise LookupError(f"rank {victim.rank} keeps nothing for another")
+        raise NothingThere(f"rank {victim.rank} keeps nothing for another")
     rng = random.Random(str(event))
     piece = rng.choice(mirrored)
     copy = victim.state.view("master", piece)
