@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,16 +51,31 @@ def test_ranks_that_do_not_talk_cannot_be_cut_off(tmp_path: Path) -> None:
     )
 
 
-def test_only_a_pair_that_is_apart_is_an_idle_victim(tmp_path: Path) -> None:
-    """A flip that finds nothing is a fault of the storm or of the run: nobody should have dealt it."""
-    cut, flip, late = FaultEvent("cut", 3, 0, peer=1), FaultEvent("flip", 3, 0), FaultEvent("oneway", 5, 0, peer=2)
-    assert struck(cut, tmp_path, comm=SimpleNamespace(groups=())) == []
-    assert struck(flip, tmp_path, layout=None, state=None) == []
-    assert nothing_there(tmp_path / "faults").keys() == {str(cut), str(flip)}
-    stands: Any = SimpleNamespace(step=0, after=SimpleNamespace(ranks=(0, 1, 2)))
-    run: Any = SimpleNamespace(run_dir=tmp_path, changes=[stands])
-    events = [cut, flip, late]
-    assert idle_victims(events, run, [str(event) for event in events]) == [str(cut)]
+def idle(
+    tmp_path: Path, event: FaultEvent, earlier: Sequence[FaultEvent], *stands: tuple[int, tuple[int, ...]]
+) -> bool:
+    """Whether an event that found nothing is an idle victim, after others that struck."""
+    assert struck(event, tmp_path, comm=SimpleNamespace(groups=()), layout=None, state=None) == []
+    assert str(event) in nothing_there(tmp_path / "faults")
+    changes = [SimpleNamespace(step=step, after=SimpleNamespace(ranks=ranks)) for step, ranks in stands]
+    run: Any = SimpleNamespace(run_dir=tmp_path, changes=changes)
+    return idle_victims([*earlier, event], run, [str(event)]) == [str(event)]
+
+
+def test_a_pair_is_idle_only_where_the_record_shows_that_it_is_apart(tmp_path: Path) -> None:
+    """That the fault found nothing is not enough: then a nemesis that finds no sockets any more would pass."""
+    cut, joins = FaultEvent("cut", 9, 0, peer=1), FaultEvent("cut", 9, 0, "transfer", peer=2)
+    before, late = FaultEvent("oneway", 5, 1, peer=0), FaultEvent("oneway", 5, 0)
+    assert not idle(tmp_path, cut, [], (0, (0, 1)))
+    assert idle(tmp_path, cut, [before], (0, (0, 1))), "ended, and nobody needed it"
+    assert not idle(tmp_path, cut, [before], (0, (0, 1)), (7, (0, 1))), "connected anew since"
+    assert not idle(tmp_path, cut, [late], (0, (0, 1))), "of others"
+    assert idle(tmp_path, joins, [], (0, (0, 1)), (9, (0, 1, 2))), "it comes with this change"
+    assert not idle(tmp_path, joins, [], (0, (0, 1, 2)), (9, (0, 1, 2)))
+
+
+def test_a_flip_that_finds_nothing_is_no_idle_victim(tmp_path: Path) -> None:
+    assert not idle(tmp_path, FaultEvent("flip", 3, 0), [], (0, (0, 1)))
 
 
 def test_no_bit_flips_where_there_is_no_state(tmp_path: Path) -> None:

@@ -90,13 +90,12 @@ def idle_victims(events: Sequence[FaultEvent], disturbed: Recorder, missing: Seq
     """Those of `missing` that could not strike, for no fault of the run's.
 
     Their victim, or one of the pair, had no work in that step: it never came to the phase. They waited for a change,
-    and there was none. Or a pair had no open connection: one of the two was not in the layout yet, or a fault before
-    had ended it and nobody had needed it since.
+    and there was none. Or a pair had no open connection, and the record shows why (`_apart`).
     """
     working = sorted((change.step, change.after.ranks) for change in disturbed.changes if change.after is not None)
     found, nothing = [], nothing_there(disturbed.run_dir / "faults")
     for event in (e for e in events if str(e) in missing and (e.rank >= 0 or e.of_manager)):
-        if str(event) in nothing and NEMESES[event.kind].who == "pair":
+        if str(event) in nothing and _apart(event, events, missing, working):
             found.append(str(event))
             continue
         if event.phase in IN_A_CHANGE and event.steps and not any(event.awaits(step) for step, _ in working[1:]):
@@ -107,6 +106,25 @@ def idle_victims(events: Sequence[FaultEvent], disturbed: Recorder, missing: Seq
         if any(not named <= set(ranks) for _, ranks in working[last : last + 2]):
             found.append(str(event))
     return found
+
+
+def _apart(
+    event: FaultEvent,
+    events: Sequence[FaultEvent],
+    missing: Sequence[str],
+    working: Sequence[tuple[int, tuple[int, ...]]],
+) -> bool:
+    """Whether no connection could be open between the two: one of them comes with the change in which it strikes, or a
+    fault of the same two has ended it under this layout, and nobody has needed it since."""
+    pair = {event.rank, event.peer}
+    if -1 in pair:
+        return False
+    if event.phase in IN_A_CHANGE:
+        before = [ranks for step, ranks in working if step < event.step][-1:]
+        return any(not pair <= set(ranks) for ranks in before)
+    since = max((step for step, _ in working if step <= event.step), default=0)
+    struck = (e for e in events if str(e) not in missing and {e.rank, e.peer} == pair)
+    return any(since <= e.step < event.step for e in struck)
 
 
 def _arrivals(run_dir: Path, steps: int) -> int:
